@@ -1,0 +1,6 @@
+//! Halfway stands between AMQP 0-9-1 clients and RabbitMQ: it lets ordinary traffic through untouched and makes
+//! transactions durable, atomic and decidable from outside.
+//!
+//! The modules, in reading order; each knows only those above it:
+//!
+//! - [`amqp`]: bytes and AMQP rules, pure.
