@@ -4,3 +4,9 @@
 //! The modules, in reading order; each knows only those above it:
 //!
 //! - [`amqp`]: bytes and AMQP rules, pure.
+//! - [`tx`]: half messages, and the states of a transaction, pure.
+//! - [`store`]: what survives a crash.
+
+pub mod amqp;
+pub mod store;
+pub mod tx;

@@ -1,0 +1,160 @@
+//! Field tables, walked in place (AMQP 0-9-1, section 4.2.5.5, with RabbitMQ's type tags).
+
+use super::wire::{Malformed, Reader, Write};
+
+/// Tables within tables that are looked into. RabbitMQ has no limit; deeper ones are left to it to judge.
+const DEPTH_MAX: usize = 32;
+
+/// One entry of a field table.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Entry<'a> {
+    /// The name. Names may repeat; RabbitMQ takes the first.
+    pub name: &'a [u8],
+    /// The type tag, such as `b'S'`.
+    pub kind: u8,
+    /// The value's bytes, without a length before them for `S`, `x`, `F` and `A`.
+    pub value: &'a [u8],
+    /// The entry as it came.
+    pub raw: &'a [u8],
+}
+
+/// The entries of a table, in the order they came. Ends after the first malformed one.
+#[derive(Debug, Clone)]
+pub struct Entries<'a> {
+    rest: &'a [u8],
+}
+
+/// Walks the entries of a table, `table` being what stands behind its length.
+pub fn entries(table: &[u8]) -> Entries<'_> {
+    Entries { rest: table }
+}
+
+impl<'a> Iterator for Entries<'a> {
+    type Item = Result<Entry<'a>, Malformed>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        if self.rest.is_empty() {
+            return None;
+        }
+        let whole = self.rest;
+        let mut reader = Reader::new(whole);
+        let mut read = || {
+            let name = reader.short_string()?;
+            let (kind, value) = field(&mut reader)?;
+            Ok(Entry { name, kind, value, raw: &whole[..whole.len() - reader.rest().len()] })
+        };
+        let entry = read();
+        self.rest = if entry.is_ok() { reader.rest() } else { &[] };
+        Some(entry)
+    }
+}
+
+/// Reads a type tag and the bytes of its value.
+fn field<'a>(reader: &mut Reader<'a>) -> Result<(u8, &'a [u8]), Malformed> {
+    let kind = reader.u8()?;
+    let value = match kind {
+        b't' | b'b' | b'B' => reader.take(1)?,
+        b's' | b'u' => reader.take(2)?,
+        b'I' | b'i' | b'f' => reader.take(4)?,
+        b'l' | b'L' | b'd' | b'T' => reader.take(8)?,
+        b'D' => reader.take(5)?,
+        b'S' | b'x' | b'F' | b'A' => reader.long_string()?,
+        b'V' => &[],
+        _ => return Err(Malformed),
+    };
+    Ok((kind, value))
+}
+
+/// The first entry called `name`.
+pub fn find<'a>(table: &'a [u8], name: &[u8]) -> Option<Entry<'a>> {
+    entries(table).map_while(Result::ok).find(|entry| entry.name == name)
+}
+
+/// Whether RabbitMQ can read the whole table, nested values included. `false` also for nesting deeper than is looked
+/// into here: "can't say" and "can't be read" are treated alike, by asking RabbitMQ.
+pub fn is_readable(table: &[u8]) -> bool {
+    fn table_reads(table: &[u8], depth: usize) -> bool {
+        depth < DEPTH_MAX
+            && entries(table).all(|entry| entry.is_ok_and(|entry| value_reads(entry.kind, entry.value, depth)))
+    }
+    fn value_reads(kind: u8, value: &[u8], depth: usize) -> bool {
+        match kind {
+            b'F' => table_reads(value, depth + 1),
+            b'A' => depth < DEPTH_MAX && array_reads(value, depth + 1),
+            _ => true,
+        }
+    }
+    fn array_reads(array: &[u8], depth: usize) -> bool {
+        let mut reader = Reader::new(array);
+        while !reader.rest().is_empty() {
+            if !field(&mut reader).is_ok_and(|(kind, value)| value_reads(kind, value, depth)) {
+                return false;
+            }
+        }
+        true
+    }
+    table_reads(table, 0)
+}
+
+/// The long strings in an array; other values in it are passed over, as RabbitMQ does with CC and BCC.
+pub fn array_strings(array: &[u8]) -> impl Iterator<Item = &[u8]> {
+    let mut reader = Reader::new(array);
+    std::iter::from_fn(move || if reader.rest().is_empty() { None } else { field(&mut reader).ok() })
+        .filter_map(|(kind, value)| (kind == b'S').then_some(value))
+}
+
+/// Appends an entry that holds a long string.
+pub fn write_string(out: &mut Vec<u8>, name: &[u8], value: &[u8]) {
+    out.put_short_string(name);
+    out.put_u8(b'S');
+    out.put_long_string(value);
+}
+
+/// Appends an entry that holds a truth value.
+pub fn write_bool(out: &mut Vec<u8>, name: &[u8], value: bool) {
+    out.put_short_string(name);
+    out.put_u8(b't');
+    out.put_u8(value.into());
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn nested(depth: usize) -> Vec<u8> {
+        (0..depth).fold(Vec::new(), |inner, _| {
+            let mut table = Vec::new();
+            table.put_short_string(b"t");
+            table.put_u8(b'F');
+            table.put_long_string(&inner);
+            table
+        })
+    }
+
+    #[test]
+    fn duplicate_names_stay_apart_and_the_first_is_found() {
+        let mut table = Vec::new();
+        write_string(&mut table, b"k", b"one");
+        write_string(&mut table, b"k", b"two");
+        write_bool(&mut table, b"b", true);
+        assert_eq!(entries(&table).count(), 3);
+        assert_eq!(find(&table, b"k").unwrap().value, b"one");
+        assert_eq!(find(&table, b"b").unwrap().value, [1]);
+        assert_eq!(find(&table, b"none"), None);
+    }
+
+    #[test]
+    fn a_cut_table_is_not_readable() {
+        let mut table = Vec::new();
+        write_string(&mut table, b"k", b"one");
+        assert!(is_readable(&table));
+        assert!(!is_readable(&table[..table.len() - 1]));
+        assert!(!is_readable(b"\x01k?"));
+    }
+
+    #[test]
+    fn a_nesting_bomb_costs_no_stack() {
+        assert!(is_readable(&nested(DEPTH_MAX - 1)));
+        assert!(!is_readable(&nested(2_000)));
+    }
+}
