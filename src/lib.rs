@@ -5,8 +5,10 @@
 //!
 //! - [`amqp`]: bytes and AMQP rules, pure.
 //! - [`tx`]: half messages, and the states of a transaction, pure.
+//! - [`protocol`]: what one client connection says and is told, pure.
 //! - [`store`]: what survives a crash.
 
 pub mod amqp;
+pub mod protocol;
 pub mod store;
 pub mod tx;

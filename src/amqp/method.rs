@@ -42,6 +42,7 @@ pub mod id {
         BASIC_REJECT = 60, 90;
         BASIC_RECOVER_ASYNC = 60, 100;
         BASIC_RECOVER = 60, 110;
+        BASIC_RECOVER_OK = 60, 111;
         BASIC_NACK = 60, 120;
         CONFIRM_SELECT = 85, 10;
         CONFIRM_SELECT_OK = 85, 11;
@@ -339,6 +340,11 @@ pub fn write_open(out: &mut Vec<u8>, vhost: &[u8]) {
         out.put_short_string(b"");
         out.put_u8(0);
     });
+}
+
+/// Appends connection.blocked with its reason.
+pub fn write_blocked(out: &mut Vec<u8>, reason: &[u8]) {
+    frame::write_method(out, 0, id::CONNECTION_BLOCKED, |out| out.put_short_string(reason));
 }
 
 /// Appends a method without arguments: tx.*, the -ok methods, connection.unblocked.

@@ -3,22 +3,21 @@
 use std::collections::BTreeMap;
 
 /// A set of delivery tags. Tags are added in rising order, so neighbours share one range.
-#[derive(Debug, Default, Clone)]
+#[derive(Debug, Default, Clone, PartialEq, Eq)]
 pub struct TagSet {
     /// First tag of a range to its last.
     ranges: BTreeMap<u64, u64>,
 }
 
 impl TagSet {
-    /// Adds a delivered tag.
+    /// Adds a delivered tag, which must be higher than all before it.
     pub fn insert(&mut self, tag: u64) {
-        if let Some(mut last) = self.ranges.last_entry()
-            && last.get() + 1 == tag
-        {
-            *last.get_mut() = tag;
-            return;
+        match self.ranges.last_entry() {
+            Some(mut last) if last.get() + 1 == tag => *last.get_mut() = tag,
+            _ => {
+                self.ranges.insert(tag, tag);
+            }
         }
-        self.ranges.insert(tag, tag);
     }
 
     /// The highest tag in the set.
@@ -28,36 +27,39 @@ impl TagSet {
 
     /// Takes out one tag; nothing happens if it is not there.
     pub fn remove(&mut self, tag: u64) {
-        let Some((&first, &last)) = self.ranges.range(..=tag).next_back() else { return };
-        if tag > last {
-            return;
-        }
-        self.ranges.remove(&first);
-        if first < tag {
-            self.ranges.insert(first, tag - 1);
-        }
-        if tag < last {
-            self.ranges.insert(tag + 1, last);
-        }
+        self.remove_range(tag, tag);
     }
 
     /// Takes out every tag up to and including `tag`.
     pub fn remove_up_to(&mut self, tag: u64) {
-        while let Some((first, last)) = self.ranges.first_key_value().map(|(first, last)| (*first, *last)) {
-            if first > tag {
-                return;
-            }
-            self.ranges.remove(&first);
-            if last > tag {
-                self.ranges.insert(tag + 1, last);
-                return;
-            }
+        self.remove_range(0, tag);
+    }
+
+    /// Takes out every tag that `other` has.
+    pub fn remove_all(&mut self, other: &Self) {
+        for (first, last) in &other.ranges {
+            self.remove_range(*first, *last);
         }
     }
 
     /// Takes out everything.
     pub fn clear(&mut self) {
         self.ranges.clear();
+    }
+
+    fn remove_range(&mut self, first: u64, last: u64) {
+        while let Some((&from, &to)) = self.ranges.range(..=last).next_back() {
+            if to < first {
+                return;
+            }
+            self.ranges.remove(&from);
+            if last < to {
+                self.ranges.insert(last + 1, to);
+            }
+            if from < first {
+                self.ranges.insert(from, first - 1);
+            }
+        }
     }
 }
 
@@ -81,6 +83,9 @@ mod tests {
                 prop_assert_eq!(held, model.iter().copied().collect::<Vec<_>>());
                 prop_assert_eq!(tags.highest(), model.last().copied());
             }
+            let mut none = tags.clone();
+            none.remove_all(&tags);
+            prop_assert_eq!(none, TagSet::default());
         }
     }
 }

@@ -14,6 +14,7 @@ pub mod sqlite;
 
 use crate::tx::batch::Batch;
 use crate::tx::id::{Timestamp, TransactionId};
+pub use crate::tx::outcome::{Forwarded, ReturnedMessage, StoreError};
 use bytes::Bytes;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -45,24 +46,6 @@ pub struct Origin {
     pub lane: Lane,
     /// When its first message came.
     pub created_at: Timestamp,
-}
-
-/// What became of a transaction that was handed to the relay: sent when RabbitMQ has answered for every message.
-#[derive(Debug, Default, Clone, PartialEq, Eq)]
-pub struct Forwarded {
-    /// Messages published as mandatory that found no queue, in publish order.
-    pub returned: Vec<ReturnedMessage>,
-}
-
-/// A mandatory message that found no queue, as its publisher has to see it.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct ReturnedMessage {
-    /// The arguments of basic.return.
-    pub arguments: Bytes,
-    /// The payload of the content header frame, as published, without BCC.
-    pub header: Bytes,
-    /// The body.
-    pub body: Bytes,
 }
 
 /// A decision to commit.
@@ -142,23 +125,6 @@ pub struct DeadLetter {
     pub reply_text: String,
     /// When it was found out.
     pub since: Timestamp,
-}
-
-/// Why the store did not do what it was asked.
-#[derive(Debug, Clone, thiserror::Error)]
-pub enum StoreError {
-    /// The disk, or the quota, is full. Nothing was written.
-    #[error("the store is full: {0}")]
-    Full(String),
-    /// Reading or writing failed. Nothing was written.
-    #[error("the store failed: {0}")]
-    Io(String),
-    /// The transaction is decided already, the other way, or is not there.
-    #[error("the transaction is {0}")]
-    Conflict(String),
-    /// The store has been shut down.
-    #[error("the store is closed")]
-    Closed,
 }
 
 /// The answer to come of a call on a [`Store`].

@@ -2,4 +2,5 @@
 
 pub mod batch;
 pub mod id;
+pub mod outcome;
 pub mod state;

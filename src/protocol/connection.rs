@@ -1,0 +1,848 @@
+//! One client connection and its twin to RabbitMQ: bytes and events in, bytes and commands out.
+//!
+//! Frames of ordinary channels pass as they are: only their header and, for methods, the class and method ids are looked
+//! at, and runs of them are copied in one piece. Where a client breaks the protocol, what it sent is passed on, so that
+//! RabbitMQ gives its own answer to it.
+
+use super::channel::{Channel, Consumers, Content, Outcome};
+use super::handshake::{self, LoginRefused, LoginRules};
+use crate::amqp::frame::{self, Frame, PROTOCOL_HEADER, Split, kind};
+use crate::amqp::method::{self, Close, Start, StartOk, Tune, id};
+use crate::amqp::reply_code::ReplyCode;
+use crate::tx::batch::Batch;
+use crate::tx::id::TransactionId;
+use crate::tx::outcome::{Forwarded, StoreError};
+use std::collections::{BTreeSet, HashMap, HashSet, VecDeque};
+use std::time::{Duration, Instant};
+
+/// Largest frame payload taken from a client before it has logged in. RabbitMQ's own limit is 4,096 or 8,192 bytes; its
+/// answer to more is passed on.
+const LOGIN_FRAME_BYTES_MAX: usize = 128 << 10;
+/// Largest frame payload where RabbitMQ sets no limit, and from RabbitMQ, which never splits a content header.
+const FRAME_BYTES_MAX: usize = 256 << 20;
+/// RabbitMQ leaves a refused login unanswered for so long before it closes.
+const REFUSED_FOR: Duration = Duration::from_secs(3);
+/// How long a client may take to answer connection.close.
+const CLOSE_OK_WITHIN: Duration = Duration::from_secs(5);
+
+/// Limits and waits: see `config.toml` for what users may set.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// Who may log in from here.
+    pub login: LoginRules,
+    /// How long tx.commit-ok may wait for the relay; zero answers as soon as the decision is durable.
+    pub forward_wait: Duration,
+    /// The same where a message is mandatory and its return has to come first.
+    pub mandatory_wait: Duration,
+    /// Messages in a transaction.
+    pub messages_max: u64,
+    /// Bytes in a transaction.
+    pub bytes_max: u64,
+    /// Bytes of one message's body in a transaction. Set from RabbitMQ's version where the user set nothing.
+    pub message_bytes_max: u64,
+    /// Whether `message_bytes_max` follows RabbitMQ's version.
+    pub message_bytes_auto: bool,
+    /// Bytes of a transaction that are gathered in memory before they are parked in the store.
+    pub memory_bytes_max: usize,
+    /// Makes transaction ids.
+    pub new_id: fn() -> TransactionId,
+}
+
+/// What the session has to do for the connection.
+#[derive(Debug)]
+pub enum Command {
+    /// Connect to RabbitMQ: the client has greeted.
+    Connect,
+    /// The handshake is through.
+    Opened(Opened),
+    /// Keep messages of an undecided transaction; answer with [`Connection::handle_parked`].
+    Park {
+        /// The client's channel.
+        channel: u16,
+        /// Whose messages.
+        transaction: TransactionId,
+        /// The messages.
+        batch: Batch,
+    },
+    /// Make a transaction durable as committed; answer with [`Connection::handle_committed`].
+    Commit {
+        /// The client's channel.
+        channel: u16,
+        /// Which.
+        transaction: TransactionId,
+        /// Its messages, but for those parked before.
+        batch: Batch,
+        /// Whether some were parked before.
+        parked: bool,
+        /// Whether [`Connection::handle_forwarded`] is waited for.
+        wait: bool,
+    },
+    /// Forget a parked transaction.
+    RollBack {
+        /// Which.
+        transaction: TransactionId,
+    },
+    /// Send what is to be sent, then close both sockets.
+    Close,
+    /// Close both sockets at once.
+    Abort,
+}
+
+/// What both sides agreed on.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Opened {
+    /// The login name; empty where the mechanism doesn't tell.
+    pub user: String,
+    /// The virtual host.
+    pub vhost: String,
+    /// Seconds; 0 is none.
+    pub heartbeat: u16,
+    /// The client's library, such as `pika 1.3.2`; empty if it doesn't say.
+    pub product: String,
+    /// The client's name for the connection, if it gave one.
+    pub name: Option<String>,
+}
+
+/// What channels write to and read from: the connection's outputs, limits and shared counters.
+#[derive(Debug)]
+pub struct Io {
+    /// For the client, whole frames.
+    pub to_client: Vec<u8>,
+    /// For RabbitMQ, whole frames.
+    pub to_upstream: Vec<u8>,
+    /// For the session.
+    pub commands: VecDeque<Command>,
+    /// See [`Settings`].
+    pub settings: Settings,
+    /// The negotiated frame_max; 0 is no limit.
+    pub frame_max: u32,
+    /// The frame_max that RabbitMQ offered, which the relay gets too; 0 is no limit.
+    pub server_frame_max: u32,
+    /// When channels stop waiting for the relay.
+    pub timers: BTreeSet<(Instant, u16)>,
+    /// Channels in the middle of a commit.
+    pub committing: usize,
+    /// Commits wait for the relay no more: the connection is about to end.
+    pub hurried: bool,
+    /// RabbitMQ is gone.
+    pub upstream_lost: bool,
+    /// A message in a transaction has begun since this was last looked at.
+    pub published: bool,
+    /// What time it is, as the session last said.
+    pub now: Instant,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Phase {
+    /// The client's protocol header is due.
+    Greeting,
+    /// RabbitMQ is being connected to.
+    Connecting,
+    /// From RabbitMQ's start to its open-ok.
+    Handshake,
+    /// Open.
+    Running,
+    /// RabbitMQ closes, or is about to: the client broke the framing, or one side has sent connection.close. Bytes pass
+    /// until RabbitMQ ends the connection.
+    PassThrough,
+    /// The login was refused here: silence until the time is up, as from RabbitMQ.
+    Refused,
+    /// connection.close was sent from here; close-ok is due.
+    Closing,
+    /// Over.
+    Closed,
+}
+
+/// Why the connection is being ended from here.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum End {
+    /// The proxy shuts down.
+    Drain,
+    /// RabbitMQ is gone.
+    UpstreamLost,
+    /// The client sent connection.close while a commit was running; it goes on to RabbitMQ when none is.
+    ClientClose,
+}
+
+#[derive(Debug)]
+enum Slot {
+    Tx(Box<Channel>),
+    /// Closed by the proxy; the client has not answered yet.
+    Refused(Refused),
+}
+
+#[derive(Debug, Default)]
+struct Refused {
+    /// channel.close, if it waits for the end of a content.
+    close: Vec<u8>,
+    content: Content,
+}
+
+/// The protocol logic of one session.
+#[derive(Debug)]
+pub struct Connection {
+    /// Bytes out, and what channels share.
+    pub io: Io,
+    phase: Phase,
+    channels: HashMap<u16, Slot>,
+    /// Consumers of ordinary channels, which matter if they become transactional.
+    consumers: HashMap<u16, Consumers>,
+    /// Channels that the proxy closed at RabbitMQ, whose close-ok has not come: what comes on them is nobody's.
+    closing_upstream: HashSet<u16>,
+    /// Channels whose client has to wait.
+    congested: HashSet<u16>,
+    opened: Opened,
+    client_properties: Vec<u8>,
+    ending: Option<End>,
+    /// The client's connection.close, while it waits for a commit.
+    client_close: Vec<u8>,
+    /// When the phase ends by itself.
+    phase_until: Option<Instant>,
+    store_full: bool,
+    /// connection.blocked was sent from here, or would have been if the client understood it.
+    blocked: bool,
+    blocked_upstream: bool,
+}
+
+impl Connection {
+    /// A connection that was accepted and has not spoken. `handshake_until` is when it is closed if it is not open then.
+    pub fn new(settings: Settings, now: Instant, handshake_until: Instant) -> Self {
+        Self {
+            io: Io {
+                to_client: Vec::new(),
+                to_upstream: Vec::new(),
+                commands: VecDeque::new(),
+                settings,
+                frame_max: 0,
+                server_frame_max: 0,
+                timers: BTreeSet::new(),
+                committing: 0,
+                hurried: false,
+                upstream_lost: false,
+                published: false,
+                now,
+            },
+            phase: Phase::Greeting,
+            channels: HashMap::new(),
+            consumers: HashMap::new(),
+            closing_upstream: HashSet::new(),
+            congested: HashSet::new(),
+            opened: Opened {
+                user: String::new(),
+                vhost: String::new(),
+                heartbeat: 0,
+                product: String::new(),
+                name: None,
+            },
+            client_properties: Vec::new(),
+            ending: None,
+            client_close: Vec::new(),
+            phase_until: Some(handshake_until),
+            store_full: false,
+            blocked: false,
+            blocked_upstream: false,
+        }
+    }
+
+    /// The next thing to do, in order.
+    pub fn poll_command(&mut self) -> Option<Command> {
+        self.io.commands.pop_front()
+    }
+
+    /// Whether more bytes of the client may be handled now.
+    pub fn wants_client(&self) -> bool {
+        self.congested.is_empty()
+            && !self.blocked
+            && self.ending.is_none_or(|_| self.phase == Phase::Closing)
+            && !matches!(self.phase, Phase::Connecting | Phase::Closed)
+    }
+
+    /// When [`Connection::handle_time`] wants to be called.
+    pub fn deadline(&self) -> Option<Instant> {
+        let commit = self.io.timers.first().map(|(until, _)| *until);
+        [commit, self.phase_until].into_iter().flatten().min()
+    }
+
+    /// Whether the handshake is through and the connection not yet closing.
+    pub fn is_open(&self) -> bool {
+        matches!(self.phase, Phase::Running | Phase::PassThrough)
+    }
+
+    /// Whether the client is held back because the store is full. Its heartbeats are not missed then.
+    pub fn is_blocked(&self) -> bool {
+        self.blocked
+    }
+
+    /// Bytes from the client. Gives back how many were used; the rest is the front of a frame, to be given again with
+    /// more behind it.
+    pub fn handle_client(&mut self, input: &[u8]) -> usize {
+        let mut at = 0;
+        loop {
+            let rest = &input[at..];
+            let (used, go_on) = match self.phase {
+                Phase::Greeting => self.greeting(rest),
+                Phase::Connecting | Phase::Closed => (0, false),
+                Phase::Refused => (rest.len(), false),
+                Phase::PassThrough => {
+                    self.io.to_upstream.extend_from_slice(rest);
+                    (rest.len(), false)
+                }
+                Phase::Handshake | Phase::Running | Phase::Closing => self.client_frames(rest),
+            };
+            at += used;
+            if !go_on || at == input.len() {
+                return at;
+            }
+        }
+    }
+
+    fn greeting(&mut self, input: &[u8]) -> (usize, bool) {
+        let Some(greeting) = input.first_chunk::<8>() else { return (0, false) };
+        // RabbitMQ takes the header of AMQP 0-9-1 in the form of 0-9 as well.
+        if *greeting == PROTOCOL_HEADER || greeting == b"AMQP\x01\x01\x00\x09" {
+            self.io.to_upstream.extend_from_slice(greeting);
+            self.phase = Phase::Connecting;
+            self.io.commands.push_back(Command::Connect);
+        } else {
+            self.io.to_client.extend_from_slice(&PROTOCOL_HEADER);
+            self.close();
+        }
+        (8, false)
+    }
+
+    /// Handles frames until they end or the phase changes; the second value is whether another look may help.
+    fn client_frames(&mut self, input: &[u8]) -> (usize, bool) {
+        let phase = self.phase;
+        let (mut run, mut at) = (0, 0);
+        loop {
+            match frame::split(&input[at..], self.client_payload_max()) {
+                Split::Frame(frame) => {
+                    if self.client_frame_passes(&frame) {
+                        at += frame.raw.len();
+                        continue;
+                    }
+                    self.io.to_upstream.extend_from_slice(&input[run..at]);
+                    at += frame.raw.len();
+                    run = at;
+                    self.client_frame(&frame);
+                    if self.phase != phase || !self.wants_client() {
+                        return (at, self.phase != phase);
+                    }
+                }
+                Split::NeedBytes(_) => {
+                    self.io.to_upstream.extend_from_slice(&input[run..at]);
+                    return (at, false);
+                }
+                Split::Malformed => {
+                    self.io.to_upstream.extend_from_slice(&input[run..at]);
+                    self.break_off();
+                    return (at, true);
+                }
+            }
+        }
+    }
+
+    fn client_payload_max(&self) -> usize {
+        match (self.phase, self.io.frame_max) {
+            (Phase::Handshake, _) => LOGIN_FRAME_BYTES_MAX,
+            (_, 0) => FRAME_BYTES_MAX,
+            // RabbitMQ measures the payload alone, so it takes eight bytes more than it says.
+            (_, max) => max as usize,
+        }
+    }
+
+    /// The fast path: whether a frame of the client goes to RabbitMQ without another look.
+    fn client_frame_passes(&self, frame: &Frame<'_>) -> bool {
+        if frame.channel == 0 || self.phase != Phase::Running || self.channels.contains_key(&frame.channel) {
+            return false;
+        }
+        match frame.method_id() {
+            None => true,
+            Some(id::TX_SELECT | id::BASIC_CONSUME | id::CHANNEL_CLOSE) => false,
+            Some(_) => true,
+        }
+    }
+
+    fn client_frame(&mut self, frame: &Frame<'_>) {
+        if self.phase == Phase::Closing {
+            if frame.method_id() == Some(id::CONNECTION_CLOSE_OK) {
+                self.close();
+            } else if frame.method_id() == Some(id::CONNECTION_CLOSE) {
+                method::write_bare(&mut self.io.to_client, 0, id::CONNECTION_CLOSE_OK);
+                self.close();
+            }
+            return;
+        }
+        match self.channels.get_mut(&frame.channel) {
+            Some(Slot::Tx(channel)) => {
+                let outcome = channel.handle_client(frame, &mut self.io);
+                self.apply(frame.channel, outcome);
+                self.block_if_full();
+            }
+            Some(Slot::Refused(_)) => self.refused_client_frame(frame),
+            None if frame.channel == 0 => self.client_frame_0(frame),
+            None => self.ordinary_client_frame(frame),
+        }
+    }
+
+    fn ordinary_client_frame(&mut self, frame: &Frame<'_>) {
+        match frame.method_id() {
+            Some(id::TX_SELECT) => {
+                let consumers = self.consumers.remove(&frame.channel).unwrap_or_default();
+                self.channels.insert(frame.channel, Slot::Tx(Box::new(Channel::new(frame.channel, consumers))));
+            }
+            Some(id::BASIC_CONSUME) => {
+                // What can't be read, RabbitMQ refuses.
+                let _ = self.consumers.entry(frame.channel).or_default().asked(frame.arguments());
+            }
+            Some(id::CHANNEL_CLOSE) => drop(self.consumers.remove(&frame.channel)),
+            _ => {}
+        }
+        self.io.to_upstream.extend_from_slice(frame.raw);
+    }
+
+    /// A channel that the proxy closed: the client's frames are ignored until it has answered.
+    fn refused_client_frame(&mut self, frame: &Frame<'_>) {
+        match frame.method_id() {
+            Some(id::CHANNEL_CLOSE) => {
+                method::write_bare(&mut self.io.to_client, frame.channel, id::CHANNEL_CLOSE_OK);
+            }
+            Some(id::CHANNEL_CLOSE_OK) => drop(self.channels.remove(&frame.channel)),
+            Some(id::CHANNEL_OPEN) => {
+                self.channels.remove(&frame.channel);
+                self.io.to_upstream.extend_from_slice(frame.raw);
+            }
+            _ => {}
+        }
+    }
+
+    fn client_frame_0(&mut self, frame: &Frame<'_>) {
+        match frame.method_id() {
+            None if frame.raw == frame::HEARTBEAT => return,
+            Some(id::CONNECTION_START_OK) if self.phase == Phase::Handshake => return self.start_ok(frame),
+            Some(id::CONNECTION_TUNE_OK) if self.phase == Phase::Handshake => {
+                if let Ok(tune) = Tune::parse(frame.arguments()) {
+                    self.io.frame_max = tune.frame_max;
+                    self.opened.heartbeat = tune.heartbeat;
+                }
+            }
+            Some(id::CONNECTION_OPEN) if self.phase == Phase::Handshake => {
+                if let Ok(vhost) = method::open_vhost(frame.arguments()) {
+                    self.opened.vhost = String::from_utf8_lossy(vhost).into_owned();
+                }
+            }
+            Some(id::CONNECTION_CLOSE) => {
+                self.ending = Some(End::ClientClose);
+                self.client_close = frame.raw.to_vec();
+                return self.end_if_idle();
+            }
+            _ => {}
+        }
+        self.io.to_upstream.extend_from_slice(frame.raw);
+    }
+
+    fn start_ok(&mut self, frame: &Frame<'_>) {
+        let Ok(start_ok) = StartOk::parse(frame.arguments()) else { return self.break_off_with(frame) };
+        match self.io.settings.login.check(&start_ok) {
+            Ok(user) => {
+                let text = |name: &[u8]| handshake::property(start_ok.client_properties, name);
+                let product = [text(b"product"), text(b"version")].into_iter().flatten().collect::<Vec<_>>();
+                self.opened.user = user;
+                self.opened.product = product.join(" ");
+                self.opened.name = text(b"connection_name");
+                self.client_properties = start_ok.client_properties.to_vec();
+                self.io.to_upstream.extend_from_slice(frame.raw);
+            }
+            Err(refused) => {
+                let told = handshake::has_capability(start_ok.client_properties, b"authentication_failure_close");
+                if refused == LoginRefused::LoopbackUser && told {
+                    let mechanism = String::from_utf8_lossy(start_ok.mechanism);
+                    let text = ReplyCode::ACCESS_REFUSED.text(&format!(
+                        "Login was refused using authentication mechanism {mechanism}. For details see the broker logfile."
+                    ));
+                    self.write_close(ReplyCode::ACCESS_REFUSED, &text);
+                }
+                self.phase = Phase::Refused;
+                self.phase_until = Some(self.io.now + REFUSED_FOR);
+            }
+        }
+    }
+
+    /// The framing is broken: from here on RabbitMQ gets the bytes as they come, and has the last word.
+    fn break_off(&mut self) {
+        self.abandon_all();
+        self.phase = Phase::PassThrough;
+    }
+
+    fn break_off_with(&mut self, frame: &Frame<'_>) {
+        self.io.to_upstream.extend_from_slice(frame.raw);
+        self.break_off();
+    }
+
+    fn apply(&mut self, number: u16, outcome: Outcome) {
+        match outcome {
+            Outcome::Stay => {}
+            Outcome::Gone => {
+                if let Some(Slot::Tx(mut channel)) = self.channels.remove(&number) {
+                    self.congested.remove(&number);
+                    self.replay(&channel.take_behind());
+                }
+                return self.end_if_idle();
+            }
+            Outcome::Released => {
+                if let Some(Slot::Tx(channel)) = self.channels.get_mut(&number) {
+                    let behind = channel.take_behind();
+                    self.replay(&behind);
+                }
+                self.end_if_idle();
+            }
+            Outcome::Refuse(code, detail, method) => return self.refuse(number, code, &detail, method),
+            Outcome::Broken => return self.break_off(),
+        }
+        match self.channels.get(&number) {
+            Some(Slot::Tx(channel)) if channel.is_congested() => drop(self.congested.insert(number)),
+            _ => drop(self.congested.remove(&number)),
+        }
+    }
+
+    /// Handles frames that waited behind a commit. They are whole, and were looked at before.
+    fn replay(&mut self, mut frames: &[u8]) {
+        while let Split::Frame(frame) = frame::split(frames, FRAME_BYTES_MAX) {
+            frames = &frames[frame.raw.len()..];
+            match self.phase {
+                Phase::Running if self.client_frame_passes(&frame) => self.io.to_upstream.extend_from_slice(frame.raw),
+                Phase::Running => self.client_frame(&frame),
+                Phase::PassThrough => self.io.to_upstream.extend_from_slice(frame.raw),
+                _ => return,
+            }
+        }
+    }
+
+    /// Closes a channel towards both sides.
+    fn refuse(&mut self, number: u16, code: ReplyCode, detail: &str, method: (u16, u16)) {
+        let Some(Slot::Tx(mut channel)) = self.channels.remove(&number) else { return };
+        channel.abandon(&mut self.io);
+        self.congested.remove(&number);
+        let mut refused = Refused { close: Vec::new(), content: channel.content() };
+        let text = code.text(detail);
+        Close { code, text: text.as_bytes(), method }.write(&mut refused.close, number);
+        if refused.content == Content::Idle {
+            self.io.to_client.append(&mut refused.close);
+        }
+        self.channels.insert(number, Slot::Refused(refused));
+        if !self.io.upstream_lost {
+            Close { code: ReplyCode::SUCCESS, text: b"", method: (0, 0) }.write(&mut self.io.to_upstream, number);
+            self.closing_upstream.insert(number);
+        }
+        self.end_if_idle();
+    }
+
+    /// RabbitMQ is connected.
+    pub fn handle_upstream_connected(&mut self) {
+        if self.phase == Phase::Connecting {
+            self.phase = Phase::Handshake;
+        }
+    }
+
+    /// Bytes from RabbitMQ; as for [`Connection::handle_client`].
+    pub fn handle_upstream(&mut self, input: &[u8]) -> usize {
+        if self.phase == Phase::Handshake && input.starts_with(b"AMQP") {
+            // RabbitMQ speaks another protocol here. The client may know what to do with that.
+            self.io.to_client.extend_from_slice(input);
+            self.close();
+            return input.len();
+        }
+        let (mut run, mut at) = (0, 0);
+        loop {
+            match frame::split(&input[at..], FRAME_BYTES_MAX) {
+                Split::Frame(frame) => {
+                    if self.upstream_frame_passes(&frame) {
+                        at += frame.raw.len();
+                        continue;
+                    }
+                    self.io.to_client.extend_from_slice(&input[run..at]);
+                    at += frame.raw.len();
+                    run = at;
+                    self.upstream_frame(&frame);
+                }
+                Split::NeedBytes(_) => {
+                    self.io.to_client.extend_from_slice(&input[run..at]);
+                    return at;
+                }
+                Split::Malformed => {
+                    self.io.to_client.extend_from_slice(&input[run..at]);
+                    self.handle_upstream_lost();
+                    return input.len();
+                }
+            }
+        }
+    }
+
+    fn upstream_frame_passes(&self, frame: &Frame<'_>) -> bool {
+        if frame.channel == 0
+            || !matches!(self.phase, Phase::Running | Phase::PassThrough)
+            || self.channels.contains_key(&frame.channel)
+            || !self.closing_upstream.is_empty()
+        {
+            return false;
+        }
+        self.consumers.is_empty() || !matches!(frame.method_id(), Some(id::BASIC_CONSUME_OK | id::CHANNEL_CLOSE))
+    }
+
+    fn upstream_frame(&mut self, frame: &Frame<'_>) {
+        if matches!(self.phase, Phase::Refused | Phase::Closing | Phase::Closed) {
+            return;
+        }
+        if self.closing_upstream.contains(&frame.channel) {
+            return self.closing_upstream_frame(frame);
+        }
+        if let Some(Slot::Tx(channel)) = self.channels.get_mut(&frame.channel) {
+            let outcome = channel.handle_upstream(frame, &mut self.io);
+            return self.apply(frame.channel, outcome);
+        }
+        if frame.channel == 0 {
+            return self.upstream_frame_0(frame);
+        }
+        match frame.method_id() {
+            Some(id::BASIC_CONSUME_OK) => {
+                if let Some(consumers) = self.consumers.get_mut(&frame.channel) {
+                    consumers.accepted(frame.arguments());
+                }
+            }
+            Some(id::CHANNEL_CLOSE) => drop(self.consumers.remove(&frame.channel)),
+            _ => {}
+        }
+        self.io.to_client.extend_from_slice(frame.raw);
+    }
+
+    /// A frame on a channel that the proxy closed: nobody's, but for the end of a content that the client has begun to
+    /// receive.
+    fn closing_upstream_frame(&mut self, frame: &Frame<'_>) {
+        if let Some(Slot::Refused(refused)) = self.channels.get_mut(&frame.channel)
+            && refused.content != Content::Idle
+        {
+            self.io.to_client.extend_from_slice(frame.raw);
+            refused.content.follow(frame);
+            if refused.content == Content::Idle {
+                self.io.to_client.append(&mut refused.close);
+            }
+            return;
+        }
+        match frame.method_id() {
+            Some(id::CHANNEL_CLOSE_OK) => drop(self.closing_upstream.remove(&frame.channel)),
+            Some(id::CHANNEL_CLOSE) => {
+                method::write_bare(&mut self.io.to_upstream, frame.channel, id::CHANNEL_CLOSE_OK);
+            }
+            _ => {}
+        }
+    }
+
+    fn upstream_frame_0(&mut self, frame: &Frame<'_>) {
+        match frame.method_id() {
+            None if frame.kind == kind::HEARTBEAT => return,
+            Some(id::CONNECTION_START) if self.phase == Phase::Handshake => return self.start(frame),
+            Some(id::CONNECTION_TUNE) if self.phase == Phase::Handshake => {
+                if let Ok(tune) = Tune::parse(frame.arguments()) {
+                    self.io.server_frame_max = tune.frame_max;
+                }
+            }
+            Some(id::CONNECTION_OPEN_OK) if self.phase == Phase::Handshake => {
+                self.phase = Phase::Running;
+                self.phase_until = None;
+                self.io.commands.push_back(Command::Opened(self.opened.clone()));
+            }
+            Some(id::CONNECTION_CLOSE) if self.phase == Phase::Running => self.break_off(),
+            Some(id::CONNECTION_BLOCKED) => self.blocked_upstream = true,
+            Some(id::CONNECTION_UNBLOCKED) => {
+                self.blocked_upstream = false;
+                if self.blocked {
+                    return;
+                }
+            }
+            _ => {}
+        }
+        self.io.to_client.extend_from_slice(frame.raw);
+    }
+
+    fn start(&mut self, frame: &Frame<'_>) {
+        let Ok(start) = Start::parse(frame.arguments()) else { return self.handle_upstream_lost() };
+        if self.io.settings.message_bytes_auto {
+            let version = handshake::property(start.server_properties, b"version");
+            self.io.settings.message_bytes_max = handshake::message_bytes_max(version.as_deref());
+        }
+        let mechanisms = self.io.settings.login.offer(start.mechanisms);
+        Start { mechanisms: &mechanisms, ..start }.write(&mut self.io.to_client);
+    }
+
+    /// The connection to RabbitMQ ended, or could not be made.
+    pub fn handle_upstream_lost(&mut self) {
+        self.io.upstream_lost = true;
+        self.io.to_upstream.clear();
+        match self.phase {
+            Phase::Running => {
+                self.ending = Some(End::UpstreamLost);
+                self.hurry();
+                for number in self.channels.keys().copied().collect::<Vec<_>>() {
+                    if let Some(Slot::Tx(channel)) = self.channels.get_mut(&number) {
+                        let outcome = channel.lose_upstream(&mut self.io);
+                        self.apply(number, outcome);
+                    }
+                }
+                self.end_if_idle();
+            }
+            Phase::Closing | Phase::Closed => {}
+            // RabbitMQ closes after connection.close, and during a handshake that it refuses: so does the proxy.
+            _ => self.close(),
+        }
+    }
+
+    /// The client is gone without a word.
+    pub fn handle_client_lost(&mut self) {
+        self.abandon_all();
+        self.phase = Phase::Closed;
+        self.io.commands.push_back(Command::Abort);
+    }
+
+    /// The proxy shuts down: running commits finish, then the client is told to go.
+    pub fn drain(&mut self) {
+        match self.phase {
+            Phase::Running => {
+                if self.ending.is_none() {
+                    self.ending = Some(End::Drain);
+                    self.end_if_idle();
+                }
+            }
+            Phase::PassThrough | Phase::Closing | Phase::Closed => {}
+            _ => self.close(),
+        }
+    }
+
+    /// Commits wait for the relay no more.
+    fn hurry(&mut self) {
+        self.io.hurried = true;
+        for number in self.io.timers.iter().map(|(_, number)| *number).collect::<Vec<_>>() {
+            if let Some(Slot::Tx(channel)) = self.channels.get_mut(&number) {
+                let outcome = channel.stop_waiting(&mut self.io);
+                self.apply(number, outcome);
+            }
+        }
+    }
+
+    /// Ends the connection in the way that was decided, as soon as no commit is running.
+    fn end_if_idle(&mut self) {
+        let Some(end) = self.ending.filter(|_| matches!(self.phase, Phase::Running | Phase::Handshake)) else { return };
+        if !self.io.hurried {
+            self.hurry();
+        }
+        if self.io.committing > 0 || !matches!(self.phase, Phase::Running | Phase::Handshake) {
+            return;
+        }
+        self.abandon_all();
+        match end {
+            End::ClientClose => {
+                self.ending = None;
+                self.phase = Phase::PassThrough;
+                self.io.to_upstream.append(&mut self.client_close);
+            }
+            End::Drain => {
+                let text = ReplyCode::CONNECTION_FORCED.text("halfway is shutting down");
+                self.write_close(ReplyCode::CONNECTION_FORCED, &text);
+                Close { code: ReplyCode::SUCCESS, text: b"Goodbye", method: (0, 0) }.write(&mut self.io.to_upstream, 0);
+                self.await_close_ok();
+            }
+            End::UpstreamLost => {
+                let text = ReplyCode::CONNECTION_FORCED.text("the connection to RabbitMQ was lost");
+                self.write_close(ReplyCode::CONNECTION_FORCED, &text);
+                self.await_close_ok();
+            }
+        }
+    }
+
+    fn await_close_ok(&mut self) {
+        self.phase = Phase::Closing;
+        self.phase_until = Some(self.io.now + CLOSE_OK_WITHIN);
+    }
+
+    fn write_close(&mut self, code: ReplyCode, text: &str) {
+        Close { code, text: text.as_bytes(), method: (0, 0) }.write(&mut self.io.to_client, 0);
+    }
+
+    fn close(&mut self) {
+        self.abandon_all();
+        self.phase = Phase::Closed;
+        self.phase_until = None;
+        self.io.commands.push_back(Command::Close);
+    }
+
+    fn abandon_all(&mut self) {
+        for slot in self.channels.values_mut() {
+            if let Slot::Tx(channel) = slot {
+                channel.abandon(&mut self.io);
+            }
+        }
+        self.channels.clear();
+        self.congested.clear();
+    }
+
+    /// The store's answer to [`Command::Park`].
+    pub fn handle_parked(&mut self, channel: u16, transaction: TransactionId, result: Result<(), StoreError>) {
+        self.on_channel(channel, |channel, io| channel.handle_parked(transaction, result, io));
+    }
+
+    /// The store's answer to [`Command::Commit`].
+    pub fn handle_committed(&mut self, channel: u16, transaction: TransactionId, result: Result<(), StoreError>) {
+        self.on_channel(channel, |channel, io| channel.handle_committed(transaction, result, io));
+    }
+
+    /// The relay's answer for every message of a committed transaction.
+    pub fn handle_forwarded(&mut self, channel: u16, transaction: TransactionId, forwarded: Forwarded) {
+        self.on_channel(channel, |channel, io| channel.handle_forwarded(transaction, forwarded, io));
+    }
+
+    fn on_channel(&mut self, number: u16, event: impl FnOnce(&mut Channel, &mut Io) -> Outcome) {
+        if let Some(Slot::Tx(channel)) = self.channels.get_mut(&number) {
+            let outcome = event(channel, &mut self.io);
+            self.apply(number, outcome);
+        }
+    }
+
+    /// Tells the time; to be called before anything else is told, and whenever a deadline has passed.
+    pub fn handle_time(&mut self, now: Instant) {
+        self.io.now = now;
+        while let Some((until, number)) = self.io.timers.first().copied().filter(|(until, _)| *until <= now) {
+            self.io.timers.remove(&(until, number));
+            self.on_channel(number, Channel::stop_waiting);
+        }
+        if self.phase_until.is_some_and(|until| until <= now) {
+            self.phase_until = None;
+            self.abandon_all();
+            self.phase = Phase::Closed;
+            self.io.commands.push_back(Command::Abort);
+        }
+    }
+
+    /// The store is past its limit, or has room again.
+    pub fn handle_store_full(&mut self, full: bool) {
+        self.store_full = full;
+        if !full && self.blocked {
+            self.blocked = false;
+            if !self.blocked_upstream && self.understands_blocked() {
+                method::write_bare(&mut self.io.to_client, 0, id::CONNECTION_UNBLOCKED);
+            }
+        }
+    }
+
+    /// As RabbitMQ under an alarm: the first publish that the store has no room for blocks the connection.
+    fn block_if_full(&mut self) {
+        if std::mem::take(&mut self.io.published) && self.store_full && !self.blocked && self.phase == Phase::Running {
+            self.blocked = true;
+            if !self.blocked_upstream && self.understands_blocked() {
+                method::write_blocked(&mut self.io.to_client, b"the store of halfway is full");
+            }
+        }
+    }
+
+    fn understands_blocked(&self) -> bool {
+        handshake::has_capability(&self.client_properties, b"connection.blocked")
+    }
+}

@@ -1,0 +1,9 @@
+//! What one client connection says and is told: sans-io. Bytes and events go in by `handle_*`, bytes and commands come
+//! out; there is no socket, no task and no store here, and the clock is given as an argument. So all of it can be
+//! tested, fuzzed and simulated by itself.
+
+pub mod channel;
+pub mod connection;
+pub mod handshake;
+pub mod probe;
+pub mod transaction;

@@ -1,0 +1,202 @@
+//! What a transactional channel has gathered since the last decision, and what of it has to be done again once RabbitMQ
+//! has judged and dropped the probes.
+
+use crate::amqp::frame;
+use crate::amqp::method::{Settle, id};
+use crate::amqp::tags::TagSet;
+use crate::amqp::wire::Write;
+use crate::tx::batch::Batch;
+use crate::tx::id::TransactionId;
+use std::collections::HashSet;
+
+/// Probe keys that are remembered. Past that, messages are probed again: slower, never wrong.
+const PROBE_KEYS_MAX: usize = 1_000;
+
+/// Messages and acknowledgements between two decisions of a channel.
+#[derive(Debug, Default)]
+pub struct Transaction {
+    /// Given to it with its first message.
+    pub id: Option<TransactionId>,
+    /// Half messages that are in memory.
+    pub batch: Batch,
+    /// Whether earlier half messages are in the store.
+    pub parked: bool,
+    /// Half messages, parked ones included.
+    pub messages: u64,
+    /// Their bytes as stored.
+    pub bytes: u64,
+    /// Whether one of them wants to be returned when it finds no queue.
+    pub mandatory: bool,
+    /// Frames of messages that live and die with the connection, to be published on it at commit.
+    pub native: Vec<u8>,
+    /// Probes that RabbitMQ holds for it.
+    pub probes: usize,
+    /// What RabbitMQ has been asked about already.
+    judged: HashSet<Vec<u8>>,
+    /// Frames of acks, nacks and rejects, to be sent again after the fence.
+    settlements: Vec<u8>,
+    /// The unacknowledged tags, were the transaction rolled back now. `None` while nothing has been settled in it.
+    unsettled: Option<TagSet>,
+}
+
+impl Transaction {
+    /// Whether there is nothing to decide about: no message, only acks perhaps.
+    pub fn has_no_message(&self) -> bool {
+        self.messages == 0 && self.native.is_empty()
+    }
+
+    /// Whether a message with this probe key needs a probe of its own, which is then counted.
+    pub fn needs_probe(&mut self, key: Option<Vec<u8>>) -> bool {
+        let known = match key {
+            Some(key) if self.judged.len() < PROBE_KEYS_MAX => !self.judged.insert(key),
+            Some(key) => self.judged.contains(&key),
+            None => false,
+        };
+        self.probes += usize::from(!known);
+        !known
+    }
+
+    /// A method that may change what RabbitMQ would say (a declare, a delete) was sent on the channel: ask again.
+    pub fn forget_judgements(&mut self) {
+        self.judged.clear();
+    }
+
+    /// The acks, nacks and rejects so far, as frames for a second sending.
+    pub fn settlements(&self) -> &[u8] {
+        &self.settlements
+    }
+
+    /// Records an ack, nack or reject that was just passed on to RabbitMQ, whose own transaction checks it; the fence
+    /// will undo it there. `raw` is its frame, `unacked` the tags that the client holds.
+    ///
+    /// Tag 0 with `multiple` means "all so far". Newer deliveries may have arrived when it is sent again, so it is
+    /// recorded with the highest tag that the client held.
+    pub fn settle(&mut self, settle: Settle, raw: &[u8], unacked: &mut TagSet) {
+        self.unsettled.get_or_insert_with(|| unacked.clone());
+        match settle {
+            Settle { tag: 0, multiple: true } => {
+                if let Some(highest) = unacked.highest() {
+                    let start = self.settlements.len();
+                    self.settlements.extend_from_slice(raw);
+                    let tag_at = start + frame::HEADER_BYTES + 4;
+                    self.settlements[tag_at..tag_at + 8].copy_from_slice(&highest.to_be_bytes());
+                }
+                unacked.clear();
+            }
+            Settle { tag, multiple: true } => {
+                self.settlements.extend_from_slice(raw);
+                unacked.remove_up_to(tag);
+            }
+            Settle { tag, multiple: false } => {
+                self.settlements.extend_from_slice(raw);
+                unacked.remove(tag);
+            }
+        }
+    }
+
+    /// A delivery arrived on the channel.
+    pub fn delivered(&mut self, tag: u64) {
+        if let Some(unsettled) = &mut self.unsettled {
+            unsettled.insert(tag);
+        }
+    }
+
+    /// RabbitMQ put back into their queues all deliveries but those settled in this transaction.
+    pub fn recovered(&mut self, unacked: &TagSet) {
+        if let Some(unsettled) = &mut self.unsettled {
+            unsettled.remove_all(unacked);
+        }
+    }
+
+    /// The tags that are unacknowledged again when this transaction is rolled back; `None` if nothing was settled.
+    pub fn take_unsettled(&mut self) -> Option<TagSet> {
+        self.unsettled.take()
+    }
+}
+
+/// Appends the frames of a message as the client sent them, its body cut anew.
+pub fn write_native(out: &mut Vec<u8>, channel: u16, publish: &[u8], header: &[u8], body: &[u8], frame_max: u32) {
+    frame::write_method(out, channel, id::BASIC_PUBLISH, |out| out.extend_from_slice(publish));
+    frame::write_content(out, channel, header, body, frame_max);
+}
+
+/// Appends basic.return with its content, as RabbitMQ sends it.
+pub fn write_return(out: &mut Vec<u8>, channel: u16, arguments: &[u8], header: &[u8], body: &[u8], frame_max: u32) {
+    frame::write(out, frame::kind::METHOD, channel, |out| {
+        out.put_u16(id::BASIC_RETURN.0);
+        out.put_u16(id::BASIC_RETURN.1);
+        out.extend_from_slice(arguments);
+    });
+    frame::write_content(out, channel, header, body, frame_max);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::amqp::frame::{Split, split};
+
+    fn ack(tag: u64, multiple: bool) -> (Settle, Vec<u8>) {
+        let mut raw = Vec::new();
+        frame::write_method(&mut raw, 1, id::BASIC_ACK, |out| {
+            out.put_u64(tag);
+            out.put_u8(multiple.into());
+        });
+        (Settle { tag, multiple }, raw)
+    }
+
+    fn replayed(transaction: &Transaction) -> Vec<Settle> {
+        let (mut rest, mut found) = (transaction.settlements(), Vec::new());
+        while let Split::Frame(frame) = split(rest, 100) {
+            found.push(Settle::parse(frame.arguments()).unwrap());
+            rest = &rest[frame.raw.len()..];
+        }
+        found
+    }
+
+    fn settle(transaction: &mut Transaction, unacked: &mut TagSet, tag: u64, multiple: bool) {
+        let (settle, raw) = ack(tag, multiple);
+        transaction.settle(settle, &raw, unacked);
+    }
+
+    fn tags(tags: impl IntoIterator<Item = u64>) -> TagSet {
+        let mut set = TagSet::default();
+        tags.into_iter().for_each(|tag| set.insert(tag));
+        set
+    }
+
+    #[test]
+    fn all_so_far_is_replayed_with_the_highest_tag_that_was_held() {
+        let (mut transaction, mut unacked) = (Transaction::default(), tags(1..=5));
+        settle(&mut transaction, &mut unacked, 5, false);
+        settle(&mut transaction, &mut unacked, 0, true);
+        unacked.insert(6);
+        transaction.delivered(6);
+        assert_eq!(replayed(&transaction), [ack(5, false).0, ack(4, true).0]);
+        settle(&mut transaction, &mut unacked, 6, false);
+        settle(&mut transaction, &mut unacked, 0, true);
+        assert_eq!(replayed(&transaction).len(), 3, "nothing was held, so nothing is replayed");
+    }
+
+    #[test]
+    fn a_rollback_gives_the_settled_tags_back_but_not_the_recovered_ones() {
+        let (mut transaction, mut unacked) = (Transaction::default(), tags(1..=4));
+        settle(&mut transaction, &mut unacked, 2, false);
+        transaction.recovered(&unacked);
+        unacked.clear();
+        unacked.insert(5);
+        transaction.delivered(5);
+        assert_eq!(transaction.take_unsettled(), Some(tags([2, 5])));
+    }
+
+    #[test]
+    fn one_probe_serves_equal_messages_until_something_may_have_changed() {
+        let mut transaction = Transaction::default();
+        assert!(transaction.needs_probe(Some(b"a".to_vec())));
+        assert!(!transaction.needs_probe(Some(b"a".to_vec())));
+        assert!(transaction.needs_probe(None));
+        assert!(transaction.needs_probe(None));
+        transaction.forget_judgements();
+        assert!(transaction.needs_probe(Some(b"a".to_vec())));
+        assert_eq!(transaction.probes, 4);
+    }
+}
