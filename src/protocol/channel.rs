@@ -83,7 +83,8 @@ impl Consumers {
     }
 
     fn needs_ack(&self, consumer_tag: &[u8]) -> bool {
-        !self.no_ack.contains(consumer_tag) && !(self.unnamed_no_ack && consumer_tag.starts_with(b"amq.ctag-"))
+        let may_be_unnamed = self.unnamed_no_ack && consumer_tag.starts_with(b"amq.ctag-");
+        !self.no_ack.contains(consumer_tag) && !may_be_unnamed
     }
 }
 

@@ -52,7 +52,7 @@ impl LoginRules {
             return Err(LoginRefused::Mechanism);
         }
         let user = user(start_ok).unwrap_or_default();
-        if !self.from_loopback && self.loopback_users.iter().any(|guarded| *guarded == user) {
+        if !self.from_loopback && self.loopback_users.contains(&user) {
             return Err(LoginRefused::LoopbackUser);
         }
         Ok(user)

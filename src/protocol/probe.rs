@@ -51,9 +51,9 @@ pub fn write(out: &mut Vec<u8>, channel: u16, publish: &Publish<'_>, properties:
     Publish { routing_key, ..*publish }.write(out, channel);
     frame::write(out, frame::kind::HEADER, channel, |out| {
         properties.write_with_headers(out, 0, |out| {
-            let copies: [&[u8]; 2] = [b"CC", b"BCC"];
             copy_entries(out, properties.headers(), |name| {
-                !LEFT_OUT.contains(&name) && !(direct_reply && copies.contains(&name))
+                let reaches_somebody = direct_reply && [&b"CC"[..], b"BCC"].contains(&name);
+                !LEFT_OUT.contains(&name) && !reaches_somebody
             });
             if table::find(properties.headers().unwrap_or_default(), NO_STORE).is_none() {
                 table::write_bool(out, NO_STORE, true);
