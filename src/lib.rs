@@ -6,7 +6,9 @@
 //! - [`amqp`]: bytes and AMQP rules, pure.
 //! - [`tx`]: half messages, and the states of a transaction, pure.
 //! - [`store`]: what survives a crash.
+//! - [`config`]: what an operator can set, checked at the edge.
 
 pub mod amqp;
+pub mod config;
 pub mod store;
 pub mod tx;
