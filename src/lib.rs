@@ -7,8 +7,12 @@
 //! - [`tx`]: half messages, and the states of a transaction, pure.
 //! - [`store`]: what survives a crash.
 //! - [`config`]: what an operator can set, checked at the edge.
+//! - [`metrics`]: what is counted.
+//! - [`tls`]: certificates and trust, on both sides.
 
 pub mod amqp;
 pub mod config;
+pub mod metrics;
 pub mod store;
+pub mod tls;
 pub mod tx;
