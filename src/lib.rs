@@ -7,8 +7,24 @@
 //! - [`tx`]: half messages, and the states of a transaction, pure.
 //! - [`protocol`]: what one client connection says and is told, pure.
 //! - [`store`]: what survives a crash.
+//! - [`config`]: what an operator can set, checked at the edge.
+//! - [`metrics`] and [`health`]: what every part reports.
+//! - [`tls`]: certificates and trust, on both sides.
+//! - [`admin`]: the HTTP port.
+//! - [`telemetry`] and [`signals`]: logs, and what the operator says while the proxy runs.
+//! - [`app`]: builds every part in order.
+//! - [`cli`]: the command line.
 
+pub mod admin;
 pub mod amqp;
+pub mod app;
+pub mod cli;
+pub mod config;
+pub mod health;
+pub mod metrics;
 pub mod protocol;
+pub mod signals;
 pub mod store;
+pub mod telemetry;
+pub mod tls;
 pub mod tx;

@@ -1,0 +1,349 @@
+//! Everything an operator can set: one struct per table of `config.toml`, parsed and checked once, at the edge.
+//!
+//! Values come from three places, the later one wins: the defaults in this file, a TOML file, and environment
+//! variables named `HALFWAY_` + path with `__` between levels (`HALFWAY_STORE__URL`). `config.toml` at the top of the
+//! repository documents every key; a test holds it and this file together.
+
+mod load;
+mod validate;
+mod value;
+
+#[cfg(test)]
+mod tests;
+
+use std::{
+    net::{Ipv4Addr, SocketAddr},
+    path::PathBuf,
+    time::Duration,
+};
+
+use serde::{Deserialize, Serialize};
+
+pub use load::{ConfigError, Entry, Loaded, Origin, Problem, load};
+pub use value::{MessageSizeLimit, Secret, StoreUrl, UpstreamUrl, format_size};
+
+/// The whole configuration. [`Config::default`] is what an empty file gives.
+#[derive(Clone, Debug, Default, Deserialize, PartialEq, Serialize)]
+#[serde(default)]
+pub struct Config {
+    /// Where clients connect.
+    pub listen: Listen,
+    /// The RabbitMQ nodes behind the proxy.
+    pub upstream: Upstream,
+    /// The account and the pace with which committed messages are published.
+    pub relay: Relay,
+    /// Where half messages are kept.
+    pub store: Store,
+    /// Limits and waits of transactions.
+    pub transaction: Transaction,
+    /// The HTTP port for health and metrics.
+    pub admin: Admin,
+    /// How the process ends.
+    pub shutdown: Shutdown,
+    /// What is logged, and how.
+    pub log: Log,
+}
+
+/// `[listen]`: the AMQP ports and what is allowed on them.
+#[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
+#[serde(default)]
+pub struct Listen {
+    /// Plain AMQP.
+    #[serde(with = "value::address")]
+    pub address: SocketAddr,
+    /// AMQP over TLS; none: no TLS port. See [`Listen::tls`].
+    #[serde(with = "value::optional_address")]
+    pub tls_address: Option<SocketAddr>,
+    /// The files of the TLS port.
+    pub tls: ListenTlsFiles,
+    /// Client connections at one time, both ports together; one more is closed as soon as it is accepted.
+    pub max_connections: u32,
+    /// Users that may log in from a loopback address only, because RabbitMQ sees the proxy's address, not theirs.
+    pub loopback_users: Vec<String>,
+    /// From accept to `connection.open-ok`; then the connection is closed, as RabbitMQ does.
+    #[serde(with = "value::duration")]
+    pub handshake_timeout: Duration,
+}
+
+/// `[listen.tls]`, as written; [`Listen::tls`] is what inner code uses.
+#[derive(Clone, Debug, Default, Deserialize, PartialEq, Serialize)]
+#[serde(default)]
+pub struct ListenTlsFiles {
+    /// PEM, the server's certificate first, then its intermediates.
+    #[serde(with = "value::optional_path")]
+    pub certificate: Option<PathBuf>,
+    /// PEM, the private key of that certificate.
+    #[serde(with = "value::optional_path")]
+    pub key: Option<PathBuf>,
+    /// PEM, the authorities that sign client certificates; none: clients show no certificate.
+    #[serde(with = "value::optional_path")]
+    pub client_ca: Option<PathBuf>,
+}
+
+/// A TLS port with all that it needs.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ListenTls {
+    /// Where to listen.
+    pub address: SocketAddr,
+    /// See [`ListenTlsFiles::certificate`].
+    pub certificate: PathBuf,
+    /// See [`ListenTlsFiles::key`].
+    pub key: PathBuf,
+    /// See [`ListenTlsFiles::client_ca`].
+    pub client_ca: Option<PathBuf>,
+}
+
+impl Listen {
+    /// The TLS port, when `tls_address` is set; validation has seen to it that certificate and key are set with it.
+    pub fn tls(&self) -> Option<ListenTls> {
+        Some(ListenTls {
+            address: self.tls_address?,
+            certificate: self.tls.certificate.clone()?,
+            key: self.tls.key.clone()?,
+            client_ca: self.tls.client_ca.clone(),
+        })
+    }
+}
+
+/// `[upstream]`: the RabbitMQ nodes.
+#[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
+#[serde(default)]
+pub struct Upstream {
+    /// Tried in order for every new connection; never empty.
+    pub urls: Vec<UpstreamUrl>,
+    /// Trust for `amqps://`.
+    pub tls: UpstreamTls,
+    /// Whether RabbitMQ is told the client's address.
+    pub proxy_protocol: ProxyProtocol,
+    /// TCP connect and TLS handshake, per URL.
+    #[serde(with = "value::duration")]
+    pub connect_timeout: Duration,
+}
+
+/// `[upstream.tls]`.
+#[derive(Clone, Debug, Default, Deserialize, PartialEq, Serialize)]
+#[serde(default)]
+pub struct UpstreamTls {
+    /// PEM, the authorities that RabbitMQ's certificate must come from; none: those of the system.
+    #[serde(with = "value::optional_path")]
+    pub ca: Option<PathBuf>,
+}
+
+/// The PROXY protocol header sent ahead of each upstream connection.
+#[derive(Clone, Copy, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ProxyProtocol {
+    /// None.
+    #[default]
+    Off,
+    /// Version 2, the binary one; RabbitMQ must have `proxy_protocol = true`.
+    V2,
+}
+
+/// `[relay]`: publishing committed messages to RabbitMQ.
+#[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
+#[serde(default)]
+pub struct Relay {
+    /// The RabbitMQ account.
+    pub username: String,
+    /// Its password, from here or from `password_file`.
+    pub password: Secret,
+    /// The file that the password was read from; when set, it wins over `password`.
+    #[serde(with = "value::optional_path")]
+    pub password_file: Option<PathBuf>,
+    /// Channels per connection (one connection a virtual host); order holds within a lane.
+    pub lanes: u16,
+    /// Messages published and not yet confirmed, per lane.
+    pub window: u32,
+    /// Pauses after a failure.
+    pub retry: Retry,
+    /// Without a confirm for this long while messages are in flight, the lane counts as stalled and starts anew.
+    #[serde(with = "value::duration")]
+    pub confirm_timeout: Duration,
+}
+
+/// `[relay.retry]`: exponential back-off with jitter between two bounds.
+#[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
+#[serde(default)]
+pub struct Retry {
+    /// The first pause.
+    #[serde(with = "value::duration")]
+    pub initial: Duration,
+    /// The longest pause.
+    #[serde(with = "value::duration")]
+    pub max: Duration,
+}
+
+/// `[store]`: where half messages are kept.
+#[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
+#[serde(default)]
+pub struct Store {
+    /// What kind of store, and where.
+    pub url: StoreUrl,
+    /// Bytes in use past which clients get `connection.blocked`.
+    #[serde(with = "value::size")]
+    pub max_size: u64,
+}
+
+/// `[transaction]`: limits and waits.
+#[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
+#[serde(default)]
+pub struct Transaction {
+    /// How long `tx.commit-ok` waits for the relay's confirms once the decision is durable; zero: not at all.
+    #[serde(with = "value::duration")]
+    pub forward_wait: Duration,
+    /// The same for a transaction with a mandatory message, whose return must come before `tx.commit-ok`.
+    #[serde(with = "value::duration")]
+    pub mandatory_wait: Duration,
+    /// Messages in one transaction.
+    pub max_messages: u64,
+    /// Bytes (bodies and headers) in one transaction.
+    #[serde(with = "value::size")]
+    pub max_size: u64,
+    /// Bytes of one body.
+    pub max_message_size: MessageSizeLimit,
+    /// Bytes of one plain transaction kept in memory; what comes beyond goes to the store before the commit.
+    #[serde(with = "value::size")]
+    pub memory: u64,
+    /// What becomes of a committed message that is not mandatory and reaches no queue.
+    pub unroutable: Unroutable,
+    /// How long finished transactions are remembered.
+    #[serde(with = "value::duration")]
+    pub retention: Duration,
+}
+
+/// What becomes of a committed message that no queue takes.
+#[derive(Clone, Copy, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Unroutable {
+    /// It is counted and dropped, as RabbitMQ drops it.
+    #[default]
+    Drop,
+    /// It is kept as a dead letter.
+    DeadLetter,
+}
+
+/// `[admin]`: the HTTP port.
+#[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
+#[serde(default)]
+pub struct Admin {
+    /// `/healthz`, `/readyz` and `/metrics`; none: no HTTP port.
+    #[serde(with = "value::optional_address")]
+    pub address: Option<SocketAddr>,
+}
+
+/// `[shutdown]`.
+#[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
+#[serde(default)]
+pub struct Shutdown {
+    /// How long running commits may take after SIGTERM before their connections are closed.
+    #[serde(with = "value::duration")]
+    pub grace: Duration,
+}
+
+/// `[log]`.
+#[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
+#[serde(default)]
+pub struct Log {
+    /// For people or for machines.
+    pub format: LogFormat,
+    /// A level, or levels per module: `info,halfway::relay=debug`.
+    pub level: String,
+}
+
+/// The form of a log line.
+#[derive(Clone, Copy, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum LogFormat {
+    /// One readable line an event.
+    #[default]
+    Text,
+    /// One JSON object an event.
+    Json,
+}
+
+impl Default for Listen {
+    fn default() -> Self {
+        Listen {
+            address: SocketAddr::from((Ipv4Addr::LOCALHOST, 5673)),
+            tls_address: None,
+            tls: ListenTlsFiles::default(),
+            max_connections: 10_000,
+            loopback_users: vec!["guest".into()],
+            handshake_timeout: Duration::from_secs(10),
+        }
+    }
+}
+
+impl Default for Upstream {
+    fn default() -> Self {
+        Upstream {
+            urls: vec![UpstreamUrl { tls: false, host: Ipv4Addr::LOCALHOST.to_string(), port: 5672 }],
+            tls: UpstreamTls::default(),
+            proxy_protocol: ProxyProtocol::Off,
+            connect_timeout: Duration::from_secs(5),
+        }
+    }
+}
+
+impl Default for Relay {
+    fn default() -> Self {
+        Relay {
+            username: "guest".into(),
+            password: Secret::new("guest"),
+            password_file: None,
+            lanes: 8,
+            window: 1000,
+            retry: Retry::default(),
+            confirm_timeout: Duration::from_secs(30),
+        }
+    }
+}
+
+impl Default for Retry {
+    fn default() -> Self {
+        Retry { initial: Duration::from_millis(100), max: Duration::from_secs(30) }
+    }
+}
+
+impl Default for Store {
+    fn default() -> Self {
+        Store { url: StoreUrl::Sqlite("halfway.db".into()), max_size: 10 * GIB }
+    }
+}
+
+impl Default for Transaction {
+    fn default() -> Self {
+        Transaction {
+            forward_wait: Duration::from_secs(1),
+            mandatory_wait: Duration::from_secs(30),
+            max_messages: 1_000_000,
+            max_size: GIB,
+            max_message_size: MessageSizeLimit::Auto,
+            memory: MIB,
+            unroutable: Unroutable::Drop,
+            retention: Duration::from_secs(24 * 60 * 60),
+        }
+    }
+}
+
+impl Default for Admin {
+    fn default() -> Self {
+        Admin { address: Some(SocketAddr::from((Ipv4Addr::LOCALHOST, 15673))) }
+    }
+}
+
+impl Default for Shutdown {
+    fn default() -> Self {
+        Shutdown { grace: Duration::from_secs(30) }
+    }
+}
+
+impl Default for Log {
+    fn default() -> Self {
+        Log { format: LogFormat::Text, level: "info".into() }
+    }
+}
+
+const MIB: u64 = 1024 * 1024;
+const GIB: u64 = 1024 * MIB;

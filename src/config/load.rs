@@ -1,0 +1,319 @@
+//! From file and environment to a checked [`Config`], with the origin of every value.
+
+use std::{
+    collections::BTreeMap,
+    ffi::OsString,
+    fmt, fs, io,
+    path::{Path, PathBuf},
+};
+
+use figment::{
+    Figment, Metadata, Profile, Provider, Source,
+    providers::{Format, Toml},
+    value::{Dict, Map, Tag, Value},
+};
+use serde_json::Value as Json;
+use thiserror::Error;
+
+use super::{Config, Secret, validate};
+
+/// Reads the configuration: defaults, then the file, then the environment.
+///
+/// `file` is the one the operator named and must exist. Without it, `config.toml` in the working directory is read, or
+/// else `/etc/halfway/config.toml`; it is no error when neither is there.
+/// # Errors
+/// Everything that is wrong, each with its key and where it stands; see [`ConfigError`].
+pub fn load(file: Option<&Path>) -> Result<Loaded, ConfigError> {
+    let file = match file {
+        Some(named) => Some(named.to_owned()),
+        None => STANDARD_FILES.into_iter().map(PathBuf::from).find(|path| path.exists()),
+    };
+    load_from(file.as_deref(), std::env::vars_os())
+}
+
+/// A configuration that passed every check.
+#[derive(Clone, Debug)]
+pub struct Loaded {
+    /// The values.
+    pub config: Config,
+    /// The file that was read, if any.
+    pub file: Option<PathBuf>,
+    origins: BTreeMap<String, Origin>,
+}
+
+impl Loaded {
+    /// Every key with its effective value (secrets redacted) and its origin, sorted by key.
+    pub fn entries(&self) -> Vec<Entry> {
+        let origin = |key: &str| self.origins.get(key).cloned().unwrap_or(Origin::Default);
+        leaves(&self.config).into_iter().map(|(key, value)| Entry { origin: origin(&key), key, value }).collect()
+    }
+}
+
+/// One line of `halfway config show`.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Entry {
+    /// The path, such as `listen.address`.
+    pub key: String,
+    /// The value as it would stand in the file.
+    pub value: Json,
+    /// Where it comes from.
+    pub origin: Origin,
+}
+
+/// Where a value comes from.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub enum Origin {
+    /// Nobody set it.
+    Default,
+    /// The configuration file.
+    File(PathBuf),
+    /// An environment variable.
+    Variable(String),
+    /// The file that a `*_file` key names.
+    SecretFile(PathBuf),
+}
+
+impl fmt::Display for Origin {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Origin::Default => f.write_str("default"),
+            Origin::File(path) | Origin::SecretFile(path) => write!(f, "{}", path.display()),
+            Origin::Variable(name) => f.write_str(name),
+        }
+    }
+}
+
+/// Why there is no configuration.
+#[derive(Debug, Error)]
+pub enum ConfigError {
+    /// The file, or the file that holds a secret, can't be read.
+    #[error("cannot read {}{}: {source}", path.display(), key.map(|key| format!(" (named by `{key}`)")).unwrap_or_default())]
+    Unreadable {
+        /// The file.
+        path: PathBuf,
+        /// The key that names it, when it holds a secret.
+        key: Option<&'static str>,
+        /// The system's reason.
+        source: io::Error,
+    },
+    /// The file is not TOML.
+    #[error("{}, line {line}: {message}", path.display())]
+    Syntax {
+        /// The file.
+        path: PathBuf,
+        /// Counted from 1.
+        line: usize,
+        /// What the parser says; the line itself is left out, as it may hold a secret.
+        message: String,
+    },
+    /// Keys or values are wrong; never empty.
+    #[error("{}", .0.iter().map(Problem::to_string).collect::<Vec<_>>().join("\n"))]
+    Problems(Vec<Problem>),
+}
+
+/// One thing that is wrong, and where.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Problem {
+    /// Where it stands.
+    pub origin: Origin,
+    /// The key, such as `listen.address`.
+    pub key: String,
+    /// What is wrong with it, in one clause.
+    pub text: String,
+}
+
+impl fmt::Display for Problem {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.origin {
+            Origin::Variable(_) => write!(f, "{}: {}", self.origin, self.text),
+            _ => write!(f, "{}: `{}`: {}", self.origin, self.key, self.text),
+        }
+    }
+}
+
+/// [`load`] with everything given, so that tests need not touch the process's environment.
+pub(super) fn load_from(
+    file: Option<&Path>,
+    variables: impl IntoIterator<Item = (OsString, OsString)>,
+) -> Result<Loaded, ConfigError> {
+    let known = leaves(&Config::default());
+    let mut problems = Vec::new();
+    let mut figment = Figment::new();
+    if let Some(path) = file {
+        let dict = read_file(path)?;
+        find_unknown(&dict, "", path, &known, &mut problems);
+        figment = figment.merge(Layer { origin: Origin::File(path.to_owned()), dict });
+    }
+    for (name, value) in variables {
+        match read_variable(name, value, &known) {
+            Ok(Some(layer)) => figment = figment.merge(layer),
+            Ok(None) => {}
+            Err(problem) => problems.push(problem),
+        }
+    }
+    let origin_of = |key: &str| figment.find_metadata(key).and_then(origin).unwrap_or(Origin::Default);
+    let config = figment.extract::<Config>().map_err(|errors| {
+        problems.extend(errors.into_iter().map(|error| Problem {
+            origin: error.metadata.as_ref().and_then(origin).unwrap_or(Origin::Default),
+            key: error.path.join("."),
+            text: error.kind.to_string(),
+        }));
+    });
+    let Ok(mut config) = config else { return Err(ConfigError::Problems(problems)) };
+    problems.extend(validate::problems(&config).into_iter().map(|(key, text)| Problem {
+        origin: origin_of(key),
+        key: key.into(),
+        text,
+    }));
+    if !problems.is_empty() {
+        return Err(ConfigError::Problems(problems));
+    }
+
+    let mut origins = BTreeMap::new();
+    for key in known.into_keys() {
+        let origin = origin_of(&key);
+        origins.insert(key, origin);
+    }
+    if let Some(path) = &config.relay.password_file {
+        config.relay.password = read_secret(path, "relay.password_file")?;
+        origins.insert("relay.password".into(), Origin::SecretFile(path.clone()));
+    }
+    Ok(Loaded { config, file: file.map(Path::to_owned), origins })
+}
+
+fn read_file(path: &Path) -> Result<Dict, ConfigError> {
+    let text = fs::read_to_string(path).map_err(|source| ConfigError::Unreadable {
+        path: path.to_owned(),
+        key: None,
+        source,
+    })?;
+    Toml::from_str(&text).map_err(|error| ConfigError::Syntax {
+        path: path.to_owned(),
+        line: error.span().map_or(1, |span| 1 + text[..span.start].matches('\n').count()),
+        message: error.message().to_owned(),
+    })
+}
+
+fn read_secret(path: &Path, key: &'static str) -> Result<Secret, ConfigError> {
+    match fs::read_to_string(path) {
+        // An editor ends a file with a newline; no secret is meant to.
+        Ok(text) => Ok(Secret::new(text.trim_end_matches(['\n', '\r']))),
+        Err(source) => Err(ConfigError::Unreadable { path: path.to_owned(), key: Some(key), source }),
+    }
+}
+
+fn find_unknown(dict: &Dict, prefix: &str, path: &Path, known: &Keys, problems: &mut Vec<Problem>) {
+    for (name, value) in dict {
+        let key = if prefix.is_empty() { name.clone() } else { format!("{prefix}.{name}") };
+        if known.contains_key(&key) {
+            continue;
+        }
+        match value {
+            Value::Dict(_, inner) if !inner.is_empty() => find_unknown(inner, &key, path, known, problems),
+            _ if known.keys().any(|known| known.strip_prefix(&key).is_some_and(|rest| rest.starts_with('.'))) => {}
+            _ => {
+                let near = nearest(&key, known.keys().map(String::as_str));
+                let text = format!("unknown key, the nearest valid one is `{near}`");
+                problems.push(Problem { origin: Origin::File(path.to_owned()), key, text });
+            }
+        }
+    }
+}
+
+/// The layer of one variable; none when the variable is not ours.
+fn read_variable(name: OsString, value: OsString, known: &Keys) -> Result<Option<Layer>, Problem> {
+    let Some(name) = name.to_str().filter(|name| name.starts_with(PREFIX)) else { return Ok(None) };
+    // Kubernetes sets these in every pod that stands beside a service called `halfway`.
+    if name == "HALFWAY_PORT" || name.starts_with("HALFWAY_PORT_") || name.starts_with("HALFWAY_SERVICE_") {
+        return Ok(None);
+    }
+    let problem =
+        |key: &str, text: String| Problem { origin: Origin::Variable(name.to_owned()), key: key.to_owned(), text };
+    let Some((key, default)) = known.iter().find(|(key, _)| variable_of(key) == name) else {
+        let variables: Vec<String> = known.keys().map(|key| variable_of(key)).collect();
+        let near = nearest(name, variables.iter().map(String::as_str));
+        return Err(problem(name, format!("unknown variable, the nearest valid one is {near}")));
+    };
+    let text = value.into_string().map_err(|_| problem(key, "the value is not UTF-8".into()))?;
+    // The default tells the type, so that a password of digits stays a string.
+    let value = match default {
+        Json::Number(_) => Value::from(
+            text.trim().parse::<u64>().map_err(|_| problem(key, format!("expected a whole number, found {text:?}")))?,
+        ),
+        Json::Array(_) => parse_list(&text).map_err(|text| problem(key, text))?,
+        _ => Value::from(text),
+    };
+    let dict = key.rsplit('.').fold(value, |value, part| Value::from(Dict::from([(part.to_owned(), value)])));
+    let Value::Dict(_, dict) = dict else { unreachable!("a key has at least one part, so the fold ends in a table") };
+    Ok(Some(Layer { origin: Origin::Variable(name.to_owned()), dict }))
+}
+
+/// `a, b` or the TOML array `["a", "b"]`; the empty text is the empty list.
+fn parse_list(text: &str) -> Result<Value, String> {
+    if text.trim_start().starts_with('[') {
+        let mut dict: Dict = Toml::from_str(&format!("list = {text}"))
+            .map_err(|error| format!("expected a list such as a,b or [\"a\", \"b\"]: {}", error.message()))?;
+        return dict.remove("list").ok_or_else(|| "expected a list".into());
+    }
+    let items = text.split(',').map(str::trim).filter(|item| !item.is_empty());
+    Ok(Value::Array(Tag::Default, items.map(Value::from).collect()))
+}
+
+fn variable_of(key: &str) -> String {
+    format!("{PREFIX}{}", key.replace('.', "__").to_uppercase())
+}
+
+fn nearest<'a>(wanted: &str, valid: impl Iterator<Item = &'a str>) -> &'a str {
+    valid.min_by_key(|valid| strsim::damerau_levenshtein(wanted, valid)).unwrap_or_default()
+}
+
+/// Every key of `config` with its value, as it would stand in a file.
+fn leaves(config: &Config) -> Keys {
+    fn walk(prefix: String, value: Json, keys: &mut Keys) {
+        match value {
+            Json::Object(table) => {
+                for (name, value) in table {
+                    walk(if prefix.is_empty() { name } else { format!("{prefix}.{name}") }, value, keys);
+                }
+            }
+            leaf => {
+                keys.insert(prefix, leaf);
+            }
+        }
+    }
+    let mut keys = Keys::new();
+    walk(String::new(), serde_json::to_value(config).expect("structs of strings and numbers become JSON"), &mut keys);
+    keys
+}
+
+fn origin(metadata: &Metadata) -> Option<Origin> {
+    match metadata.source.as_ref()? {
+        Source::File(path) => Some(Origin::File(path.clone())),
+        Source::Custom(variable) => Some(Origin::Variable(variable.clone())),
+        _ => None,
+    }
+}
+
+/// One source of values, tagged with its origin.
+struct Layer {
+    origin: Origin,
+    dict: Dict,
+}
+
+impl Provider for Layer {
+    fn metadata(&self) -> Metadata {
+        match &self.origin {
+            Origin::File(path) => Metadata::from("file", Source::File(path.clone())),
+            origin => Metadata::from("variable", Source::Custom(origin.to_string())),
+        }
+    }
+
+    fn data(&self) -> figment::error::Result<Map<Profile, Dict>> {
+        Ok(Profile::Default.collect(self.dict.clone()))
+    }
+}
+
+type Keys = BTreeMap<String, Json>;
+
+const PREFIX: &str = "HALFWAY_";
+const STANDARD_FILES: [&str; 2] = ["config.toml", "/etc/halfway/config.toml"];

@@ -1,0 +1,183 @@
+use std::{fs, path::PathBuf, time::Duration};
+
+use super::{load::load_from, *};
+
+fn load_text(text: &str, variables: &[(&str, &str)]) -> Result<Loaded, ConfigError> {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let path = folder.path().join("halfway.toml");
+    fs::write(&path, text).expect("the file is written");
+    load_from(Some(&path), variables.iter().map(|(name, value)| (name.into(), value.into())))
+}
+
+fn problems(text: &str, variables: &[(&str, &str)]) -> Vec<String> {
+    match load_text(text, variables) {
+        Err(ConfigError::Problems(problems)) => problems.iter().map(|p| format!("{}: {}", p.key, p.text)).collect(),
+        other => panic!("expected problems, got {other:?}"),
+    }
+}
+
+fn origin(loaded: &Loaded, key: &str) -> Origin {
+    loaded.entries().into_iter().find(|entry| entry.key == key).expect("a known key").origin
+}
+
+#[test]
+fn the_documented_file_has_every_key_with_its_default() {
+    let path = PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/config.toml"));
+    let loaded = load_from(Some(&path), []).expect("config.toml is valid");
+    assert_eq!(loaded.config, Config::default());
+    for entry in loaded.entries() {
+        assert_eq!(entry.origin, Origin::File(path.clone()), "{} is missing in config.toml", entry.key);
+    }
+}
+
+#[test]
+fn an_empty_file_means_the_defaults() {
+    assert_eq!(load_text("", &[]).expect("valid").config, Config::default());
+    assert_eq!(load_from(None, []).expect("valid").config, Config::default());
+}
+
+#[test]
+fn a_named_file_must_exist() {
+    let missing = PathBuf::from("/nowhere/halfway.toml");
+    let error = load(Some(&missing)).expect_err("there is no such file").to_string();
+    assert!(error.contains("/nowhere/halfway.toml"), "{error}");
+}
+
+#[test]
+fn the_variable_wins_over_the_file_and_each_value_knows_its_origin() {
+    let loaded = load_text(
+        "[listen]\naddress = '0.0.0.0:1'\nmax_connections = 7\n[relay.retry]\nmax = '1m'",
+        &[("HALFWAY_LISTEN__ADDRESS", "[::1]:2"), ("HALFWAY_RELAY__LANES", "3"), ("HOME", "/root")],
+    )
+    .expect("valid");
+    assert_eq!(loaded.config.listen.address.to_string(), "[::1]:2");
+    assert_eq!(loaded.config.listen.max_connections, 7);
+    assert_eq!(loaded.config.relay.lanes, 3);
+    assert_eq!(loaded.config.relay.retry, Retry { initial: Duration::from_millis(100), max: Duration::from_secs(60) });
+    assert_eq!(origin(&loaded, "listen.address"), Origin::Variable("HALFWAY_LISTEN__ADDRESS".into()));
+    assert!(matches!(origin(&loaded, "relay.retry.max"), Origin::File(_)));
+    assert_eq!(origin(&loaded, "relay.retry.initial"), Origin::Default);
+}
+
+#[test]
+fn a_secret_of_digits_stays_a_string_and_is_never_shown() {
+    let loaded = load_text("", &[("HALFWAY_RELAY__PASSWORD", "01234"), ("HALFWAY_RELAY__USERNAME", "true")]);
+    let loaded = loaded.expect("valid");
+    assert_eq!(loaded.config.relay.password.expose(), "01234");
+    assert_eq!(loaded.config.relay.username, "true");
+    assert!(!format!("{loaded:?} {:?}", loaded.entries()).contains("01234"));
+    assert_eq!(problems("[relay]\npassword = 98765", &[]), ["relay.password: expected a string in quotes"]);
+    let syntax = load_text("[relay]\npassword = hunter2", &[]).expect_err("quotes are missing").to_string();
+    assert!(syntax.contains("line 2") && !syntax.contains("hunter2"), "{syntax}");
+}
+
+#[test]
+fn a_secret_comes_from_its_file_without_the_newline() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let path = folder.path().join("password");
+    fs::write(&path, "s3cret \n").expect("the file is written");
+    let variables = [("HALFWAY_RELAY__PASSWORD_FILE", path.to_str().expect("UTF-8"))];
+    let loaded = load_text("[relay]\npassword = 'other'", &variables).expect("valid");
+    assert_eq!(loaded.config.relay.password.expose(), "s3cret ");
+    assert_eq!(origin(&loaded, "relay.password"), Origin::SecretFile(path));
+
+    let error = load_text("[relay]\npassword_file = '/nowhere/password'", &[]).expect_err("no such file").to_string();
+    assert!(error.contains("/nowhere/password") && error.contains("relay.password_file"), "{error}");
+}
+
+#[test]
+fn unknown_keys_name_the_place_and_the_nearest_valid_key() {
+    let text = "[stor]\nurl = 'x'\n[relay.retry]\ninitail = '1s'\n[[checker]]\nname = 'a'";
+    let variables = [("HALFWAY_STORE_URL", "x"), ("HALFWAY_LISTEN__TLS", "x")];
+    let Err(ConfigError::Problems(found)) = load_text(text, &variables) else { panic!("unknown keys are errors") };
+    let shown: Vec<_> = found.iter().map(Problem::to_string).collect();
+    assert_eq!(shown.len(), 5, "{shown:#?}");
+    assert!(shown[0].contains("halfway.toml: `checker`"), "{shown:#?}");
+    assert!(shown[1].ends_with("`relay.retry.initail`: unknown key, the nearest valid one is `relay.retry.initial`"));
+    assert!(shown[2].ends_with("`stor.url`: unknown key, the nearest valid one is `store.url`"));
+    assert_eq!(shown[3], "HALFWAY_STORE_URL: unknown variable, the nearest valid one is HALFWAY_STORE__URL");
+    assert!(shown[4].starts_with("HALFWAY_LISTEN__TLS: unknown variable"));
+}
+
+#[test]
+fn the_variables_of_a_kubernetes_service_are_not_ours() {
+    let variables = [
+        ("HALFWAY_PORT", "tcp://10.0.0.1:5673"),
+        ("HALFWAY_PORT_5673_TCP_ADDR", "10.0.0.1"),
+        ("HALFWAY_SERVICE_HOST", "10.0.0.1"),
+    ];
+    assert_eq!(load_text("", &variables).expect("valid").config, Config::default());
+}
+
+#[test]
+fn lists_come_by_variable_in_both_forms() {
+    for text in ["amqp://a,amqps://b:1", " amqp://a:5672 , amqps://b:1/,", "[\"amqp://a\", 'amqps://b:1']"] {
+        let loaded = load_text("", &[("HALFWAY_UPSTREAM__URLS", text)]).expect("valid");
+        let urls: Vec<_> = loaded.config.upstream.urls.iter().map(UpstreamUrl::to_string).collect();
+        assert_eq!(urls, ["amqp://a:5672", "amqps://b:1"]);
+    }
+    assert!(
+        load_text("", &[("HALFWAY_LISTEN__LOOPBACK_USERS", "")])
+            .expect("valid")
+            .config
+            .listen
+            .loopback_users
+            .is_empty()
+    );
+    assert_eq!(problems("", &[("HALFWAY_UPSTREAM__URLS", "")]), ["upstream.urls: needs at least one URL"]);
+}
+
+#[test]
+fn values_that_do_not_parse_name_their_key_and_show_what_is_expected() {
+    for (text, expected) in [
+        ("[listen]\nhandshake_timeout = '10'", "listen.handshake_timeout: expected a duration such as \"30s\""),
+        ("[store]\nmax_size = 'big'", "store.max_size: expected a size such as \"10MiB\""),
+        ("[store]\nurl = 'postgres://u:p@h/d'", "store.url: the only kind of store is `sqlite:`"),
+        ("[transaction]\nmax_message_size = 'x'", "transaction.max_message_size: expected \"auto\" or a size"),
+        ("[transaction]\nunroutable = 'keep'", "transaction.unroutable: unknown variant"),
+        ("[listen]\naddress = 'localhost:1'", "listen.address: expected an IP address and a port"),
+        ("[relay]\nlanes = '8'", "relay.lanes: invalid type"),
+        ("[upstream]\nurls = ['http://h']", "upstream.urls.0: `http://h` does not begin with amqp://"),
+        ("[upstream]\nurls = ['amqp://u:p@h']", "upstream.urls.0: an upstream URL carries no user"),
+        ("[upstream]\nurls = ['amqp://h/vhost']", "upstream.urls.0: `amqp://h/vhost` has more than a host"),
+        ("[upstream]\nurls = ['amqp://::1']", "upstream.urls.0: `amqp://::1`: an IPv6 address stands in brackets"),
+        ("[upstream]\nurls = ['amqp://h:0']", "upstream.urls.0: `0` in `amqp://h:0` is not a port"),
+        ("listen = 3", "listen: invalid type"),
+    ] {
+        let found = problems(text, &[]);
+        assert!(found[0].starts_with(expected), "{text}: {found:?}");
+    }
+    assert_eq!(
+        problems("", &[("HALFWAY_RELAY__LANES", "many")]),
+        ["relay.lanes: expected a whole number, found \"many\""]
+    );
+}
+
+#[test]
+fn keys_that_need_one_another_are_checked_together() {
+    for (text, key) in [
+        ("[listen]\ntls_address = '0.0.0.0:5671'\ntls.key = 'k'", "listen.tls.certificate"),
+        ("[listen]\ntls_address = '0.0.0.0:5671'\ntls.certificate = 'c'", "listen.tls.key"),
+        ("[listen.tls]\nclient_ca = 'c'", "listen.tls.client_ca"),
+        ("[admin]\naddress = '127.0.0.1:5673'", "admin.address"),
+        ("[relay.retry]\ninitial = '1m'", "relay.retry.max"),
+        ("[relay]\nlanes = 0", "relay.lanes"),
+        ("[store]\nmax_size = '100MiB'", "transaction.max_size"),
+        ("[transaction]\nmax_message_size = '2GiB'", "transaction.max_message_size"),
+        ("[log]\nlevel = 'info,halfway=loud'", "log.level"),
+    ] {
+        let found = problems(text, &[]);
+        assert!(found.len() == 1 && found[0].starts_with(&format!("{key}: ")), "{text}: {found:?}");
+    }
+    let both = "[listen]\ntls_address = '0.0.0.0:5671'\ntls = { certificate = 'c', key = 'k' }";
+    let tls = load_text(both, &[]).expect("valid").config.listen.tls().expect("a TLS port");
+    assert_eq!((tls.certificate, tls.key, tls.client_ca), ("c".into(), "k".into(), None));
+}
+
+#[test]
+fn sizes_are_shown_as_they_are_written() {
+    for text in ["10GiB", "1536KiB", "1000B", "0B"] {
+        let bytes = text.parse::<bytesize::ByteSize>().expect("a size").as_u64();
+        assert_eq!(format_size(bytes), text);
+    }
+}

@@ -1,0 +1,67 @@
+//! What a single value can't tell: ranges, and keys that need one another.
+
+use std::{net::SocketAddr, time::Duration};
+
+use tracing_subscriber::EnvFilter;
+
+use super::{Config, MessageSizeLimit};
+
+/// Everything that is wrong with `config`: the key to look at, and what is wrong with it.
+pub(super) fn problems(config: &Config) -> Vec<(&'static str, String)> {
+    let Config { listen, upstream, relay, store, transaction, admin, .. } = config;
+    let mut found = Vec::new();
+    let mut check = |holds: bool, key: &'static str, text: &str| {
+        if !holds {
+            found.push((key, text.to_owned()));
+        }
+    };
+
+    let tls = &listen.tls;
+    let has_tls = listen.tls_address.is_some();
+    check(!has_tls || tls.certificate.is_some(), "listen.tls.certificate", "listen.tls_address needs a certificate");
+    check(!has_tls || tls.key.is_some(), "listen.tls.key", "listen.tls_address needs the certificate's key");
+    let without_port = "does nothing while listen.tls_address is not set";
+    check(has_tls || tls.certificate.is_none(), "listen.tls.certificate", without_port);
+    check(has_tls || tls.key.is_none(), "listen.tls.key", without_port);
+    check(has_tls || tls.client_ca.is_none(), "listen.tls.client_ca", without_port);
+    check(!collide(Some(listen.address), listen.tls_address), "listen.tls_address", "is listen.address too");
+    check(!collide(Some(listen.address), admin.address), "admin.address", "is listen.address too");
+    check(!collide(listen.tls_address, admin.address), "admin.address", "is listen.tls_address too");
+    check(listen.max_connections > 0, "listen.max_connections", AT_LEAST_ONE);
+    check(listen.handshake_timeout > Duration::ZERO, "listen.handshake_timeout", LONGER_THAN_ZERO);
+
+    check(!upstream.urls.is_empty(), "upstream.urls", "needs at least one URL");
+    check(upstream.connect_timeout > Duration::ZERO, "upstream.connect_timeout", LONGER_THAN_ZERO);
+
+    check(!relay.username.is_empty(), "relay.username", "is empty");
+    check((1..=MOST_LANES).contains(&relay.lanes), "relay.lanes", "must be 1 to 1024");
+    check(relay.window > 0, "relay.window", AT_LEAST_ONE);
+    check(relay.retry.initial > Duration::ZERO, "relay.retry.initial", LONGER_THAN_ZERO);
+    check(relay.retry.initial <= relay.retry.max, "relay.retry.max", "is shorter than relay.retry.initial");
+    check(relay.confirm_timeout > Duration::ZERO, "relay.confirm_timeout", LONGER_THAN_ZERO);
+
+    check(store.max_size >= LEAST_STORE, "store.max_size", "must be at least 1MiB");
+
+    check(transaction.max_messages > 0, "transaction.max_messages", AT_LEAST_ONE);
+    check(transaction.max_size > 0, "transaction.max_size", AT_LEAST_ONE);
+    check(transaction.max_size <= store.max_size, "transaction.max_size", "is larger than store.max_size");
+    if let MessageSizeLimit::Bytes(bytes) = transaction.max_message_size {
+        check(bytes > 0, "transaction.max_message_size", AT_LEAST_ONE);
+        check(bytes <= transaction.max_size, "transaction.max_message_size", "is larger than transaction.max_size");
+    }
+
+    if let Err(error) = EnvFilter::try_new(&config.log.level) {
+        found.push(("log.level", format!("is neither a level nor a list of module=level: {error}")));
+    }
+    found
+}
+
+fn collide(one: Option<SocketAddr>, other: Option<SocketAddr>) -> bool {
+    // Port 0 asks the system for any free one.
+    one == other && one.is_some_and(|address| address.port() != 0)
+}
+
+const AT_LEAST_ONE: &str = "must be at least 1";
+const LONGER_THAN_ZERO: &str = "must be longer than zero";
+const MOST_LANES: u16 = 1024;
+const LEAST_STORE: u64 = 1024 * 1024;

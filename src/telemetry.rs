@@ -1,0 +1,77 @@
+//! Logs: events with the fields of the spans around them, to standard error.
+
+use std::io::{self, IsTerminal};
+
+use tracing::Subscriber;
+use tracing_subscriber::{EnvFilter, fmt::MakeWriter};
+
+use crate::config::{Log, LogFormat};
+
+/// Starts logging, once a process; a later call changes nothing.
+pub fn init(log: &Log) {
+    let color = io::stderr().is_terminal();
+    // The only error is that a subscriber is there already, which is what a test that starts twice wants.
+    let _ = tracing::subscriber::set_global_default(subscriber(log, color, io::stderr));
+}
+
+fn subscriber<W>(log: &Log, color: bool, writer: W) -> Box<dyn Subscriber + Send + Sync>
+where
+    W: for<'a> MakeWriter<'a> + Send + Sync + 'static,
+{
+    // The configuration has parsed this text already.
+    let builder = tracing_subscriber::fmt().with_env_filter(EnvFilter::new(&log.level)).with_writer(writer);
+    match log.format {
+        LogFormat::Text => Box::new(builder.with_ansi(color).finish()),
+        LogFormat::Json => Box::new(builder.json().flatten_event(true).with_current_span(false).finish()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::{Arc, Mutex};
+
+    use super::*;
+
+    #[derive(Clone, Default)]
+    struct Sink(Arc<Mutex<Vec<u8>>>);
+
+    impl io::Write for Sink {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            self.0.lock().expect("no test panics while it writes").extend_from_slice(bytes);
+            Ok(bytes.len())
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    fn logged(format: LogFormat, level: &str) -> String {
+        let sink = Sink::default();
+        let writer = sink.clone();
+        let log = Log { format, level: level.into() };
+        tracing::subscriber::with_default(subscriber(&log, false, move || writer.clone()), || {
+            let _connection = tracing::info_span!("connection", id = 7, peer = "10.0.0.1:5").entered();
+            let _channel = tracing::info_span!("channel", number = 3).entered();
+            tracing::info!(transaction = "t1", "committed");
+            tracing::debug!("a detail");
+        });
+        let bytes = sink.0.lock().expect("no test panics while it writes").clone();
+        String::from_utf8(bytes).expect("logs are UTF-8")
+    }
+
+    #[test]
+    fn json_lines_carry_the_fields_of_every_span_around_them() {
+        let text = logged(LogFormat::Json, "info");
+        let line: serde_json::Value = serde_json::from_str(text.trim_end()).expect("one JSON object");
+        assert_eq!((&line["message"], &line["transaction"]), (&"committed".into(), &"t1".into()));
+        assert_eq!((&line["spans"][0]["id"], &line["spans"][1]["number"]), (&7.into(), &3.into()));
+    }
+
+    #[test]
+    fn levels_hold_per_module() {
+        assert_eq!(logged(LogFormat::Text, "info").lines().count(), 1);
+        assert_eq!(logged(LogFormat::Text, "warn,halfway::telemetry=debug").lines().count(), 2);
+        assert_eq!(logged(LogFormat::Text, "warn").lines().count(), 0);
+    }
+}
