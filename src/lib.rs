@@ -6,7 +6,9 @@
 //! - [`amqp`]: bytes and AMQP rules, pure.
 //! - [`tx`]: half messages, and the states of a transaction, pure.
 //! - [`store`]: what survives a crash.
+//! - [`upstream`]: dialing RabbitMQ.
 
 pub mod amqp;
 pub mod store;
 pub mod tx;
+pub mod upstream;
