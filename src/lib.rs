@@ -10,6 +10,8 @@
 //! - [`config`]: what an operator can set, checked at the edge.
 //! - [`metrics`] and [`health`]: what every part reports.
 //! - [`tls`]: certificates and trust, on both sides.
+//! - [`upstream`]: dialing RabbitMQ.
+//! - [`session`]: one task for each client connection.
 //! - [`admin`]: the HTTP port.
 //! - [`telemetry`] and [`signals`]: logs, and what the operator says while the proxy runs.
 //! - [`app`]: builds every part in order.
@@ -23,8 +25,10 @@ pub mod config;
 pub mod health;
 pub mod metrics;
 pub mod protocol;
+pub mod session;
 pub mod signals;
 pub mod store;
 pub mod telemetry;
 pub mod tls;
 pub mod tx;
+pub mod upstream;
