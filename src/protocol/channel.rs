@@ -11,7 +11,7 @@
 //! Frames that the client sends behind a commit wait for its end (RabbitMQ answers 504 to some of them; waiting is
 //! kinder and just as correct).
 
-use super::connection::{Command, Io};
+use super::connection::{Command, Ended, Io};
 use super::probe;
 use super::transaction::{Transaction, write_native, write_return};
 use crate::amqp::frame::{self, Frame, kind};
@@ -160,6 +160,8 @@ enum Body {
 struct Commit {
     transaction: Transaction,
     step: Step,
+    /// When the client sent tx.commit.
+    since: Instant,
     forwarded: Option<Forwarded>,
 }
 
@@ -279,7 +281,7 @@ impl Channel {
             id::BASIC_CONSUME => self.consumers.asked(frame.arguments())?,
             id::BASIC_RECOVER_ASYNC => self.recovered(),
             id::CHANNEL_CLOSE => {
-                self.abandon(io);
+                self.abandon(Ended::RolledBack, io);
                 io.to_upstream.extend_from_slice(frame.raw);
                 return Ok(Outcome::Gone);
             }
@@ -347,6 +349,9 @@ impl Channel {
                 "message properties of {} bytes leave no room for x-half-id in a frame of {frame_bytes_max}",
                 header.len()
             ));
+        }
+        if self.transaction.has_no_message() {
+            io.commands.push_back(Command::Began);
         }
         self.send_probe(&publish, &header, io);
         match receiving.body {
@@ -428,7 +433,7 @@ impl Channel {
         if let Some(unacked) = transaction.take_unsettled() {
             self.unacked = unacked;
         }
-        discard(&transaction, io);
+        discard(&transaction, Ended::RolledBack, io);
     }
 
     fn begin_commit(&mut self, frame: &Frame<'_>, io: &mut Io) -> Outcome {
@@ -441,7 +446,7 @@ impl Channel {
         }
         self.answers.push_back(Asker::Fence);
         method::write_bare(&mut io.to_upstream, self.number, id::TX_ROLLBACK);
-        self.commit = Some(Commit { transaction, step: Step::Fencing, forwarded: None });
+        self.commit = Some(Commit { transaction, step: Step::Fencing, since: io.now, forwarded: None });
         io.committing += 1;
         Outcome::Stay
     }
@@ -543,6 +548,7 @@ impl Channel {
     fn finish_commit(&mut self, io: &mut Io) -> Outcome {
         let done = |commit: &mut Commit| commit.step == Step::Settling { upstream: false, relay_until: None };
         let Some(commit) = self.commit.take_if(done) else { return Outcome::Stay };
+        io.commands.push_back(Command::Ended(Ended::Committed(io.now - commit.since)));
         match (commit.forwarded, commit.transaction.id) {
             (Some(forwarded), _) => self.say_returns(&forwarded, io),
             (None, Some(id)) if commit.transaction.mandatory => drop(self.late.insert(id)),
@@ -582,7 +588,7 @@ impl Channel {
                 Some(Asker::Settle) => return self.settled(io),
             },
             Some(id::CHANNEL_CLOSE) => {
-                self.abandon(io);
+                self.abandon(Ended::Refused, io);
                 Outcome::Gone
             }
             Some(method) => {
@@ -644,7 +650,7 @@ impl Channel {
         match &mut self.commit {
             None => Outcome::Stay,
             Some(Commit { step: Step::Fencing | Step::Fenced, .. }) => {
-                self.abandon(io);
+                self.abandon(Ended::RolledBack, io);
                 Outcome::Stay
             }
             Some(Commit { step: Step::Deciding, .. }) => Outcome::Stay,
@@ -657,21 +663,30 @@ impl Channel {
     }
 
     /// Lets go of everything undecided: the channel is over. A decision that is being made goes on without it.
-    pub fn abandon(&mut self, io: &mut Io) {
-        discard(&std::mem::take(&mut self.transaction), io);
+    pub fn abandon(&mut self, ended: Ended, io: &mut Io) {
+        discard(&std::mem::take(&mut self.transaction), ended, io);
         if let Some(commit) = self.commit.take() {
             io.committing -= 1;
-            match commit.step {
-                Step::Fencing | Step::Fenced => discard(&commit.transaction, io),
-                Step::Settling { relay_until: Some(until), .. } => drop(io.timers.remove(&(until, self.number))),
-                Step::Deciding | Step::Settling { .. } => {}
+            match (commit.step, ended) {
+                (Step::Fencing | Step::Fenced, _) | (Step::Deciding, Ended::Failed) => {
+                    discard(&commit.transaction, ended, io);
+                }
+                (Step::Deciding | Step::Settling { .. }, _) => {
+                    if let Step::Settling { relay_until: Some(until), .. } = commit.step {
+                        io.timers.remove(&(until, self.number));
+                    }
+                    io.commands.push_back(Command::Ended(Ended::Committed(io.now - commit.since)));
+                }
             }
         }
     }
 }
 
 /// Forgets an undecided transaction, in the store too.
-fn discard(transaction: &Transaction, io: &mut Io) {
+fn discard(transaction: &Transaction, ended: Ended, io: &mut Io) {
+    if !transaction.has_no_message() {
+        io.commands.push_back(Command::Ended(ended));
+    }
     if let Some(transaction) = transaction.id.filter(|_| transaction.parked) {
         io.commands.push_back(Command::RollBack { transaction });
     }

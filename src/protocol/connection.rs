@@ -82,10 +82,27 @@ pub enum Command {
         /// Which.
         transaction: TransactionId,
     },
+    /// A transaction has its first message.
+    Began,
+    /// A transaction that began is over.
+    Ended(Ended),
     /// Send what is to be sent, then close both sockets.
     Close,
     /// Close both sockets at once.
     Abort,
+}
+
+/// How a transaction ended, to be counted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Ended {
+    /// So long after tx.commit it was answered, or given up waiting for.
+    Committed(Duration),
+    /// By the client, or with its channel or connection.
+    RolledBack,
+    /// RabbitMQ refused a message of it, or a limit did.
+    Refused,
+    /// The store could not keep it.
+    Failed,
 }
 
 /// What both sides agreed on.
@@ -521,7 +538,11 @@ impl Connection {
     /// Closes a channel towards both sides.
     fn refuse(&mut self, number: u16, code: ReplyCode, detail: &str, method: (u16, u16)) {
         let Some(Slot::Tx(mut channel)) = self.channels.remove(&number) else { return };
-        channel.abandon(&mut self.io);
+        let ended = match code {
+            ReplyCode::PRECONDITION_FAILED => Ended::Refused,
+            _ => Ended::Failed,
+        };
+        channel.abandon(ended, &mut self.io);
         self.congested.remove(&number);
         let mut refused = Refused { close: Vec::new(), content: channel.content() };
         let text = code.text(detail);
@@ -698,9 +719,7 @@ impl Connection {
 
     /// The client is gone without a word.
     pub fn handle_client_lost(&mut self) {
-        self.abandon_all();
-        self.phase = Phase::Closed;
-        self.io.commands.push_back(Command::Abort);
+        self.close();
     }
 
     /// The proxy shuts down: running commits finish, then the client is told to go.
@@ -777,7 +796,7 @@ impl Connection {
     fn abandon_all(&mut self) {
         for slot in self.channels.values_mut() {
             if let Slot::Tx(channel) = slot {
-                channel.abandon(&mut self.io);
+                channel.abandon(Ended::RolledBack, &mut self.io);
             }
         }
         self.channels.clear();
@@ -830,6 +849,11 @@ impl Connection {
                 method::write_bare(&mut self.io.to_client, 0, id::CONNECTION_UNBLOCKED);
             }
         }
+    }
+
+    /// What [`Connection::handle_store_full`] said last.
+    pub fn knows_store_full(&self) -> bool {
+        self.store_full
     }
 
     /// As RabbitMQ under an alarm: the first publish that the store has no room for blocks the connection.

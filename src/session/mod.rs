@@ -1,1 +1,79 @@
-//! One task for each client connection.
+//! One task for each client connection: it moves bytes between the client, RabbitMQ and the protocol core, and carries
+//! out the core's commands on the store.
+
+mod buffers;
+mod client;
+mod heartbeat;
+pub mod listener;
+
+use crate::config::{self, Config, MessageSizeLimit};
+use crate::metrics::Metrics;
+use crate::protocol::connection::Settings;
+use crate::protocol::handshake::LoginRules;
+use crate::signals::Shutdown;
+use crate::store::Store;
+use crate::tx::id::TransactionId;
+use crate::upstream::Upstream;
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+use uuid::Uuid;
+
+/// What all sessions share.
+pub struct Shared {
+    store: Arc<dyn Store>,
+    upstream: Arc<Upstream>,
+    metrics: Arc<Metrics>,
+    shutdown: Shutdown,
+    transaction: config::Transaction,
+    loopback_users: Vec<String>,
+    handshake_timeout: Duration,
+    lanes: u16,
+}
+
+impl fmt::Debug for Shared {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Shared").finish_non_exhaustive()
+    }
+}
+
+impl Shared {
+    /// Puts together what sessions need.
+    pub fn new(
+        config: &Config,
+        store: Arc<dyn Store>,
+        upstream: Arc<Upstream>,
+        metrics: Arc<Metrics>,
+        shutdown: Shutdown,
+    ) -> Self {
+        Self {
+            store,
+            upstream,
+            metrics,
+            shutdown,
+            transaction: config.transaction.clone(),
+            loopback_users: config.listen.loopback_users.clone(),
+            handshake_timeout: config.listen.handshake_timeout,
+            lanes: config.relay.lanes,
+        }
+    }
+
+    fn settings(&self, from_loopback: bool) -> Settings {
+        let transaction = &self.transaction;
+        let (message_bytes_max, message_bytes_auto) = match transaction.max_message_size {
+            MessageSizeLimit::Bytes(bytes) => (bytes, false),
+            MessageSizeLimit::Auto => (u64::MAX, true),
+        };
+        Settings {
+            login: LoginRules { from_loopback, loopback_users: self.loopback_users.clone() },
+            forward_wait: transaction.forward_wait,
+            mandatory_wait: transaction.mandatory_wait,
+            messages_max: transaction.max_messages,
+            bytes_max: transaction.max_size,
+            message_bytes_max,
+            message_bytes_auto,
+            memory_bytes_max: usize::try_from(transaction.memory).unwrap_or(usize::MAX),
+            new_id: || TransactionId(Uuid::now_v7()),
+        }
+    }
+}

@@ -19,7 +19,7 @@ use bytes::Bytes;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
-use tokio::sync::oneshot;
+use tokio::sync::{oneshot, watch};
 
 /// The place of a committed transaction in the order of commits. Rises, never used twice.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -176,4 +176,7 @@ pub trait Store: Send + Sync + 'static {
 
     /// Whether the store is past its size limit, so that publishers of transactions have to wait.
     fn is_full(&self) -> bool;
+
+    /// Tells of every change of [`Store::is_full`].
+    fn fullness(&self) -> watch::Receiver<bool>;
 }

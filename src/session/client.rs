@@ -1,0 +1,505 @@
+//! The loop of one session, between the client's socket, RabbitMQ's, and the protocol core.
+//!
+//! It is one hand-written poll, because each of four directions (reading and writing on two sockets) has to be held
+//! back by itself: a client that reads slowly stops what is read *for it*, and nothing else. A silent session holds no
+//! buffer.
+
+use super::Shared;
+use super::buffers::{self, READ_BYTES};
+use super::heartbeat::{Due, Heartbeat};
+use crate::amqp::frame::{self, Split};
+use crate::metrics::{Outcome, Refused};
+use crate::protocol::connection::{Command, Connection, Ended, Opened};
+use crate::store::{Commit, Forwarded, Lane, Origin, StoreError};
+use crate::tx::id::{Timestamp, TransactionId};
+use crate::upstream::{ClientAddresses, ConnectError, Stream};
+use bytes::{Buf, BytesMut};
+use futures_util::future::BoxFuture;
+use futures_util::stream::{FuturesUnordered, StreamExt};
+use std::future::poll_fn;
+use std::io;
+use std::pin::{Pin, pin};
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use tokio::io::{AsyncReadExt, AsyncWrite};
+use tokio::sync::oneshot;
+use tokio::time::Sleep;
+
+/// Bytes waiting to be written to one side past which the other side is read no more.
+const OUTPUT_BYTES_MAX: usize = 256 << 10;
+/// How long the last bytes may take to go out once a session is over.
+const LAST_WORDS_WITHIN: Duration = Duration::from_secs(5);
+
+/// One client connection.
+pub(super) struct Session {
+    shared: Arc<Shared>,
+    /// For the log, and for spreading channels over lanes.
+    number: u64,
+    addresses: ClientAddresses,
+    connection: Connection,
+    client: Side,
+    upstream: Option<Side>,
+    dialing: Option<BoxFuture<'static, Result<Stream, ConnectError>>>,
+    /// Answers that are due from the store and the relay, and word of the rest of the process.
+    events: FuturesUnordered<BoxFuture<'static, Event>>,
+    sleep: Pin<Box<Sleep>>,
+    user: Arc<str>,
+    vhost: Arc<str>,
+    ending: Option<Ending>,
+    opened: bool,
+}
+
+/// One socket, and what came from it and is not handled yet.
+struct Side {
+    stream: Stream,
+    input: BytesMut,
+    heartbeat: Option<Heartbeat>,
+    /// Nothing more comes from it, or it takes nothing more.
+    gone: bool,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Ending {
+    /// When what is to be written is written, or the time is up.
+    Flushed(Instant),
+    Now,
+}
+
+enum Event {
+    Parked(u16, TransactionId, Result<(), StoreError>),
+    Committed(u16, TransactionId, Result<(), StoreError>),
+    Forwarded(u16, TransactionId, Option<Forwarded>),
+    RolledBack(TransactionId, Result<(), StoreError>),
+    StoreFull(bool),
+    Drain,
+}
+
+impl Session {
+    pub(super) fn new(
+        shared: Arc<Shared>,
+        number: u64,
+        addresses: ClientAddresses,
+        from_loopback: bool,
+        stream: Stream,
+    ) -> Self {
+        let now = Instant::now();
+        let until = now + shared.handshake_timeout;
+        let events = FuturesUnordered::new();
+        let mut shutdown = shared.shutdown.clone();
+        events.push(Box::pin(async move {
+            shutdown.requested().await;
+            Event::Drain
+        }) as BoxFuture<'static, Event>);
+        Self {
+            connection: Connection::new(shared.settings(from_loopback), now, until),
+            number,
+            addresses,
+            client: Side::new(stream),
+            upstream: None,
+            dialing: None,
+            events,
+            sleep: Box::pin(tokio::time::sleep_until(until.into())),
+            user: Arc::from(""),
+            vhost: Arc::from(""),
+            ending: None,
+            opened: false,
+            shared,
+        }
+    }
+
+    /// Runs until both sides are done with each other.
+    pub(super) async fn run(mut self) {
+        poll_fn(|cx| self.poll(cx)).await;
+        if self.opened {
+            tracing::info!(connection = self.number, peer = %self.addresses.source, "closed");
+        }
+    }
+
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        let now = Instant::now();
+        self.connection.handle_time(now);
+        buffers::lend_output(&mut self.connection.io.to_client);
+        buffers::lend_output(&mut self.connection.io.to_upstream);
+        loop {
+            let mut progress = self.poll_events(cx);
+            progress |= self.poll_dialing(cx);
+            progress |= self.poll_client(cx, now);
+            progress |= self.poll_upstream(cx, now);
+            self.beat(now);
+            progress |= self.run_commands(now);
+            progress |= self.write_all(cx, now);
+            if self.has_ended(now) {
+                return Poll::Ready(());
+            }
+            if !progress && !self.poll_sleep(cx, now) {
+                break;
+            }
+        }
+        buffers::reclaim_output(&mut self.connection.io.to_client);
+        buffers::reclaim_output(&mut self.connection.io.to_upstream);
+        Poll::Pending
+    }
+
+    fn has_ended(&self, now: Instant) -> bool {
+        match self.ending {
+            None => false,
+            Some(Ending::Now) => true,
+            Some(Ending::Flushed(until)) => {
+                let io = &self.connection.io;
+                now >= until || (io.to_client.is_empty() && io.to_upstream.is_empty())
+            }
+        }
+    }
+
+    fn poll_events(&mut self, cx: &mut Context<'_>) -> bool {
+        let mut progress = false;
+        while let Poll::Ready(Some(event)) = self.events.poll_next_unpin(cx) {
+            progress = true;
+            match event {
+                Event::Parked(channel, id, result) => self.connection.handle_parked(channel, id, result),
+                Event::Committed(channel, id, result) => {
+                    if let Err(error) = &result {
+                        tracing::error!(connection = self.number, channel, transaction = %id, %error, "commit failed");
+                    }
+                    self.connection.handle_committed(channel, id, result);
+                }
+                Event::Forwarded(channel, id, Some(forwarded)) => {
+                    self.connection.handle_forwarded(channel, id, forwarded);
+                }
+                Event::Forwarded(_, _, None) => {}
+                Event::RolledBack(id, result) => {
+                    if let Err(error) = result {
+                        tracing::warn!(connection = self.number, transaction = %id, %error, "rollback failed");
+                    }
+                }
+                Event::StoreFull(full) => {
+                    self.connection.handle_store_full(full);
+                    self.watch_store();
+                }
+                Event::Drain => self.connection.drain(),
+            }
+        }
+        progress
+    }
+
+    fn poll_dialing(&mut self, cx: &mut Context<'_>) -> bool {
+        let Some(Poll::Ready(result)) = self.dialing.as_mut().map(|dialing| dialing.as_mut().poll(cx)) else {
+            return false;
+        };
+        self.dialing = None;
+        match result {
+            Ok(stream) => {
+                self.upstream = Some(Side::new(stream));
+                self.connection.handle_upstream_connected();
+            }
+            Err(error) => {
+                self.shared.metrics.refused(Refused::Upstream);
+                tracing::warn!(connection = self.number, peer = %self.addresses.source, %error, "RabbitMQ can't be reached");
+                self.connection.handle_upstream_lost();
+            }
+        }
+        true
+    }
+
+    /// Reads from the client as long as RabbitMQ's side has room.
+    fn poll_client(&mut self, cx: &mut Context<'_>, now: Instant) -> bool {
+        let wants = self.ending.is_none()
+            && !self.client.gone
+            && self.connection.wants_client()
+            && self.connection.io.to_upstream.len() < OUTPUT_BYTES_MAX;
+        if !wants {
+            self.client.heard(now);
+            return false;
+        }
+        // What is left of an earlier read may be whole frames that had to wait.
+        let waiting = self.client.input.len();
+        if waiting > 0 {
+            let used = self.connection.handle_client(&self.client.input);
+            self.client.input.advance(used);
+            if used > 0 {
+                return true;
+            }
+        }
+        match self.client.poll_read(cx) {
+            Poll::Pending => false,
+            Poll::Ready(Ok(read @ 1..)) => {
+                self.client.heard(now);
+                self.shared.metrics.received_bytes.inc_by(read as u64);
+                let used = self.connection.handle_client(&self.client.input);
+                self.client.input.advance(used);
+                true
+            }
+            Poll::Ready(Ok(0) | Err(_)) => {
+                self.client.gone = true;
+                self.connection.handle_client_lost();
+                true
+            }
+        }
+    }
+
+    /// Reads from RabbitMQ as long as the client's side has room.
+    fn poll_upstream(&mut self, cx: &mut Context<'_>, now: Instant) -> bool {
+        let Some(upstream) = self.upstream.as_mut().filter(|upstream| !upstream.gone) else { return false };
+        if self.connection.io.to_client.len() >= OUTPUT_BYTES_MAX && self.ending.is_none() {
+            upstream.heard(now);
+            return false;
+        }
+        match upstream.poll_read(cx) {
+            Poll::Pending => false,
+            Poll::Ready(Ok(1..)) => {
+                upstream.heard(now);
+                if self.ending.is_some() {
+                    // Nobody is left to read it; it is taken so that RabbitMQ goes on reading.
+                    upstream.input.clear();
+                } else {
+                    let used = self.connection.handle_upstream(&upstream.input);
+                    upstream.input.advance(used);
+                }
+                true
+            }
+            Poll::Ready(Ok(0) | Err(_)) => {
+                upstream.gone = true;
+                self.connection.handle_upstream_lost();
+                true
+            }
+        }
+    }
+
+    /// Sends heartbeats, and gives up a side that sent nothing for too long.
+    fn beat(&mut self, now: Instant) {
+        if self.connection.is_blocked() {
+            self.client.heard(now);
+        }
+        match self.client.due(now) {
+            Due::Nothing => {}
+            Due::Send => {
+                self.client.spoken(now);
+                self.connection.io.to_client.extend_from_slice(&frame::HEARTBEAT);
+            }
+            Due::Dead => {
+                tracing::warn!(connection = self.number, peer = %self.addresses.source, "missed heartbeats from the client");
+                self.client.heartbeat = None;
+                self.client.gone = true;
+                self.connection.handle_client_lost();
+            }
+        }
+        let Some(upstream) = &mut self.upstream else { return };
+        match upstream.due(now) {
+            Due::Nothing => {}
+            Due::Send => {
+                upstream.spoken(now);
+                self.connection.io.to_upstream.extend_from_slice(&frame::HEARTBEAT);
+            }
+            Due::Dead => {
+                tracing::warn!(connection = self.number, "missed heartbeats from RabbitMQ");
+                upstream.heartbeat = None;
+                upstream.gone = true;
+                self.connection.handle_upstream_lost();
+            }
+        }
+    }
+
+    fn write_all(&mut self, cx: &mut Context<'_>, now: Instant) -> bool {
+        let io = &mut self.connection.io;
+        let before = io.to_client.len();
+        let mut progress = self.client.poll_write_all(cx, &mut io.to_client, now);
+        if progress {
+            self.shared.metrics.sent_bytes.inc_by((before - io.to_client.len()) as u64);
+        }
+        match &mut self.upstream {
+            Some(upstream) => progress |= upstream.poll_write_all(cx, &mut io.to_upstream, now),
+            None if self.ending.is_some() => io.to_upstream.clear(),
+            None => {}
+        }
+        progress
+    }
+
+    /// Sees to it that this is polled again in time. Gives back whether time has passed already.
+    fn poll_sleep(&mut self, cx: &mut Context<'_>, now: Instant) -> bool {
+        let ending = match self.ending {
+            Some(Ending::Flushed(until)) => Some(until),
+            _ => None,
+        };
+        let beats = [Some(&self.client), self.upstream.as_ref()]
+            .map(|side| side.and_then(|side| side.heartbeat.as_ref()).map(Heartbeat::next));
+        let [client, upstream] = beats;
+        let next = [self.connection.deadline(), ending, client, upstream].into_iter().flatten().min();
+        let Some(next) = next else { return false };
+        // Setting the timer costs more than waking once too often: a later time is left to the wake-up.
+        if self.sleep.deadline().into_std() > next || self.sleep.is_elapsed() {
+            self.sleep.as_mut().reset(next.into());
+        }
+        if self.sleep.as_mut().poll(cx).is_pending() {
+            return false;
+        }
+        self.connection.handle_time(Instant::now().max(now));
+        true
+    }
+
+    fn run_commands(&mut self, now: Instant) -> bool {
+        let mut progress = false;
+        while let Some(command) = self.connection.poll_command() {
+            progress = true;
+            match command {
+                Command::Connect => {
+                    let (upstream, addresses) = (Arc::clone(&self.shared.upstream), self.addresses);
+                    self.dialing = Some(Box::pin(async move { upstream.connect(Some(addresses)).await }));
+                }
+                Command::Opened(opened) => self.opened(&opened, now),
+                Command::Park { channel, transaction, batch } => {
+                    self.shared.metrics.messages_staged.inc_by(batch.messages().into());
+                    let reply = self.shared.store.park(self.origin(channel, transaction), batch);
+                    self.events.push(Box::pin(async move { Event::Parked(channel, transaction, reply.await) }));
+                }
+                Command::Commit { channel, transaction, batch, parked, wait } => {
+                    self.shared.metrics.messages_staged.inc_by(batch.messages().into());
+                    let (sender, receiver) = oneshot::channel();
+                    let origin = self.origin(channel, transaction);
+                    let commit = Commit { origin, batch, parked, forwarded: wait.then_some(sender) };
+                    let reply = self.shared.store.commit(commit);
+                    self.events
+                        .push(Box::pin(async move { Event::Committed(channel, transaction, reply.await.map(|_| ())) }));
+                    if wait {
+                        self.events
+                            .push(Box::pin(async move { Event::Forwarded(channel, transaction, receiver.await.ok()) }));
+                    }
+                }
+                Command::RollBack { transaction } => {
+                    let reply = self.shared.store.rollback(transaction);
+                    self.events.push(Box::pin(async move { Event::RolledBack(transaction, reply.await) }));
+                }
+                Command::Began => drop(self.shared.metrics.transactions_open.inc()),
+                Command::Ended(ended) => self.count(ended),
+                Command::Close => self.ending = Some(Ending::Flushed(now + LAST_WORDS_WITHIN)),
+                Command::Abort => self.ending = Some(Ending::Now),
+            }
+        }
+        progress
+    }
+
+    fn count(&self, ended: Ended) {
+        let outcome = match ended {
+            Ended::Committed(took) => {
+                self.shared.metrics.commit_seconds.observe(took.as_secs_f64());
+                Outcome::Committed
+            }
+            Ended::RolledBack => Outcome::RolledBack,
+            Ended::Refused => Outcome::Refused,
+            Ended::Failed => Outcome::Failed,
+        };
+        self.shared.metrics.transactions_open.dec();
+        self.shared.metrics.transaction(outcome);
+    }
+
+    fn opened(&mut self, opened: &Opened, now: Instant) {
+        tracing::info!(
+            connection = self.number,
+            peer = %self.addresses.source,
+            user = opened.user,
+            vhost = opened.vhost,
+            product = opened.product,
+            name = opened.name,
+            "open"
+        );
+        self.opened = true;
+        self.user = Arc::from(opened.user.as_str());
+        self.vhost = Arc::from(opened.vhost.as_str());
+        self.client.heartbeat = Heartbeat::new(opened.heartbeat, now);
+        if let Some(upstream) = &mut self.upstream {
+            upstream.heartbeat = Heartbeat::new(opened.heartbeat, now);
+        }
+        self.connection.handle_store_full(self.shared.store.is_full());
+        self.watch_store();
+    }
+
+    /// Waits for the store to become full, or to have room again.
+    fn watch_store(&self) {
+        let mut fullness = self.shared.store.fullness();
+        let known = self.connection.knows_store_full();
+        self.events.push(Box::pin(async move {
+            let changed = fullness.wait_for(|full| *full != known).await.map(|full| *full);
+            match changed {
+                Ok(full) => Event::StoreFull(full),
+                // The store is closed, and the process about to end.
+                Err(_) => std::future::pending().await,
+            }
+        }));
+    }
+
+    fn origin(&self, channel: u16, id: TransactionId) -> Origin {
+        let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        // Neighbouring channels and neighbouring connections go different ways.
+        let number = (self.number.wrapping_add(channel.into()) % u64::from(self.shared.lanes)) as u16;
+        Origin {
+            id,
+            user: Arc::clone(&self.user),
+            lane: Lane { vhost: Arc::clone(&self.vhost), number },
+            created_at: Timestamp(i64::try_from(since.as_millis()).unwrap_or(i64::MAX)),
+        }
+    }
+}
+
+impl Side {
+    fn new(stream: Stream) -> Self {
+        Self { stream, input: BytesMut::new(), heartbeat: None, gone: false }
+    }
+
+    fn heard(&mut self, now: Instant) {
+        if let Some(heartbeat) = &mut self.heartbeat {
+            heartbeat.heard(now);
+        }
+    }
+
+    fn spoken(&mut self, now: Instant) {
+        if let Some(heartbeat) = &mut self.heartbeat {
+            heartbeat.spoken(now);
+        }
+    }
+
+    fn due(&self, now: Instant) -> Due {
+        self.heartbeat.as_ref().map_or(Due::Nothing, |heartbeat| heartbeat.due(now))
+    }
+
+    /// Reads what there is, behind the front of a frame that may be in `input` already.
+    fn poll_read(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
+        let missing = match frame::split(&self.input, usize::MAX - frame::OVERHEAD_BYTES) {
+            Split::NeedBytes(total) => total.saturating_sub(self.input.len()),
+            Split::Frame(_) | Split::Malformed => 0,
+        };
+        // Memory is taken for what comes, not for what a frame header announces.
+        let room = missing.clamp(READ_BYTES, READ_BYTES.max(self.input.len()));
+        buffers::lend_input(&mut self.input, room);
+        let read = pin!(self.stream.read_buf(&mut self.input)).poll(cx);
+        if read.is_pending() {
+            buffers::reclaim_input(&mut self.input);
+        }
+        read
+    }
+
+    /// Writes as much of `output` as the socket takes, and takes it out of `output`.
+    fn poll_write_all(&mut self, cx: &mut Context<'_>, output: &mut Vec<u8>, now: Instant) -> bool {
+        let mut written = 0;
+        while written < output.len() && !self.gone {
+            match Pin::new(&mut self.stream).poll_write(cx, &output[written..]) {
+                Poll::Pending => break,
+                Poll::Ready(Ok(bytes @ 1..)) => written += bytes,
+                // The reading side learns of the end by itself; until then there is nobody to write to.
+                Poll::Ready(Ok(0) | Err(_)) => written = output.len(),
+            }
+        }
+        if self.gone {
+            written = output.len();
+        }
+        if written == 0 {
+            return false;
+        }
+        output.drain(..written);
+        self.spoken(now);
+        // TLS keeps what it encrypted until it is flushed; for TCP this is nothing.
+        if matches!(self.stream, Stream::Tls(_)) {
+            let _ = Pin::new(&mut self.stream).poll_flush(cx);
+        }
+        true
+    }
+}

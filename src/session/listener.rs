@@ -1,0 +1,110 @@
+//! Accepting clients: the connection limit, TLS, one task each.
+
+use super::Shared;
+use super::client;
+use crate::metrics::Refused;
+use crate::protocol::handshake::is_loopback;
+use crate::tls::ServerTls;
+use crate::upstream::{ClientAddresses, Stream};
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio_rustls::TlsStream;
+
+/// A pause after accept failed, for want of file descriptors say: trying again at once would burn a core.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+
+/// Accepts clients on any number of ports, and knows how many there are.
+#[derive(Debug, Clone)]
+pub struct Listener {
+    shared: Arc<Shared>,
+    permits: Arc<Semaphore>,
+    connections_max: u32,
+    numbers: Arc<AtomicU64>,
+}
+
+impl Listener {
+    /// Up to `connections_max` clients at a time, all ports together.
+    pub fn new(shared: Arc<Shared>, connections_max: u32) -> Self {
+        let permits = Arc::new(Semaphore::new(connections_max as usize));
+        Self { shared, permits, connections_max, numbers: Arc::default() }
+    }
+
+    /// Accepts until the shutdown is requested.
+    pub async fn serve(self, listener: TcpListener, tls: Option<Arc<ServerTls>>) {
+        let mut shutdown = self.shared.shutdown.clone();
+        loop {
+            let accepted = tokio::select! {
+                accepted = listener.accept() => accepted,
+                () = shutdown.requested() => return,
+            };
+            match accepted {
+                Ok((tcp, peer)) => self.admit(tcp, peer, tls.clone()),
+                Err(error) => {
+                    tracing::warn!(%error, "accept failed");
+                    tokio::time::sleep(ACCEPT_PAUSE).await;
+                }
+            }
+        }
+    }
+
+    /// Returns when every session has ended.
+    pub async fn ended(&self) {
+        // Fails only on a closed semaphore, and nobody closes it.
+        let _ = self.permits.acquire_many(self.connections_max).await;
+    }
+
+    /// Sessions that have not ended.
+    pub fn sessions(&self) -> usize {
+        self.connections_max as usize - self.permits.available_permits()
+    }
+
+    fn admit(&self, tcp: TcpStream, peer: SocketAddr, tls: Option<Arc<ServerTls>>) {
+        self.shared.metrics.connections_accepted.inc();
+        let Ok(permit) = Arc::clone(&self.permits).try_acquire_owned() else {
+            self.shared.metrics.refused(Refused::Limit);
+            tracing::warn!(%peer, limit = self.connections_max, "refused: listen.max_connections are open");
+            return;
+        };
+        let number = self.numbers.fetch_add(1, Ordering::Relaxed) + 1;
+        let shared = Arc::clone(&self.shared);
+        tokio::spawn(async move {
+            let gauge = shared.metrics.connections.clone();
+            gauge.inc();
+            if let Err(error) = greet(shared, number, tcp, peer, tls, permit).await {
+                tracing::debug!(connection = number, %peer, %error, "connection failed");
+            }
+            gauge.dec();
+        });
+    }
+}
+
+/// Does TLS if the port has it, then runs the session. The permit is held until it ends.
+async fn greet(
+    shared: Arc<Shared>,
+    number: u64,
+    tcp: TcpStream,
+    peer: SocketAddr,
+    tls: Option<Arc<ServerTls>>,
+    _permit: OwnedSemaphorePermit,
+) -> io::Result<()> {
+    tcp.set_nodelay(true)?;
+    let addresses = ClientAddresses { source: peer, destination: tcp.local_addr()? };
+    let stream = match tls {
+        None => Stream::Plain(tcp),
+        Some(tls) => match tokio::time::timeout(shared.handshake_timeout, tls.acceptor().accept(tcp)).await {
+            Ok(Ok(stream)) => Stream::Tls(Box::new(TlsStream::Server(stream))),
+            failed => {
+                shared.metrics.refused(Refused::Tls);
+                return failed.map(|_| ()).map_err(|_| io::ErrorKind::TimedOut.into());
+            }
+        },
+    };
+    let from_loopback = is_loopback(peer.ip());
+    client::Session::new(shared, number, addresses, from_loopback, stream).run().await;
+    Ok(())
+}
