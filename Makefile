@@ -1,0 +1,28 @@
+# What a newcomer types. Each target installs what it needs; see tests/setup.sh.
+
+.PHONY: help build demo test bench fmt lint
+
+help: ## Show this list
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
+
+build: ## Build the release binary, target/release/halfway
+	cargo build --release --locked
+
+demo: ## See it work against a real RabbitMQ, step by step
+	@tests/demo.sh
+
+test: ## Run every test, against a real RabbitMQ
+	@tests/setup.sh
+	cargo test --locked
+
+bench: ## Measure against RabbitMQ itself and HAProxy; see docs/performance.md
+	@tests/setup.sh all
+	cargo bench --locked
+
+fmt: ## Format the code
+	cargo fmt
+
+lint: ## Check the form, the code and the dependencies
+	cargo fmt --check
+	cargo clippy --locked --all-targets -- -D warnings
+	cargo deny check bans licenses sources
