@@ -71,7 +71,8 @@ impl Broker {
         let folder = tempfile::Builder::new().prefix("halfway-rabbitmq-").tempdir().expect("a folder can be made");
         let (port, distribution_port) = (free_port(), free_port());
         let epmd_port = first.map_or_else(free_port, |first| first.epmd_port);
-        let write = |name: &str, text: &str| std::fs::write(folder.path().join(name), text).expect("a file can be written");
+        let write =
+            |name: &str, text: &str| std::fs::write(folder.path().join(name), text).expect("a file can be written");
         write("enabled_plugins", "[].\n");
         let base = format!(
             "listeners.tcp.1 = 127.0.0.1:{port}\nlog.file.level = warning\nlog.console = false\n\
@@ -167,7 +168,8 @@ impl Broker {
     #[track_caller]
     pub fn ctl(&self, arguments: &[&str]) -> String {
         let mut command = self.command("rabbitmqctl");
-        let output = command.args(["-q", "-n", &self.node]).args(arguments).output().expect("rabbitmqctl can be started");
+        let output =
+            command.args(["-q", "-n", &self.node]).args(arguments).output().expect("rabbitmqctl can be started");
         let (out, err) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
         assert!(output.status.success(), "rabbitmqctl {arguments:?}: {out}{err}");
         out.into_owned()

@@ -90,7 +90,9 @@ impl Proxy {
     pub fn resume(&mut self) {
         self.spawn(&[]);
         self.wait_for_port();
-        wait_until(deadline(PATIENCE), "the proxy to be ready", || self.http("/readyz").is_ok_and(|(status, _)| status == 200));
+        wait_until(deadline(PATIENCE), "the proxy to be ready", || {
+            self.http("/readyz").is_ok_and(|(status, _)| status == 200)
+        });
     }
 
     /// Waits until it listens for clients: sooner than ready, if RabbitMQ is not there.
@@ -125,6 +127,11 @@ impl Proxy {
         self.process.as_ref().expect("it runs").signal(signal);
     }
 
+    /// The process id.
+    pub fn process_id(&self) -> u32 {
+        self.process.as_ref().expect("it runs").id()
+    }
+
     /// Whether the process runs.
     pub fn runs(&mut self) -> bool {
         self.process.as_mut().is_some_and(|process| process.ended().is_none())
@@ -151,14 +158,14 @@ impl Proxy {
     }
 
     fn proc(&self, file: &str) -> String {
-        let id = self.process.as_ref().expect("it runs").id();
-        std::fs::read_to_string(format!("/proc/{id}/{file}")).expect("a running process is in /proc")
+        std::fs::read_to_string(format!("/proc/{}/{file}", self.process_id())).expect("a running process is in /proc")
     }
 
     /// The value of a metric, summed over its labels; 0 if it is not there.
     pub fn metric(&self, name: &str) -> f64 {
         let (_, text) = self.http("/metrics").expect("the admin port answers");
-        let lines = text.lines().filter(|line| line.strip_prefix(name).is_some_and(|rest| rest.starts_with(['{', ' '])));
+        let lines =
+            text.lines().filter(|line| line.strip_prefix(name).is_some_and(|rest| rest.starts_with(['{', ' '])));
         lines.filter_map(|line| line.rsplit_once(' ')?.1.parse::<f64>().ok()).sum()
     }
 

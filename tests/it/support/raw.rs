@@ -86,7 +86,9 @@ impl Frame {
     /// Class and method id; (0, 0) for what is not a method.
     pub fn id(&self) -> Id {
         let raw = &[][..];
-        frame::Frame { kind: self.kind, channel: self.channel, payload: &self.payload, raw }.method_id().unwrap_or((0, 0))
+        frame::Frame { kind: self.kind, channel: self.channel, payload: &self.payload, raw }
+            .method_id()
+            .unwrap_or((0, 0))
     }
 
     /// The arguments of a method.
@@ -437,7 +439,14 @@ impl Raw {
 
     /// Publishes with every detail; `mandatory` is bit 0.
     #[track_caller]
-    pub fn publish_with(&mut self, channel: u16, target: (&str, &[u8]), bits: u8, properties: &Properties, body: &[u8]) {
+    pub fn publish_with(
+        &mut self,
+        channel: u16,
+        target: (&str, &[u8]),
+        bits: u8,
+        properties: &Properties,
+        body: &[u8],
+    ) {
         let mut out = Vec::new();
         frame::write_method(&mut out, channel, id::PUBLISH, |out| {
             out.put_u16(0);

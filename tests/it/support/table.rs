@@ -65,9 +65,7 @@ fn value_len(value: &[u8]) -> usize {
         b'I' | b'i' | b'f' => 4,
         b'D' => 5,
         b'l' | b'L' | b'd' | b'T' => 8,
-        b'S' | b'x' | b'F' | b'A' => {
-            4 + u32::from_be_bytes(value[1..5].try_into().expect("four bytes")) as usize
-        }
+        b'S' | b'x' | b'F' | b'A' => 4 + u32::from_be_bytes(value[1..5].try_into().expect("four bytes")) as usize,
         other => panic!("unknown field type {:?}", char::from(other)),
     }
 }
