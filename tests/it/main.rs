@@ -7,3 +7,4 @@
 
 mod publish;
 mod support;
+mod transaction;

@@ -509,12 +509,23 @@ impl Raw {
         }
     }
 
-    /// Gets one message, and waits for it.
+    /// Gets one message, and waits for it; it need not be acknowledged.
     #[track_caller]
     pub fn get_soon(&mut self, channel: u16, queue: &str) -> Content {
+        self.get_until(channel, queue, true)
+    }
+
+    /// As [`Raw::get_soon`], but the message must be acknowledged.
+    #[track_caller]
+    pub fn get_held_soon(&mut self, channel: u16, queue: &str) -> Content {
+        self.get_until(channel, queue, false)
+    }
+
+    #[track_caller]
+    fn get_until(&mut self, channel: u16, queue: &str, no_ack: bool) -> Content {
         let mut found = None;
         super::wait_until(Instant::now() + ANSWER_LIMIT, &format!("a message in {queue}"), || {
-            found = self.get(channel, queue);
+            found = self.get_with(channel, queue, no_ack);
             found.is_some()
         });
         found.expect("the condition above")
