@@ -10,23 +10,11 @@ folder=$(mktemp -d "${TMPDIR:-/tmp}/halfway-demo.XXXXXX")
 
 # --- What the demonstration needs ---------------------------------------------------------------------------------
 
-install() {
-    say "Installing $* with apt-get, once."
-    local sudo=
-    [ "$(id -u)" = 0 ] || sudo=sudo
-    $sudo apt-get update -qq
-    DEBIAN_FRONTEND=noninteractive $sudo apt-get install -y -qq --no-install-recommends "$@" >/dev/null
-}
-
-need_python() {
-    [ -x .venv/bin/python ] || python3 -m venv .venv 2>/dev/null || { install python3-venv; python3 -m venv .venv; }
-    .venv/bin/python -c 'import pika' 2>/dev/null || .venv/bin/pip install --quiet pika
-}
-
 # Two ways to have RabbitMQ and the proxy; each defines the same functions, and the variables amqp_port (the
 # proxy's), user, password and relay (the account that the proxy publishes with).
 
 with_compose() {
+    tests/setup.sh pika
     compose() { docker compose --project-name halfway-demo "$@"; }
     start_all() {
         say "Building the proxy and starting it beside RabbitMQ with Docker Compose; the first time takes minutes."
@@ -41,13 +29,9 @@ with_compose() {
 
 with_debian() {
     bin=/usr/lib/rabbitmq/bin proxy_pid=
-    [ -x $bin/rabbitmq-server ] || {
-        install rabbitmq-server
-        # Debian starts a broker with the package; the demonstration has its own.
-        command -v systemctl >/dev/null && systemctl is-system-running >/dev/null 2>&1 && systemctl disable --now rabbitmq-server || true
-    }
+    tests/setup.sh demo
     read -r broker_port distribution_port epmd_port amqp_port admin_port < <(.venv/bin/python tests/demo/free_ports.py 5)
-    user=guest password=guest relay=relay
+    user=guest password=guest relay=halfway
     rabbitmq() {
         local program=$1
         shift
@@ -123,7 +107,6 @@ client() { .venv/bin/python tests/demo/demo.py "$1" "$amqp_port" "$user" "$passw
 
 # --- The demonstration --------------------------------------------------------------------------------------------
 
-need_python
 stop_all() { :; }
 trap finish EXIT
 trap 'exit 130' INT TERM
@@ -144,7 +127,7 @@ say "Halfway is killed with SIGKILL, as a crash would."
 kill_proxy
 
 say "The relay's account may log in again, and Halfway starts."
-rabbitmqctl change_password $relay "${relay_password:-secret}" >/dev/null
+rabbitmqctl change_password $relay secret >/dev/null
 start_proxy
 
 say "A consumer reads the queue."

@@ -5,6 +5,8 @@
 
 #![allow(unreachable_pub)] // the whole is one binary: nothing is reachable from outside
 
+mod clients;
+mod fidelity;
 mod publish;
 mod support;
 mod transaction;
