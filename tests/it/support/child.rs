@@ -24,6 +24,8 @@ impl Process {
     pub fn start(mut command: Command, folder: &Path, log: &str) -> Self {
         let log = File::options().create(true).append(true).open(folder.join(log)).expect("a log file can be opened");
         let child = command
+            // A dying RabbitMQ leaves a dump where it stands.
+            .current_dir(folder)
             .process_group(0)
             .stdin(Stdio::null())
             .stdout(log.try_clone().expect("a file handle can be copied"))
