@@ -1,0 +1,136 @@
+#!/usr/bin/env bash
+# Shows what Halfway is for, step by step, against a real RabbitMQ, and leaves nothing running. It can be run again.
+# RabbitMQ comes from Docker Compose where an engine runs, else from Debian's package, started in a folder of its own.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+say() { printf '\n== %s\n' "$*"; }
+
+folder=$(mktemp -d "${TMPDIR:-/tmp}/halfway-demo.XXXXXX")
+
+# --- What the demonstration needs ---------------------------------------------------------------------------------
+
+# Two ways to have RabbitMQ and the proxy; each defines the same functions, and the variables amqp_port (the
+# proxy's), user, password and relay (the account that the proxy publishes with).
+
+with_compose() {
+    tests/setup.sh pika
+    compose() { docker compose --project-name halfway-demo "$@"; }
+    start_all() {
+        say "Building the proxy and starting it beside RabbitMQ with Docker Compose; the first time takes minutes."
+        compose up --detach --build --wait
+    }
+    rabbitmqctl() { compose exec -T rabbitmq rabbitmqctl --quiet "$@"; }
+    kill_proxy() { compose kill --signal KILL halfway; }
+    start_proxy() { compose up --detach --wait halfway; }
+    stop_all() { compose down --volumes --timeout 5 >/dev/null 2>&1 || true; }
+    amqp_port=5673 user=app password=app relay=halfway
+}
+
+with_debian() {
+    bin=/usr/lib/rabbitmq/bin proxy_pid=
+    tests/setup.sh demo
+    read -r broker_port distribution_port epmd_port amqp_port admin_port < <(.venv/bin/python tests/demo/free_ports.py 5)
+    user=guest password=guest relay=halfway
+    rabbitmq() {
+        local program=$1
+        shift
+        env HOME="$folder" ERL_EPMD_PORT="$epmd_port" RABBITMQ_NODENAME="halfway-demo-$broker_port@localhost" \
+            RABBITMQ_MNESIA_BASE="$folder/data" RABBITMQ_LOG_BASE="$folder/log" RABBITMQ_CONF_ENV_FILE=/dev/null \
+            RABBITMQ_CONFIG_FILE="$folder/rabbitmq" RABBITMQ_ENABLED_PLUGINS_FILE="$folder/enabled_plugins" \
+            RABBITMQ_NODE_IP_ADDRESS=127.0.0.1 RABBITMQ_NODE_PORT="$broker_port" \
+            RABBITMQ_DIST_PORT="$distribution_port" \
+            RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS="-kernel inet_dist_use_interface {127,0,0,1}" "$bin/$program" "$@"
+    }
+    rabbitmqctl() { rabbitmq rabbitmqctl --quiet --node "halfway-demo-$broker_port@localhost" "$@"; }
+    start_all() {
+        say "Starting RabbitMQ on port $broker_port with everything in $folder."
+        echo '[].' >"$folder/enabled_plugins"
+        echo 'log.file.level = warning' >"$folder/rabbitmq.conf"
+        head -c 20 /dev/urandom | od -An -tx1 | tr -d ' \n' >"$folder/.erlang.cookie"
+        chmod 400 "$folder/.erlang.cookie"
+        epmd -port "$epmd_port" -address 127.0.0.1 &
+        epmd_pid=$!
+        rabbitmq rabbitmq-server >"$folder/rabbitmq.out" 2>&1 &
+        for _ in $(seq 60); do
+            rabbitmqctl await_startup --timeout 60 >/dev/null 2>&1 && break
+            sleep 1
+        done
+        rabbitmqctl add_user $relay secret
+        rabbitmqctl set_user_tags $relay impersonator
+        rabbitmqctl set_permissions $relay '^$' '.*' '^$'
+        say "Building the proxy and starting it on port $amqp_port."
+        cargo build --quiet
+        start_proxy
+    }
+    start_proxy() {
+        HALFWAY_LISTEN__ADDRESS="127.0.0.1:$amqp_port" HALFWAY_ADMIN__ADDRESS="127.0.0.1:$admin_port" \
+            HALFWAY_UPSTREAM__URLS="[\"amqp://127.0.0.1:$broker_port\"]" HALFWAY_RELAY__USERNAME=$relay \
+            HALFWAY_RELAY__PASSWORD=secret HALFWAY_STORE__URL="sqlite:$folder/halfway.db" \
+            "${CARGO_TARGET_DIR:-target}/debug/halfway" serve --config config.toml >>"$folder/halfway.log" 2>&1 &
+        proxy_pid=$!
+        for _ in $(seq 300); do
+            # Ports of the proxy open when it is ready for clients.
+            (exec 3<>"/dev/tcp/127.0.0.1/$amqp_port") 2>/dev/null && return
+            kill -0 $proxy_pid 2>/dev/null || { cat "$folder/halfway.log"; exit 1; }
+            sleep 0.1
+        done
+        echo "the proxy did not open port $amqp_port" >&2
+        exit 1
+    }
+    kill_proxy() {
+        kill -KILL $proxy_pid
+        wait $proxy_pid 2>/dev/null || true
+    }
+    stop_all() {
+        [ -z "$proxy_pid" ] || kill -TERM $proxy_pid 2>/dev/null || true
+        rabbitmqctl shutdown >/dev/null 2>&1 || true
+        [ -z "${epmd_pid:-}" ] || kill $epmd_pid 2>/dev/null || true
+        wait 2>/dev/null || true
+    }
+}
+
+finish() {
+    local status=$?
+    trap - EXIT
+    if [ $status != 0 ] && [ -f "$folder/halfway.log" ]; then
+        echo "The demonstration failed. The proxy's last words:" >&2
+        tail -n 20 "$folder/halfway.log" >&2
+    fi
+    say "Stopping everything and removing $folder."
+    stop_all
+    rm -rf "$folder"
+    exit $status
+}
+
+client() { .venv/bin/python tests/demo/demo.py "$1" "$amqp_port" "$user" "$password"; }
+
+# --- The demonstration --------------------------------------------------------------------------------------------
+
+stop_all() { :; }
+trap finish EXIT
+trap 'exit 130' INT TERM
+if docker info >/dev/null 2>&1 && docker compose version >/dev/null 2>&1; then with_compose; else with_debian; fi
+start_all
+
+say "A pika program connects to Halfway instead of RabbitMQ; nothing but its port has changed."
+client first
+
+say "Now the relay's account is locked out of RabbitMQ: its password changes, and its connections are closed."
+rabbitmqctl change_password $relay "$(head -c 16 /dev/urandom | od -An -tx1 | tr -d ' \n')" >/dev/null
+rabbitmqctl close_all_user_connections $relay "locked out by the demonstration" >/dev/null
+
+say "The program commits again. Halfway can't forward, but it has the messages safe on its disk."
+client parked
+
+say "Halfway is killed with SIGKILL, as a crash would."
+kill_proxy
+
+say "The relay's account may log in again, and Halfway starts."
+rabbitmqctl change_password $relay secret >/dev/null
+start_proxy
+
+say "A consumer reads the queue."
+client arrive
+
+say "That is all: committed messages survive, and rolled-back ones never appear."

@@ -1,0 +1,12 @@
+//! The proxy as its users see it: a process in front of a real RabbitMQ.
+//!
+//! A script that runs against RabbitMQ directly runs through the proxy unchanged, and must see the same: many tests
+//! here compare just that.
+
+#![allow(unreachable_pub)] // the whole is one binary: nothing is reachable from outside
+
+mod clients;
+mod fidelity;
+mod publish;
+mod support;
+mod transaction;

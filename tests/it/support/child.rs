@@ -1,0 +1,89 @@
+//! Child processes that cannot outlive the test process.
+
+use super::{deadline, wait_until};
+use rustix::process::{Pid, Signal, kill_process_group};
+use std::fs::File;
+use std::io::Write;
+use std::os::unix::process::CommandExt;
+use std::path::Path;
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::time::Duration;
+
+/// A child in a process group of its own, and a guard that kills the group and removes its folder when the test
+/// process is gone: a static is never dropped, and a test run can be killed.
+pub struct Process {
+    child: Child,
+    guard: Child,
+}
+
+impl Process {
+    /// Starts `command`; what it prints is appended to the file `log` in `folder`, which is the child's own.
+    ///
+    /// # Panics
+    /// If the program cannot be started.
+    pub fn start(mut command: Command, folder: &Path, log: &str) -> Self {
+        let log = File::options().create(true).append(true).open(folder.join(log)).expect("a log file can be opened");
+        let child = command
+            // A dying RabbitMQ leaves a dump where it stands.
+            .current_dir(folder)
+            .process_group(0)
+            .stdin(Stdio::null())
+            .stdout(log.try_clone().expect("a file handle can be copied"))
+            .stderr(log)
+            .spawn()
+            .unwrap_or_else(|error| panic!("{:?} cannot be started: {error}", command.get_program()));
+        // The guard's standard input is a pipe from this process: a line means that all is well, its end that this
+        // process is gone.
+        let guard = Command::new("sh")
+            .args(["-c", r#"read line || { kill -KILL -- "-$0"; sleep 0.2; rm -rf "$1"; }"#, &child.id().to_string()])
+            .arg(folder)
+            .process_group(0)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .expect("sh can be started");
+        Self { child, guard }
+    }
+
+    /// The id of the child, and of its process group.
+    pub fn id(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Sends a signal to the child and all its children.
+    pub fn signal(&self, signal: Signal) {
+        let group = Pid::from_raw(self.child.id().cast_signed()).expect("a process id is not 0");
+        // The group may be gone already; then there is nothing to signal.
+        let _ = kill_process_group(group, signal);
+    }
+
+    /// The exit status, if the child has ended.
+    pub fn ended(&mut self) -> Option<ExitStatus> {
+        self.child.try_wait().expect("a child can be waited for")
+    }
+
+    /// Waits for the child to end by itself.
+    pub fn wait(&mut self, limit: Duration) -> ExitStatus {
+        let mut status = None;
+        wait_until(deadline(limit), "the process to end", || {
+            status = self.ended();
+            status.is_some()
+        });
+        status.expect("the condition above")
+    }
+
+    /// Kills the whole group, and waits until the child is gone.
+    pub fn kill(&mut self) {
+        self.signal(Signal::KILL);
+        self.child.wait().expect("a child can be waited for");
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        self.kill();
+        let _ = self.guard.stdin.take().map(|mut pipe| writeln!(pipe, "ended"));
+        let _ = self.guard.wait();
+    }
+}

@@ -1,0 +1,82 @@
+//! What the tests stand on: RabbitMQ nodes and proxies as child processes, a raw AMQP client, and waiting.
+
+pub mod broker;
+pub mod child;
+pub mod client;
+pub mod proxy;
+pub mod raw;
+pub mod table;
+
+pub use broker::Broker;
+pub use proxy::Proxy;
+pub use raw::Raw;
+
+use std::net::{Ipv4Addr, TcpListener};
+use std::sync::LazyLock;
+use std::sync::atomic::{AtomicU16, AtomicU32, Ordering};
+use std::time::{Duration, Instant};
+
+/// How long anything may take that should take no time, on a machine that is busy with other tests.
+pub const PATIENCE: Duration = Duration::from_secs(30);
+
+/// The moment after which a wait has failed.
+pub fn deadline(after: Duration) -> Instant {
+    Instant::now() + after
+}
+
+/// Waits until `condition` holds.
+///
+/// # Panics
+/// When `deadline` has passed and it still does not hold.
+#[track_caller]
+pub fn wait_until(deadline: Instant, what: &str, mut condition: impl FnMut() -> bool) {
+    while !condition() {
+        assert!(Instant::now() < deadline, "waited in vain for {what}");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+/// A port that nobody listens on. It lies below the range from which the kernel takes the ports of outgoing
+/// connections, so that a server can be started on it again after it was killed.
+pub fn free_port() -> u16 {
+    static NEXT: LazyLock<AtomicU16> = LazyLock::new(|| AtomicU16::new((std::process::id() % 11_000) as u16));
+    loop {
+        let port = 20_000 + NEXT.fetch_add(1, Ordering::Relaxed) % 12_000;
+        if TcpListener::bind((Ipv4Addr::LOCALHOST, port)).is_ok() {
+            return port;
+        }
+    }
+}
+
+/// A name that no other test uses.
+pub fn unique(prefix: &str) -> String {
+    static NEXT: AtomicU32 = AtomicU32::new(0);
+    format!("{prefix}-{}", NEXT.fetch_add(1, Ordering::Relaxed))
+}
+
+/// The broker that all tests share which do not break theirs: a start takes seconds.
+pub fn broker() -> &'static Broker {
+    static SHARED: LazyLock<Broker> = LazyLock::new(Broker::start);
+    &SHARED
+}
+
+/// The proxy in front of [`broker`], with the default configuration, for tests that need nothing else.
+pub fn proxy() -> &'static Proxy {
+    static SHARED: LazyLock<Proxy> = LazyLock::new(|| Proxy::start(broker().port));
+    &SHARED
+}
+
+/// The port of [`proxy`]. With `HALFWAY_TEST_DIRECT` in the environment it is the broker's own: so the tests that
+/// must not be able to tell the difference are themselves tested.
+pub fn proxied_port() -> u16 {
+    if std::env::var_os("HALFWAY_TEST_DIRECT").is_some() { broker().port } else { proxy().port }
+}
+
+/// Runs a script against RabbitMQ and against the proxy, which must give the same; returns that.
+#[track_caller]
+pub fn same<T: PartialEq + std::fmt::Debug>(script: impl Fn(u16) -> T) -> T {
+    let direct = script(broker().port);
+    let proxied = script(proxied_port());
+    assert_eq!(direct, proxied, "left: RabbitMQ itself, right: through the proxy");
+    proxied
+}
