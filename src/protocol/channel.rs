@@ -250,6 +250,12 @@ impl Channel {
         })
     }
 
+    /// Shows RabbitMQ the front of a message whose rest will not be held back any more.
+    pub fn pass_receiving(&mut self, io: &mut Io) {
+        let receiving = self.receiving.take();
+        self.pass_received(receiving, io);
+    }
+
     fn pass_received(&self, receiving: Option<Receiving>, io: &mut Io) {
         let Some(receiving) = receiving else { return };
         frame::write_method(&mut io.to_upstream, self.number, id::BASIC_PUBLISH, |out| out.extend(&receiving.publish));

@@ -487,6 +487,11 @@ impl Connection {
 
     /// The framing is broken: from here on RabbitMQ gets the bytes as they come, and has the last word.
     fn break_off(&mut self) {
+        for slot in self.channels.values_mut() {
+            if let Slot::Tx(channel) = slot {
+                channel.pass_receiving(&mut self.io);
+            }
+        }
         self.abandon_all();
         self.phase = Phase::PassThrough;
     }
@@ -870,3 +875,6 @@ impl Connection {
         handshake::has_capability(&self.client_properties, b"connection.blocked")
     }
 }
+
+#[cfg(test)]
+mod tests;
