@@ -10,6 +10,7 @@
 //!   read again with [`Store::page`].
 //! - An error means that nothing of the call took effect, and the store goes on: when space returns, so do commits.
 
+pub mod memory;
 pub mod sqlite;
 
 use crate::tx::batch::Batch;
@@ -19,6 +20,7 @@ use bytes::Bytes;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
+use std::time::{SystemTime, UNIX_EPOCH};
 use tokio::sync::{oneshot, watch};
 
 /// The place of a committed transaction in the order of commits. Rises, never used twice.
@@ -127,6 +129,19 @@ pub struct DeadLetter {
     pub since: Timestamp,
 }
 
+/// A batch that is whole, in the form in which a store keeps it and the relay takes it.
+#[derive(Debug, Clone)]
+struct Messages {
+    bytes: Bytes,
+    count: u32,
+}
+
+impl From<Batch> for Messages {
+    fn from(batch: Batch) -> Self {
+        Self { count: batch.messages(), bytes: batch.into_bytes().into() }
+    }
+}
+
 /// The answer to come of a call on a [`Store`].
 #[derive(Debug)]
 pub struct Reply<T>(oneshot::Receiver<Result<T, StoreError>>);
@@ -177,6 +192,12 @@ pub trait Store: Send + Sync + 'static {
     /// Whether the store is past its size limit, so that publishers of transactions have to wait.
     fn is_full(&self) -> bool;
 
-    /// Tells of every change of [`Store::is_full`].
+    /// Tells when [`Store::is_full`] changes.
     fn fullness(&self) -> watch::Receiver<bool>;
+}
+
+/// The wall clock.
+pub fn system_clock() -> Timestamp {
+    let since_epoch = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    Timestamp(since_epoch.as_millis().try_into().unwrap_or(i64::MAX))
 }

@@ -1,0 +1,137 @@
+//! The thread that reads for the relay, over a connection of its own, in SQL transactions that last one answer: a log
+//! that somebody reads in can't start anew.
+
+use super::rows::{lane_number, pack_keys};
+use super::writer::Answer;
+use crate::store::{Cursor, Lane, Pack, Sequence, StoreError};
+use crate::tx::id::TransactionId;
+use bytes::Bytes;
+use rusqlite::{Connection, Transaction, TransactionBehavior, params};
+use std::sync::mpsc::Receiver;
+use uuid::Uuid;
+
+/// What the reader is asked.
+#[derive(Debug)]
+pub(super) enum Question {
+    Lanes { answer: Answer<Vec<Lane>> },
+    Page { lane: Lane, after: Option<Cursor>, bytes_max: usize, answer: Answer<Vec<Pack>> },
+    Close,
+}
+
+pub(super) struct Reader {
+    sql: Connection,
+    questions: Receiver<Question>,
+}
+
+impl Reader {
+    pub(super) fn new(sql: Connection, questions: Receiver<Question>) -> Self {
+        Self { sql, questions }
+    }
+
+    pub(super) fn run(self) {
+        while let Ok(question) = self.questions.recv() {
+            match question {
+                Question::Lanes { answer } => {
+                    let _ = answer.send(lanes(&self.sql).map_err(failed));
+                }
+                Question::Page { lane, after, bytes_max, answer } => {
+                    let _ = answer.send(page(&self.sql, &lane, after, bytes_max).map_err(failed));
+                }
+                Question::Close => return,
+            }
+        }
+    }
+}
+
+fn failed(error: rusqlite::Error) -> StoreError {
+    tracing::error!(%error, "the store could not read");
+    StoreError::Io(error.to_string())
+}
+
+fn lanes(sql: &Connection) -> rusqlite::Result<Vec<Lane>> {
+    sql.prepare_cached(
+        "SELECT vhost, number FROM lanes
+         WHERE EXISTS (SELECT 1 FROM transactions WHERE state = 'committed' AND transactions.lane = lanes.lane)
+         ORDER BY vhost, number",
+    )?
+    .query_map([], |row| Ok(Lane { vhost: row.get::<_, String>(0)?.into(), number: row.get(1)? }))?
+    .collect()
+}
+
+fn page(sql: &Connection, lane: &Lane, after: Option<Cursor>, bytes_max: usize) -> rusqlite::Result<Vec<Pack>> {
+    // Several statements, one state of the file.
+    let sql = Transaction::new_unchecked(sql, TransactionBehavior::Deferred)?;
+    let Some(lane) = lane_number(&sql, lane)? else {
+        return Ok(Vec::new());
+    };
+    let from = after.map_or(0, |cursor| cursor.sequence.0);
+    let mut statement = sql.prepare_cached(
+        "SELECT sequence, id, number, packs, body FROM transactions INDEXED BY committed
+         WHERE state = 'committed' AND lane = ?1 AND sequence >= ?2 ORDER BY sequence",
+    )?;
+    let mut rows = statement.query([lane, from])?;
+    let mut page = Page { packs: Vec::new(), bytes: 0, bytes_max };
+    while let Some(row) = rows.next()? {
+        let sequence = Sequence(row.get(0)?);
+        let id = TransactionId(Uuid::from_bytes(row.get(1)?));
+        let read = after.filter(|cursor| cursor.sequence == sequence).map(|cursor| cursor.pack);
+        let has_room = match row.get::<_, Option<i64>>(2)? {
+            Some(number) => page.add_packs(&sql, sequence, id, number, row.get(3)?, read)?,
+            None if read.is_some() => true,
+            None => {
+                let messages = Bytes::copy_from_slice(row.get_ref(4)?.as_blob()?);
+                page.add(Pack { sequence, id, number: 0, first_index: 0, last: true, messages })
+            }
+        };
+        if !has_room {
+            break;
+        }
+    }
+    Ok(page.packs)
+}
+
+struct Page {
+    packs: Vec<Pack>,
+    bytes: usize,
+    bytes_max: usize,
+}
+
+impl Page {
+    /// Says whether there is room for more.
+    fn add(&mut self, pack: Pack) -> bool {
+        self.bytes += pack.messages.len();
+        self.packs.push(pack);
+        self.bytes < self.bytes_max
+    }
+
+    fn add_packs(
+        &mut self,
+        sql: &Connection,
+        sequence: Sequence,
+        id: TransactionId,
+        number: i64,
+        packs: u32,
+        read: Option<u32>,
+    ) -> rusqlite::Result<bool> {
+        let (first, last) = pack_keys(number).into_inner();
+        let from = read.map_or(0, |pack| i64::from(pack) + 1);
+        let mut statement =
+            sql.prepare_cached("SELECT key, first_index, body FROM packs WHERE key BETWEEN ?1 AND ?2 ORDER BY key")?;
+        let mut rows = statement.query(params![first + from, last])?;
+        while let Some(row) = rows.next()? {
+            let place = (row.get::<_, i64>(0)? - first) as u32;
+            let pack = Pack {
+                sequence,
+                id,
+                number: place,
+                first_index: row.get(1)?,
+                last: place + 1 == packs,
+                messages: Bytes::copy_from_slice(row.get_ref(2)?.as_blob()?),
+            };
+            if !self.add(pack) {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+}

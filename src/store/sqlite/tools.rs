@@ -1,0 +1,360 @@
+//! What an operator can do with the file while a proxy has it, or none: look whether it is right, copy it, count.
+
+use super::open::{OpenError, beside, open_reader, schema_version};
+use super::rows::pack_keys;
+use crate::amqp::wire::Malformed;
+use crate::tx::batch;
+use crate::tx::id::TransactionId;
+use rusqlite::backup::{Backup, StepResult};
+use rusqlite::{Connection, Transaction, TransactionBehavior};
+use serde::Serialize;
+use std::fs::File;
+use std::path::{Path, PathBuf};
+use uuid::Uuid;
+
+/// Findings told of one damaged file; more would say the same.
+const PROBLEMS_MAX: usize = 100;
+
+/// Why a command on the file failed.
+#[derive(Debug, thiserror::Error)]
+pub enum ToolError {
+    /// The file could not be opened.
+    #[error(transparent)]
+    Open(#[from] OpenError),
+    /// A backup never writes over a file.
+    #[error("{} is there already", .0.display())]
+    Exists(PathBuf),
+    /// Reading the store failed.
+    #[error("the store could not be read: {0}")]
+    Sqlite(#[from] rusqlite::Error),
+    /// Writing the backup failed.
+    #[error("the backup could not be written: {0}")]
+    Write(#[from] std::io::Error),
+}
+
+/// What `halfway store check` found.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+pub struct CheckReport {
+    /// Transactions looked at.
+    pub transactions: u64,
+    /// Messages looked at.
+    pub messages: u64,
+    /// What is wrong, in words; nothing in a store that is right.
+    pub problems: Vec<String>,
+}
+
+/// What `halfway store stats` counts.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct StoreStats {
+    /// The version of the schema.
+    pub schema: i64,
+    /// Bytes of the file.
+    pub file_bytes: u64,
+    /// Bytes in use in the file; the rest is free for what comes.
+    pub used_bytes: u64,
+    /// Bytes of the log beside the file.
+    pub log_bytes: u64,
+    /// Undecided transactions whose channel lives, or ended with a proxy that was not started since.
+    pub open: u64,
+    /// Undecided transactions whose channel is gone.
+    pub in_doubt: u64,
+    /// Committed transactions that are not known to be delivered.
+    pub committed: u64,
+    /// Delivered transactions that are kept for their history.
+    pub delivered: u64,
+    /// Rolled back transactions that are kept for their history.
+    pub rolled_back: u64,
+    /// Messages that RabbitMQ could not take.
+    pub dead_letters: u64,
+    /// When the oldest committed transaction was decided: milliseconds since 1970-01-01 UTC.
+    pub oldest_committed_at: Option<i64>,
+    /// The committed transactions by the way they will go.
+    pub lanes: Vec<LaneBacklog>,
+}
+
+/// The committed, undelivered transactions of one lane.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct LaneBacklog {
+    /// The virtual host.
+    pub vhost: String,
+    /// The lane's number.
+    pub lane: u16,
+    /// Transactions.
+    pub committed: u64,
+}
+
+fn open(path: &Path) -> Result<Connection, OpenError> {
+    if path.is_dir() {
+        return Err(OpenError::Folder { path: path.into() });
+    }
+    if !path.exists() {
+        return Err(OpenError::Missing { path: path.into() });
+    }
+    let sql = open_reader(path)?;
+    if schema_version(&sql, path)? == 0 {
+        return Err(OpenError::NotAStore { path: path.into(), reason: "it is empty".into() });
+    }
+    Ok(sql)
+}
+
+/// Counts what is in the file.
+///
+/// # Errors
+/// The file can't be opened or read.
+pub fn stats(path: &Path) -> Result<StoreStats, ToolError> {
+    let sql = open(path)?;
+    let sql = Transaction::new_unchecked(&sql, TransactionBehavior::Deferred)?;
+    let count = |query: &str| sql.query_row(query, [], |row| row.get::<_, i64>(0)).map(|count| count.unsigned_abs());
+    let undecided = |state: &str| {
+        count(&format!("SELECT count(*) FROM transactions WHERE state IN ('open', 'in_doubt') AND state = '{state}'"))
+    };
+    let finished = |state: &str| {
+        count(&format!(
+            "SELECT count(*) FROM transactions WHERE state IN ('delivered', 'rolled_back') AND state = '{state}'"
+        ))
+    };
+    let lanes = sql
+        .prepare(
+            "SELECT vhost, number,
+                 (SELECT count(*) FROM transactions WHERE state = 'committed' AND transactions.lane = lanes.lane)
+             FROM lanes ORDER BY vhost, number",
+        )?
+        .query_map([], |row| {
+            Ok(LaneBacklog { vhost: row.get(0)?, lane: row.get(1)?, committed: row.get::<_, i64>(2)?.unsigned_abs() })
+        })?
+        .collect::<rusqlite::Result<Vec<_>>>()?;
+    let lanes: Vec<_> = lanes.into_iter().filter(|lane| lane.committed > 0).collect();
+    let pages = count("PRAGMA page_count")?;
+    let page_bytes = count("PRAGMA page_size")?;
+    let oldest = "SELECT decided_at FROM transactions WHERE sequence =
+                      (SELECT min(first) FROM (SELECT (SELECT min(sequence) FROM transactions
+                           WHERE state = 'committed' AND transactions.lane = lanes.lane) AS first FROM lanes))";
+    Ok(StoreStats {
+        schema: schema_version(&sql, path)?,
+        file_bytes: pages * page_bytes,
+        used_bytes: (pages - count("PRAGMA freelist_count")?) * page_bytes,
+        log_bytes: std::fs::metadata(beside(path, "-wal")).map_or(0, |log| log.len()),
+        open: undecided("open")?,
+        in_doubt: undecided("in_doubt")?,
+        committed: lanes.iter().map(|lane| lane.committed).sum(),
+        delivered: finished("delivered")?,
+        rolled_back: finished("rolled_back")?,
+        dead_letters: count("SELECT count(*) FROM dead_letters")?,
+        oldest_committed_at: sql.query_row(oldest, [], |row| row.get(0)).or_else(none_if_no_row)?,
+        lanes,
+    })
+}
+
+fn none_if_no_row<T>(error: rusqlite::Error) -> rusqlite::Result<Option<T>> {
+    if error == rusqlite::Error::QueryReturnedNoRows { Ok(None) } else { Err(error) }
+}
+
+/// Copies the store as it is at one moment to a new file, while proxies go on. The log grows meanwhile.
+///
+/// # Errors
+/// The target is there already, or something could not be read or written; then there is no target.
+pub fn backup(path: &Path, target: &Path) -> Result<(), ToolError> {
+    if target.exists() {
+        return Err(ToolError::Exists(target.into()));
+    }
+    let sql = open(path)?;
+    let partial = beside(target, ".partial");
+    let copied = copy(&sql, &partial).and_then(|()| {
+        std::fs::rename(&partial, target)?;
+        // The new name has to be as durable as what it names.
+        let folder = target.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        Ok(File::open(folder)?.sync_all()?)
+    });
+    if copied.is_err() {
+        // It may not have come to be.
+        let _ = std::fs::remove_file(&partial);
+    }
+    copied
+}
+
+fn copy(sql: &Connection, partial: &Path) -> Result<(), ToolError> {
+    // What an interrupted backup left behind.
+    match std::fs::remove_file(partial) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error.into()),
+        _ => {}
+    }
+    let mut copy = Connection::open(partial)?;
+    // All in one step: between two steps others may write, and then SQLite begins anew, under load for ever.
+    let step = Backup::new(sql, &mut copy)?.step(-1)?;
+    if step != StepResult::Done {
+        let busy = rusqlite::ffi::Error::new(rusqlite::ffi::SQLITE_BUSY);
+        return Err(rusqlite::Error::SqliteFailure(busy, None).into());
+    }
+    copy.close().map_err(|(_, error)| error)?;
+    Ok(File::open(partial)?.sync_all()?)
+}
+
+/// Looks at everything in the file: SQLite's structures, what refers to what, and that every message can be read.
+///
+/// # Errors
+/// The file can't be opened or read. What is wrong in it is told in the report.
+pub fn check(path: &Path) -> Result<CheckReport, ToolError> {
+    let sql = open(path)?;
+    let sql = Transaction::new_unchecked(&sql, TransactionBehavior::Deferred)?;
+    let mut check = Check { sql: &sql, report: CheckReport::default() };
+    check.structure()?;
+    // With broken pages everything behind would only repeat it.
+    if check.report.problems.is_empty() {
+        check.references()?;
+        check.transactions()?;
+        check.dead_letters()?;
+    }
+    Ok(check.report)
+}
+
+struct Check<'a> {
+    sql: &'a Connection,
+    report: CheckReport,
+}
+
+impl Check<'_> {
+    fn problem(&mut self, problem: String) {
+        if self.report.problems.len() < PROBLEMS_MAX {
+            self.report.problems.push(problem);
+        }
+    }
+
+    fn structure(&mut self) -> rusqlite::Result<()> {
+        let mut statement = self.sql.prepare("PRAGMA integrity_check")?;
+        let mut rows = statement.query([])?;
+        while let Some(row) = rows.next()? {
+            let line = row.get::<_, String>(0)?;
+            if line != "ok" {
+                self.problem(line);
+            }
+        }
+        Ok(())
+    }
+
+    fn references(&mut self) -> rusqlite::Result<()> {
+        let mut statement = self.sql.prepare("PRAGMA foreign_key_check")?;
+        let mut rows = statement.query([])?;
+        while let Some(row) = rows.next()? {
+            let (table, to): (String, String) = (row.get(0)?, row.get(2)?);
+            self.problem(format!("a row of {table} refers to a row of {to} that is not there"));
+        }
+        for (query, problem) in [
+            (
+                "SELECT count(*) FROM packs WHERE key >> 20 NOT IN
+                     (SELECT number FROM transactions WHERE number IS NOT NULL UNION SELECT number FROM garbage)",
+                "packs belong to no transaction",
+            ),
+            (
+                "SELECT count(*) FROM transactions, store WHERE sequence >= sequence_reserved",
+                "transactions have a sequence that will be given out again",
+            ),
+            (
+                "SELECT count(*) FROM transactions
+                 WHERE (state IN ('open', 'in_doubt')) <> (decided_at IS NULL)",
+                "transactions have a decision and are undecided, or the other way round",
+            ),
+            (
+                "SELECT count(*) FROM history WHERE transaction_id NOT IN (SELECT id FROM transactions)",
+                "entries of the history belong to no transaction",
+            ),
+            (
+                "SELECT count(*) FROM transactions WHERE letters > 0 AND letters <>
+                     (SELECT count(*) FROM dead_letters WHERE dead_letters.sequence = transactions.sequence)",
+                "transactions miscount their dead letters",
+            ),
+        ] {
+            let count: i64 = self.sql.query_row(query, [], |row| row.get(0))?;
+            if count > 0 {
+                self.problem(format!("{count} {problem}"));
+            }
+        }
+        Ok(())
+    }
+
+    fn transactions(&mut self) -> rusqlite::Result<()> {
+        let mut statement = self.sql.prepare(
+            "SELECT id, messages, bytes, number, packs, body FROM transactions
+             WHERE state IN ('open', 'in_doubt', 'committed') ORDER BY sequence",
+        )?;
+        let mut rows = statement.query([])?;
+        while let Some(row) = rows.next()? {
+            let id = TransactionId(Uuid::from_bytes(row.get(0)?));
+            let (messages, bytes): (i64, i64) = (row.get(1)?, row.get(2)?);
+            let mut found = Found::default();
+            match (row.get::<_, Option<i64>>(3)?, row.get_ref(5)?.as_blob_or_null()?) {
+                (Some(number), None) => found.packs(self.sql, number, row.get(4)?)?,
+                (None, Some(body)) => found.add(0, body),
+                _ => found.problem = Some("keeps its messages in no place, or in two".into()),
+            }
+            let problem = found.problem.take().or_else(|| {
+                (found.messages != messages || found.bytes != bytes).then(|| {
+                    format!(
+                        "should have {messages} messages of {bytes} bytes, and has {} of {}",
+                        found.messages, found.bytes
+                    )
+                })
+            });
+            self.report.transactions += 1;
+            self.report.messages += found.messages.unsigned_abs();
+            if let Some(problem) = problem {
+                self.problem(format!("transaction {id} {problem}"));
+            }
+        }
+        Ok(())
+    }
+
+    fn dead_letters(&mut self) -> rusqlite::Result<()> {
+        let mut statement = self.sql.prepare("SELECT letter, message FROM dead_letters")?;
+        let mut rows = statement.query([])?;
+        while let Some(row) = rows.next()? {
+            if count_messages(row.get_ref(1)?.as_blob()?) != Ok(1) {
+                self.problem(format!("dead letter {} is not one message", row.get::<_, i64>(0)?));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// What is there of one transaction.
+#[derive(Default)]
+struct Found {
+    messages: i64,
+    bytes: i64,
+    problem: Option<String>,
+}
+
+impl Found {
+    fn packs(&mut self, sql: &Connection, number: i64, packs: i64) -> rusqlite::Result<()> {
+        let (first, last) = pack_keys(number).into_inner();
+        let mut statement =
+            sql.prepare_cached("SELECT key, first_index, body FROM packs WHERE key BETWEEN ?1 AND ?2 ORDER BY key")?;
+        let mut rows = statement.query([first, last])?;
+        let mut next = first;
+        while let Some(row) = rows.next()? {
+            if row.get::<_, i64>(0)? != next {
+                self.problem = Some(format!("lacks its pack {}", next - first));
+            }
+            next += 1;
+            self.add(row.get(1)?, row.get_ref(2)?.as_blob()?);
+        }
+        if next - first != packs {
+            self.problem = Some(format!("should have {packs} packs, and has {}", next - first));
+        }
+        Ok(())
+    }
+
+    fn add(&mut self, first_index: i64, body: &[u8]) {
+        if first_index != self.messages {
+            self.problem = Some(format!("counts its message {} as {first_index}", self.messages));
+        }
+        self.bytes += body.len() as i64;
+        match count_messages(body) {
+            Ok(messages) => self.messages += messages,
+            Err(Malformed) => self.problem = Some(format!("can't be read behind message {}", self.messages)),
+        }
+    }
+}
+
+fn count_messages(bytes: &[u8]) -> Result<i64, Malformed> {
+    batch::iter(bytes).try_fold(0, |count, message| message.map(|_| count + 1))
+}

@@ -1,0 +1,248 @@
+//! What the writer does beside the calls: moving the log into the file, deleting what nobody needs, and knowing how full
+//! the file is. Each step is short, because commits wait for it.
+
+use super::SqliteSettings;
+use super::rows::pack_keys;
+use super::stats::{Stats, add, set};
+use crate::tx::id::Timestamp;
+use rusqlite::{Connection, OptionalExtension, Transaction, TransactionBehavior, params};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::{Duration, Instant};
+use tokio::sync::watch;
+
+/// Pages in the log that make a checkpoint due: 32 MiB. Fewer make commits slower, more make the rare stall longer.
+const LOG_PAGES_MAX: u32 = 4096;
+
+/// How long nothing must have been written before the log is emptied for good.
+const IDLE: Duration = Duration::from_secs(1);
+
+/// How often to look for what is older than its retention.
+const PURGE_INTERVAL: Duration = Duration::from_secs(30);
+
+/// Between two steps of one purge, so that commits come in between.
+const PURGE_PAUSE: Duration = Duration::from_millis(5);
+
+/// Packs deleted in one step.
+const PURGED_PACKS: usize = 64;
+
+/// Transactions deleted in one step.
+const PURGED_TRANSACTIONS: usize = 512;
+
+/// A store that was full takes messages again below this many hundredths of its limit, so that publishers are not
+/// stopped and let go with every message.
+const ROOM_AGAIN_PERCENT: u64 = 95;
+
+pub(super) struct Upkeep {
+    stats: Arc<Stats>,
+    full: watch::Sender<bool>,
+    bytes_max: Option<u64>,
+    page_bytes: u64,
+    retention: Duration,
+    /// Pages in the log after the last commit, as SQLite's hook told.
+    log_pages: Arc<AtomicU32>,
+    /// The same after the commit before, to notice that the log has started anew.
+    log_pages_before: u32,
+    /// Pages in the log at which to checkpoint next.
+    checkpoint_at: u32,
+    empty_log_at: Option<Instant>,
+    purge_at: Instant,
+}
+
+impl Upkeep {
+    pub(super) fn new(
+        sql: &mut Connection,
+        settings: &SqliteSettings,
+        stats: Arc<Stats>,
+        full: watch::Sender<bool>,
+    ) -> rusqlite::Result<Self> {
+        let log_pages = Arc::new(AtomicU32::new(0));
+        let told = Arc::clone(&log_pages);
+        sql.wal_hook(Some(move |_: &mut rusqlite::hooks::Wal, pages: i32| {
+            told.store(pages.try_into().unwrap_or_default(), Ordering::Relaxed);
+            Ok(())
+        }))?;
+        let now = Instant::now();
+        let upkeep = Self {
+            stats,
+            full,
+            bytes_max: settings.max_size,
+            page_bytes: sql.pragma_query_value(None, "page_size", |row| row.get::<_, u32>(0))?.into(),
+            retention: settings.retention,
+            log_pages,
+            log_pages_before: 0,
+            checkpoint_at: LOG_PAGES_MAX,
+            empty_log_at: Some(now + IDLE),
+            purge_at: now,
+        };
+        upkeep.measure(sql);
+        Ok(upkeep)
+    }
+
+    /// When there is something to do next.
+    pub(super) fn due(&self) -> Instant {
+        self.empty_log_at.map_or(self.purge_at, |at| at.min(self.purge_at))
+    }
+
+    /// Does what is due.
+    pub(super) fn work(&mut self, sql: &Connection, now: Timestamp) {
+        if self.empty_log_at.is_some_and(|at| at <= Instant::now()) {
+            self.empty_log(sql);
+        }
+        if self.purge_at <= Instant::now() {
+            self.purge(sql, now);
+        }
+    }
+
+    /// Packs became garbage.
+    pub(super) fn purge_soon(&mut self) {
+        self.purge_at = self.purge_at.min(Instant::now() + PURGE_PAUSE);
+    }
+
+    /// After a commit.
+    pub(super) fn wrote(&mut self, sql: &Connection) {
+        self.measure(sql);
+        self.empty_log_at = Some(Instant::now() + IDLE);
+        let pages = self.log_pages.load(Ordering::Relaxed);
+        if pages < self.log_pages_before {
+            self.checkpoint_at = LOG_PAGES_MAX;
+        }
+        self.log_pages_before = pages;
+    }
+
+    /// Moves the log into the file if it is long. Called when everybody is answered.
+    pub(super) fn checkpoint(&mut self, sql: &Connection) {
+        if self.log_pages_before < self.checkpoint_at {
+            return;
+        }
+        // The next commit starts the log anew if no reader is in it; else it goes on growing, and trying again before
+        // it has grown by as much would be work for nothing.
+        self.checkpoint_at = self.log_pages_before + LOG_PAGES_MAX;
+        if let Err(error) = checkpoint(sql, "PASSIVE") {
+            self.failed("checkpoint", &error);
+        }
+    }
+
+    /// Moves the log into the file and gives its space back, unless somebody reads in it.
+    pub(super) fn empty_log(&mut self, sql: &Connection) {
+        self.empty_log_at = match checkpoint(sql, "PASSIVE").and_then(|()| checkpoint(sql, "TRUNCATE")) {
+            Ok(()) => None,
+            Err(error) => {
+                // A reader that is in the log, a backup for one, is no failure.
+                if error.sqlite_error_code() != Some(rusqlite::ErrorCode::DatabaseBusy) {
+                    self.failed("checkpoint", &error);
+                }
+                Some(Instant::now() + IDLE)
+            }
+        };
+    }
+
+    /// Deletes some of what nobody needs any more.
+    fn purge(&mut self, sql: &Connection, now: Timestamp) {
+        let kept = self.retention.as_millis().try_into().unwrap_or(i64::MAX);
+        let pause = match purge(sql, now.0.saturating_sub(kept)) {
+            Ok(Purged { wrote, more }) => {
+                if wrote {
+                    self.wrote(sql);
+                }
+                if more { PURGE_PAUSE } else { PURGE_INTERVAL }
+            }
+            Err(error) => {
+                self.failed("purge", &error);
+                PURGE_INTERVAL
+            }
+        };
+        self.purge_at = Instant::now() + pause;
+    }
+
+    /// Looks how much of the file is in use, which SQLite knows without counting.
+    fn measure(&self, sql: &Connection) {
+        let number = |pragma: &str| {
+            sql.prepare_cached(pragma).and_then(|mut statement| statement.query_row([], |row| row.get::<_, i64>(0)))
+        };
+        let (Ok(pages), Ok(free)) = (number("PRAGMA page_count"), number("PRAGMA freelist_count")) else {
+            return;
+        };
+        let used = u64::try_from(pages - free).unwrap_or_default() * self.page_bytes;
+        set(&self.stats.used_bytes, used);
+        let Some(max) = self.bytes_max else { return };
+        self.full.send_if_modified(|full| {
+            let was = *full;
+            *full = if was { used > max / 100 * ROOM_AGAIN_PERCENT } else { used >= max };
+            if *full != was {
+                tracing::warn!(used, max, full, "the store's size limit");
+            }
+            *full != was
+        });
+    }
+
+    fn failed(&self, chore: &str, error: &rusqlite::Error) {
+        add(&self.stats.errors, 1);
+        tracing::warn!(%error, chore, "a chore of the store failed; it will be tried again");
+    }
+}
+
+/// Counts what the gauges start with. Counts entries of small indexes, never rows.
+pub(super) fn count(sql: &Connection, stats: &Stats) -> rusqlite::Result<()> {
+    let count = |statement: &str| sql.query_row(statement, [], |row| row.get::<_, i64>(0));
+    let backlog = count("SELECT count(*) FROM transactions INDEXED BY committed WHERE state = 'committed'")?;
+    let letters = count("SELECT count(*) FROM dead_letters")?;
+    set(&stats.backlog, backlog.try_into().unwrap_or_default());
+    set(&stats.dead_letters, letters.try_into().unwrap_or_default());
+    Ok(())
+}
+
+fn checkpoint(sql: &Connection, mode: &str) -> rusqlite::Result<()> {
+    // Commits wait for us, so we wait for no reader.
+    let patience: i64 = sql.pragma_query_value(None, "busy_timeout", |row| row.get(0))?;
+    sql.busy_timeout(Duration::ZERO)?;
+    let busy = sql.query_row(&format!("PRAGMA wal_checkpoint({mode})"), [], |row| row.get::<_, bool>(0));
+    sql.busy_timeout(Duration::from_millis(patience.unsigned_abs()))?;
+    if busy? {
+        let busy = rusqlite::ffi::Error::new(rusqlite::ffi::SQLITE_BUSY);
+        return Err(rusqlite::Error::SqliteFailure(busy, None));
+    }
+    Ok(())
+}
+
+/// What a step of the purge did.
+struct Purged {
+    wrote: bool,
+    more: bool,
+}
+
+fn purge(sql: &Connection, decided_before: i64) -> rusqlite::Result<Purged> {
+    let garbage = sql
+        .prepare_cached("SELECT number FROM garbage LIMIT 1")?
+        .query_row([], |row| row.get::<_, i64>(0))
+        .optional()?;
+    let old = sql
+        .prepare_cached(
+            "SELECT sequence, id FROM transactions INDEXED BY finished
+             WHERE state IN ('delivered', 'rolled_back') AND decided_at < ?1 LIMIT ?2",
+        )?
+        .query_map(params![decided_before, PURGED_TRANSACTIONS as i64], |row| Ok((row.get(0)?, row.get(1)?)))?
+        .collect::<rusqlite::Result<Vec<(i64, [u8; 16])>>>()?;
+    if garbage.is_none() && old.is_empty() {
+        return Ok(Purged { wrote: false, more: false });
+    }
+    let sql_tx = Transaction::new_unchecked(sql, TransactionBehavior::Immediate)?;
+    if let Some(number) = garbage {
+        let (first, last) = pack_keys(number).into_inner();
+        let packs = sql_tx
+            .prepare_cached(
+                "DELETE FROM packs WHERE key IN
+                     (SELECT key FROM packs WHERE key BETWEEN ?1 AND ?2 ORDER BY key LIMIT ?3)",
+            )?
+            .execute(params![first, last, PURGED_PACKS as i64])?;
+        if packs < PURGED_PACKS {
+            sql_tx.prepare_cached("DELETE FROM garbage WHERE number = ?1")?.execute([number])?;
+        }
+    }
+    for (sequence, id) in &old {
+        sql_tx.prepare_cached("DELETE FROM history WHERE transaction_id = ?1")?.execute([id])?;
+        sql_tx.prepare_cached("DELETE FROM transactions WHERE sequence = ?1")?.execute([sequence])?;
+    }
+    sql_tx.commit()?;
+    Ok(Purged { wrote: true, more: garbage.is_some() || old.len() == PURGED_TRANSACTIONS })
+}

@@ -1,0 +1,287 @@
+//! One story told to every store: what `halfway::store` promises, chapter by chapter.
+
+use bytes::Bytes;
+use halfway::store::memory::MemoryStore;
+use halfway::store::sqlite::{SqliteSettings, SqliteStore};
+use halfway::store::{Commit, Committed, Cursor, DeadLetter, Lane, Origin, Outlet, Pack, Sequence, Store, StoreError};
+use halfway::tx::batch::{Batch, HalfMessage, iter};
+use halfway::tx::id::{Timestamp, TransactionId};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+/// Remembers what it was told.
+#[derive(Default)]
+struct Relay(Mutex<Vec<Committed>>);
+
+impl Outlet for Relay {
+    fn committed(&self, transactions: Vec<Committed>) {
+        self.0.lock().unwrap().extend(transactions);
+    }
+}
+
+impl Relay {
+    fn told(&self) -> Vec<Committed> {
+        std::mem::take(&mut self.0.lock().unwrap())
+    }
+}
+
+fn lane(vhost: &str, number: u16) -> Lane {
+    Lane { vhost: vhost.into(), number }
+}
+
+fn origin(lane: Lane) -> Origin {
+    let id = TransactionId(uuid::Uuid::now_v7());
+    Origin { id, user: "guest".into(), lane, created_at: Timestamp(1_000) }
+}
+
+/// A batch with a message for each body.
+fn batch(bodies: &[&str]) -> Batch {
+    let mut batch = Batch::default();
+    for body in bodies {
+        batch.push(HalfMessage { publish: b"\0\0\x01x\x01k\0", header: b"header", body: body.as_bytes() });
+    }
+    batch
+}
+
+fn bodies(messages: &Bytes) -> Vec<String> {
+    iter(messages).map(|message| String::from_utf8(message.unwrap().body.to_vec()).unwrap()).collect()
+}
+
+fn page_bodies(packs: &[Pack]) -> Vec<String> {
+    packs.iter().flat_map(|pack| bodies(&pack.messages)).collect()
+}
+
+fn plain(origin: &Origin, bodies: &[&str]) -> Commit {
+    Commit { origin: origin.clone(), batch: batch(bodies), parked: false, forwarded: None }
+}
+
+fn parked(origin: &Origin, bodies: &[&str]) -> Commit {
+    Commit { parked: true, ..plain(origin, bodies) }
+}
+
+fn letter(sequence: Sequence, index: u32) -> DeadLetter {
+    DeadLetter {
+        sequence,
+        index,
+        message: batch(&["dead"]).into_bytes().into(),
+        reply_code: 404,
+        reply_text: "NOT_FOUND - no exchange 'x' in vhost '/'".into(),
+        since: Timestamp(2_000),
+    }
+}
+
+async fn all(store: &dyn Store, lane: &Lane) -> Vec<Pack> {
+    store.page(lane, None, usize::MAX).await.unwrap()
+}
+
+/// Waits until the lane holds these bodies: what is delivered leaves a little later.
+async fn wait_for(store: &dyn Store, lane: &Lane, expected: &[&str]) {
+    let deadline = Instant::now() + Duration::from_secs(10);
+    loop {
+        let found = page_bodies(&all(store, lane).await);
+        if found == expected {
+            return;
+        }
+        assert!(Instant::now() < deadline, "found {found:?} instead of {expected:?}");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
+async fn what_is_committed_reaches_the_relay_in_order(store: &dyn Store, relay: &Relay) {
+    let way = lane("/", 0);
+    let (first, second) = (origin(way.clone()), origin(way.clone()));
+    // Not awaited in between: calls take their places when they are made.
+    let replies = (store.commit(plain(&first, &["a", "b"])), store.commit(plain(&second, &["c"])));
+    let (first_place, second_place) = (replies.0.await.unwrap(), replies.1.await.unwrap());
+    assert!(first_place < second_place);
+
+    let told = relay.told();
+    assert_eq!(
+        told.iter().map(|tx| (tx.sequence, tx.id)).collect::<Vec<_>>(),
+        [(first_place, first.id), (second_place, second.id)]
+    );
+    assert_eq!(bodies(told[0].messages.as_ref().unwrap()), ["a", "b"]);
+    assert_eq!(told[0].lane, way);
+
+    let packs = all(store, &way).await;
+    assert_eq!(page_bodies(&packs), ["a", "b", "c"]);
+    assert!(packs.iter().all(|pack| pack.last && pack.number == 0 && pack.first_index == 0));
+    assert_eq!(packs[0].id, first.id);
+
+    store.delivered(vec![first_place]);
+    wait_for(store, &way, &["c"]).await;
+    store.delivered(vec![second_place]);
+    wait_for(store, &way, &[]).await;
+    assert_eq!(store.lanes().await.unwrap(), []);
+
+    let third = store.commit(plain(&origin(way), &["d"])).await.unwrap();
+    assert!(third > second_place, "a place is never used twice");
+    store.delivered(vec![third]);
+    wait_for(store, &lane("/", 0), &[]).await;
+    relay.told();
+}
+
+async fn what_was_parked_is_committed_behind_what_was_committed_before_it(store: &dyn Store, relay: &Relay) {
+    let way = lane("parked", 3);
+    let (large, small) = (origin(way.clone()), origin(way.clone()));
+    store.park(large.clone(), batch(&["1", "2"])).await.unwrap();
+    store.park(large.clone(), batch(&["3"])).await.unwrap();
+    assert_eq!(all(store, &way).await, [], "nobody sees what is not committed");
+    assert_eq!(store.lanes().await.unwrap(), []);
+
+    let before = store.commit(plain(&small, &["0"])).await.unwrap();
+    let sequence = store.commit(parked(&large, &["4"])).await.unwrap();
+    assert!(before < sequence);
+    let told = relay.told();
+    assert_eq!(told[1].id, large.id);
+    assert_eq!(told[1].messages, None);
+
+    let packs = all(store, &way).await;
+    assert_eq!(page_bodies(&packs), ["0", "1", "2", "3", "4"]);
+    let large_packs: Vec<_> = packs[1..].iter().map(|pack| (pack.number, pack.first_index, pack.last)).collect();
+    assert_eq!(large_packs, [(0, 0, false), (1, 2, false), (2, 3, true)]);
+
+    // An equal decision is no news; one that brings messages is not equal.
+    assert_eq!(store.commit(parked(&large, &[])).await.unwrap(), sequence);
+    let more = store.commit(parked(&large, &["lost"])).await;
+    assert!(matches!(more, Err(StoreError::Conflict(state)) if state == "committed"));
+    let contrary = store.rollback(large.id).await;
+    assert!(matches!(contrary, Err(StoreError::Conflict(state)) if state == "committed"));
+    let late = store.park(large.clone(), batch(&["late"])).await;
+    assert!(matches!(late, Err(StoreError::Conflict(state)) if state == "committed"));
+    assert_eq!(relay.told().len(), 0);
+    assert_eq!(page_bodies(&all(store, &way).await), ["0", "1", "2", "3", "4"]);
+
+    store.delivered(vec![before, sequence]);
+    wait_for(store, &way, &[]).await;
+}
+
+async fn without_a_last_batch_the_last_park_is_the_last_pack(store: &dyn Store, relay: &Relay) {
+    let tx = origin(lane("/", 1));
+    store.park(tx.clone(), batch(&["1"])).await.unwrap();
+    let sequence = store.commit(parked(&tx, &[])).await.unwrap();
+    let packs = all(store, &tx.lane).await;
+    assert_eq!(packs.iter().map(|pack| (pack.number, pack.last)).collect::<Vec<_>>(), [(0, true)]);
+    store.delivered(vec![sequence]);
+    wait_for(store, &tx.lane, &[]).await;
+    relay.told();
+}
+
+async fn what_is_rolled_back_is_never_seen(store: &dyn Store, relay: &Relay) {
+    let tx = origin(lane("/", 0));
+    store.park(tx.clone(), batch(&["never"])).await.unwrap();
+    store.rollback(tx.id).await.unwrap();
+    store.rollback(tx.id).await.unwrap();
+    for contrary in [store.commit(parked(&tx, &[])).await.map(drop), store.park(tx.clone(), batch(&["x"])).await] {
+        assert!(matches!(contrary, Err(StoreError::Conflict(state)) if state == "rolled_back"));
+    }
+    assert_eq!(all(store, &tx.lane).await, []);
+    assert_eq!(relay.told().len(), 0);
+
+    let unknown = TransactionId(uuid::Uuid::now_v7());
+    assert!(matches!(store.rollback(unknown).await, Err(StoreError::Conflict(state)) if state == "not there"));
+    let nothing = store.commit(parked(&origin(lane("/", 0)), &["x"])).await;
+    assert!(matches!(nothing, Err(StoreError::Conflict(state)) if state == "not there"));
+}
+
+async fn a_page_goes_on_where_the_last_one_ended(store: &dyn Store, relay: &Relay) {
+    let way = lane("pages", 7);
+    let large = origin(way.clone());
+    let mut sequences = vec![store.commit(plain(&origin(way.clone()), &["a"])).await.unwrap()];
+    for body in ["b", "c"] {
+        store.park(large.clone(), batch(&[body])).await.unwrap();
+    }
+    sequences.push(store.commit(parked(&large, &["d", "e"])).await.unwrap());
+    sequences.push(store.commit(plain(&origin(way.clone()), &["f"])).await.unwrap());
+    let elsewhere = store.commit(plain(&origin(lane("pages", 8)), &["elsewhere"])).await.unwrap();
+    assert_eq!(store.lanes().await.unwrap(), [way.clone(), lane("pages", 8)]);
+
+    let one = batch(&["a"]).bytes();
+    for (bytes_max, pages) in [
+        (0, vec!["a", "b", "c", "de", "f"]),
+        (1, vec!["a", "b", "c", "de", "f"]),
+        (one + 1, vec!["ab", "cde", "f"]),
+        (3 * one, vec!["abc", "def"]),
+        (usize::MAX, vec!["abcdef"]),
+    ] {
+        let (mut found, mut after) = (Vec::new(), None);
+        loop {
+            let packs = store.page(&way, after, bytes_max).await.unwrap();
+            let Some(last) = packs.last() else { break };
+            after = Some(Cursor { sequence: last.sequence, pack: last.number });
+            found.push(page_bodies(&packs).concat());
+        }
+        assert_eq!(found, pages, "pages of {bytes_max} bytes");
+    }
+    assert_eq!(store.page(&lane("nowhere", 0), None, 1).await.unwrap(), []);
+
+    // What was read may leave before the next page is asked for.
+    store.delivered(vec![sequences[0], sequences[1]]);
+    wait_for(store, &way, &["f"]).await;
+    let after = Cursor { sequence: sequences[1], pack: 1 };
+    assert_eq!(page_bodies(&store.page(&way, Some(after), usize::MAX).await.unwrap()), ["f"]);
+    store.delivered(vec![sequences[2], elsewhere]);
+    wait_for(store, &way, &[]).await;
+    wait_for(store, &lane("pages", 8), &[]).await;
+    relay.told();
+}
+
+async fn a_dead_letter_lets_the_rest_go(store: &dyn Store, relay: &Relay) {
+    let tx = origin(lane("/", 2));
+    let sequence = store.commit(plain(&tx, &["good", "bad"])).await.unwrap();
+    store.dead_letter(letter(sequence, 1)).await.unwrap();
+    store.dead_letter(letter(sequence, 1)).await.unwrap();
+    store.delivered(vec![sequence]);
+    wait_for(store, &tx.lane, &[]).await;
+    let unknown = store.dead_letter(letter(Sequence(i64::MAX), 0)).await;
+    assert!(matches!(unknown, Err(StoreError::Conflict(state)) if state == "not there"));
+    relay.told();
+}
+
+async fn the_answer_for_the_client_travels_with_the_commit(store: &dyn Store, relay: &Relay) {
+    let tx = origin(lane("/", 0));
+    let (sender, receiver) = tokio::sync::oneshot::channel();
+    let sequence = store.commit(Commit { forwarded: Some(sender), ..plain(&tx, &["x"]) }).await.unwrap();
+    let told = relay.told().remove(0);
+    told.forwarded.unwrap().send(Default::default()).unwrap();
+    assert_eq!(receiver.await.unwrap().returned, []);
+    store.delivered(vec![sequence]);
+    wait_for(store, &tx.lane, &[]).await;
+}
+
+async fn it_is_not_full(store: &dyn Store, _: &Relay) {
+    assert!(!store.is_full());
+    assert!(!*store.fullness().borrow());
+}
+
+/// All chapters, one after the other, on one store.
+async fn story(store: &dyn Store, relay: &Relay) {
+    what_is_committed_reaches_the_relay_in_order(store, relay).await;
+    what_was_parked_is_committed_behind_what_was_committed_before_it(store, relay).await;
+    without_a_last_batch_the_last_park_is_the_last_pack(store, relay).await;
+    what_is_rolled_back_is_never_seen(store, relay).await;
+    a_page_goes_on_where_the_last_one_ended(store, relay).await;
+    a_dead_letter_lets_the_rest_go(store, relay).await;
+    the_answer_for_the_client_travels_with_the_commit(store, relay).await;
+    it_is_not_full(store, relay).await;
+}
+
+#[tokio::test]
+async fn memory() {
+    let relay = Arc::new(Relay::default());
+    story(&*MemoryStore::new(relay.clone()), &relay).await;
+}
+
+#[tokio::test]
+async fn sqlite() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("halfway.db");
+    let relay = Arc::new(Relay::default());
+    let store = SqliteStore::open(SqliteSettings::new(&path), relay.clone()).unwrap();
+    story(&*store, &relay).await;
+    let report = halfway::store::sqlite::check(&path).unwrap();
+    assert_eq!(report.problems, Vec::<String>::new());
+    store.close();
+    let report = halfway::store::sqlite::check(&path).unwrap();
+    assert_eq!(report.problems, Vec::<String>::new());
+}
