@@ -8,7 +8,10 @@ use std::{
 use clap::{Args, Parser, Subcommand};
 use serde_json::json;
 
-use crate::config::{ConfigError, Loaded, Problem};
+use crate::{
+    config::{ConfigError, Loaded, Problem},
+    doctor::{Finding, Verdict},
+};
 
 /// Durable, atomic transactions for RabbitMQ: a proxy that existing AMQP 0-9-1 clients connect to instead.
 #[derive(Debug, Parser)]
@@ -27,6 +30,8 @@ pub enum Command {
     /// Check or show the configuration
     #[command(subcommand)]
     Config(ConfigCommand),
+    /// Look at everything the proxy needs: RabbitMQ, the relay's account, the store
+    Doctor(Doctor),
 }
 
 /// `halfway config`.
@@ -36,6 +41,20 @@ pub enum ConfigCommand {
     Check(Query),
     /// Show every key with its effective value and where it comes from; secrets are left out
     Show(Query),
+}
+
+/// `halfway doctor`.
+#[derive(Args, Debug)]
+pub struct Doctor {
+    /// The configuration to look with.
+    #[command(flatten)]
+    pub query: Query,
+    /// A virtual host in which committed messages will be published; may be given several times
+    #[arg(long, value_name = "NAME", default_value = "/")]
+    pub vhost: Vec<String>,
+    /// Look at nothing; only ask the proxy that runs with this configuration whether it lives
+    #[arg(long)]
+    pub health: bool,
 }
 
 /// Where the configuration is.
@@ -103,6 +122,69 @@ pub fn print_config(loaded: &Loaded, json: bool, mut out: impl Write) -> io::Res
     Ok(())
 }
 
+/// Prints what the doctor found.
+/// # Errors
+/// When the output can't be written.
+pub fn print_findings(findings: &[Finding], json: bool, mut out: impl Write) -> io::Result<()> {
+    let word = |verdict| match verdict {
+        Verdict::Fine => "ok",
+        Verdict::Warning => "warning",
+        Verdict::Failed => "failed",
+    };
+    if json {
+        let items: Vec<_> = findings
+            .iter()
+            .map(|finding| json!({"what": finding.what, "verdict": word(finding.verdict), "text": finding.text}))
+            .collect();
+        return writeln!(out, "{}", serde_json::Value::from(items));
+    }
+    for finding in findings {
+        writeln!(out, "{:8} {}: {}", word(finding.verdict), finding.what, finding.text)?;
+    }
+    Ok(())
+}
+
 fn problem_json(problem: &Problem) -> serde_json::Value {
     json!({"key": problem.key, "source": problem.origin.to_string(), "text": problem.text})
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_arguments_are_well_formed() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn arguments_mean_what_they_say() {
+        let parse = |line: &str| Cli::try_parse_from(line.split(' ')).map(|cli| cli.command);
+        let Ok(Command::Serve(file)) = parse("halfway serve --config a.toml") else { panic!("serve") };
+        assert_eq!(file.config, Some("a.toml".into()));
+        let Ok(Command::Config(ConfigCommand::Show(query))) = parse("halfway config show --json") else {
+            panic!("show")
+        };
+        assert!(query.json && query.file.config.is_none());
+        let Ok(Command::Doctor(doctor)) = parse("halfway doctor --vhost a --vhost b") else { panic!("doctor") };
+        assert_eq!((doctor.vhost, doctor.health), (vec!["a".to_owned(), "b".to_owned()], false));
+        for wrong in ["halfway", "halfway tx", "halfway serve --confg a", "halfway config"] {
+            assert_eq!(parse(wrong).expect_err("a usage error").exit_code(), 2, "{wrong}");
+        }
+    }
+
+    #[test]
+    fn findings_are_printed_for_people_and_for_programs() {
+        let finding = Finding { what: "store a.db".into(), verdict: Verdict::Warning, text: "it is in \"tmp\"".into() };
+        let print = |json| {
+            let mut out = Vec::new();
+            print_findings(std::slice::from_ref(&finding), json, &mut out).expect("writing to a Vec does not fail");
+            String::from_utf8(out).expect("UTF-8")
+        };
+        assert_eq!(print(false), "warning  store a.db: it is in \"tmp\"\n");
+        let json: serde_json::Value = serde_json::from_str(&print(true)).expect("JSON");
+        assert_eq!(json, json!([{"what": "store a.db", "verdict": "warning", "text": "it is in \"tmp\""}]));
+    }
 }

@@ -15,6 +15,7 @@
 //! - [`admin`]: the HTTP port.
 //! - [`telemetry`] and [`signals`]: logs, and what the operator says while the proxy runs.
 //! - [`app`]: builds every part in order.
+//! - [`doctor`]: looks at what the proxy needs.
 //! - [`cli`]: the command line.
 
 pub mod admin;
@@ -22,6 +23,7 @@ pub mod amqp;
 pub mod app;
 pub mod cli;
 pub mod config;
+pub mod doctor;
 pub mod health;
 pub mod metrics;
 pub mod protocol;

@@ -2,16 +2,19 @@
 
 use std::{
     error::Error,
-    io::{stderr, stdout},
+    io::{self, stderr, stdout},
     process::ExitCode,
 };
 
 use clap::Parser;
 use halfway::{
     app,
-    cli::{self, Cli, Command, ConfigCommand},
-    config, telemetry,
+    cli::{self, Cli, Command, ConfigCommand, Doctor},
+    config,
+    doctor::{self, Verdict},
+    telemetry,
 };
+use tokio::runtime::Runtime;
 
 fn main() -> ExitCode {
     match run(Cli::parse().command) {
@@ -28,8 +31,7 @@ fn run(command: Command) -> Result<ExitCode, Box<dyn Error>> {
         Command::Serve(file) => {
             let loaded = config::load(file.config.as_deref())?;
             telemetry::init(&loaded.config.log);
-            let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
-            runtime.block_on(app::run(loaded.config))?;
+            runtime()?.block_on(app::run(loaded.config))?;
         }
         Command::Config(ConfigCommand::Check(query)) => {
             let loaded = config::load(query.file.config.as_deref());
@@ -40,6 +42,23 @@ fn run(command: Command) -> Result<ExitCode, Box<dyn Error>> {
             let loaded = config::load(query.file.config.as_deref())?;
             cli::print_config(&loaded, query.json, stdout())?;
         }
+        Command::Doctor(args) => return doctor(&args),
     }
     Ok(ExitCode::SUCCESS)
+}
+
+fn doctor(args: &Doctor) -> Result<ExitCode, Box<dyn Error>> {
+    let config = config::load(args.query.file.config.as_deref())?.config;
+    if args.health {
+        doctor::ask_health(&config)?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    let findings = runtime()?.block_on(doctor::examine(&config, &args.vhost));
+    cli::print_findings(&findings, args.query.json, stdout())?;
+    let failed = findings.iter().any(|finding| finding.verdict == Verdict::Failed);
+    Ok(if failed { ExitCode::FAILURE } else { ExitCode::SUCCESS })
+}
+
+fn runtime() -> io::Result<Runtime> {
+    tokio::runtime::Builder::new_multi_thread().enable_all().build()
 }

@@ -1,48 +1,52 @@
 #!/usr/bin/env bash
 # Installs what the tests and the demonstration need and this machine lacks; does nothing when all is there.
 #
-#   tests/setup.sh demo    RabbitMQ and pika
+#   tests/setup.sh pika    pika alone
+#   tests/setup.sh demo    this, RabbitMQ, and a C compiler for the build
 #   tests/setup.sh         these, and amqplib for Node
 #   tests/setup.sh all     these, and HAProxy, which the benchmarks compare with
 #
 # RabbitMQ, Node and HAProxy come from Debian, pika goes to .venv, amqplib to tests/clients/node_modules.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-what=${1:-test}
+case ${1:-test} in
+    pika) level=0 ;;
+    demo) level=1 ;;
+    test) level=2 ;;
+    all) level=3 ;;
+    *) sed -n '2,9s/^# \{0,1\}//p' "$0" >&2; exit 2 ;;
+esac
 
-debian() {
-    echo "Installing $* with apt-get, once." >&2
-    local sudo=
-    [ "$(id -u)" = 0 ] || sudo=sudo
+as_root() {
     # A proxy's settings have to survive sudo.
-    $sudo env DEBIAN_FRONTEND=noninteractive http_proxy="${http_proxy:-}" https_proxy="${https_proxy:-}" \
-        sh -c 'apt-get update -qq && apt-get install -y -qq --no-install-recommends "$@" >/dev/null' sh "$@"
+    if [ "$(id -u)" = 0 ]; then "$@"; else sudo --preserve-env=http_proxy,https_proxy "$@"; fi
+}
+
+install() {
+    echo "Installing $* with apt-get, once." >&2
+    as_root apt-get update -qq
+    as_root env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "$@" >/dev/null
+    # Debian starts a broker with the package. Every test has its own, and this one would hold port 5672.
+    if [[ " $* " == *" rabbitmq-server "* ]]; then
+        if [ -d /run/systemd/system ]; then
+            as_root systemctl disable --quiet --now rabbitmq-server
+        else
+            as_root service rabbitmq-server stop >/dev/null 2>&1 || true
+        fi
+    fi
 }
 
 missing=()
-need() { missing+=("$@"); }
+need() { [ $level -lt "$1" ] || "${@:3}" >/dev/null 2>&1 || read -ra missing <<<"${missing[*]} $2"; }
 
-broker=/usr/lib/rabbitmq/bin/rabbitmq-server
-[ -x $broker ] || need rabbitmq-server
-# Debian's Python has venv in a package of its own, and a folder made without it lacks pip.
-python3 -c 'import ensurepip, venv' 2>/dev/null || need python3 python3-venv
-# The bundled SQLite and ring are C.
-command -v cc >/dev/null || need gcc libc6-dev
-if [ "$what" != demo ]; then
-    command -v npm >/dev/null || need nodejs npm
-fi
-if [ "$what" = all ]; then
-    [ -x /usr/sbin/haproxy ] || command -v haproxy >/dev/null || need haproxy
-fi
-if [ ${#missing[@]} -gt 0 ]; then
-    new_broker=false
-    [ -x $broker ] || new_broker=true
-    debian "${missing[@]}"
-    # Debian starts a broker with the package. Every test has its own, and this one would hold port 5672.
-    if $new_broker && [ -d /run/systemd/system ]; then
-        if [ "$(id -u)" = 0 ]; then systemctl disable --now rabbitmq-server; else sudo systemctl disable --now rabbitmq-server; fi
-    fi
-fi
+# Debian's Python has venv in a package of its own.
+need 0 "python3 python3-venv" python3 -c 'import ensurepip, venv'
+need 1 rabbitmq-server test -x /usr/lib/rabbitmq/bin/rabbitmq-server
+# SQLite, which the store brings along, and ring are C.
+need 1 "gcc libc6-dev" command -v cc
+need 2 "nodejs npm" command -v npm
+need 3 haproxy test -x /usr/sbin/haproxy
+[ ${#missing[@]} = 0 ] || install "${missing[@]}"
 
 if ! .venv/bin/python -c 'import pika' 2>/dev/null; then
     # Half a folder, left by an interrupted run, can't be repaired.
@@ -53,7 +57,7 @@ fi
 
 lock=tests/clients/package-lock.json
 installed=tests/clients/node_modules/.package-lock.json
-if [ "$what" != demo ] && [ -f $lock ] && { [ ! -f $installed ] || [ $lock -nt $installed ]; }; then
+if [ $level -ge 2 ] && { [ ! -f $installed ] || [ $lock -nt $installed ]; }; then
     npm ci --prefix tests/clients --silent --no-audit --no-fund
     touch $installed
 fi

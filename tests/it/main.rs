@@ -6,6 +6,7 @@
 #![allow(unreachable_pub)] // the whole is one binary: nothing is reachable from outside
 
 mod clients;
+mod command;
 mod fidelity;
 mod publish;
 mod support;

@@ -1,0 +1,214 @@
+//! `halfway doctor`: looks at everything the proxy needs from the outside, and leaves it as it was.
+
+mod account;
+
+use std::{
+    collections::BTreeMap,
+    fs::{self, File},
+    io::{self, Read, Write},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream},
+    path::{Path, PathBuf},
+    process,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use crate::{
+    config::{Config, ProxyProtocol, StoreUrl, UpstreamUrl},
+    tls::ClientTls,
+    upstream::Upstream,
+};
+
+/// One thing that was looked at.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Finding {
+    /// What was looked at.
+    pub what: String,
+    /// Whether it will do.
+    pub verdict: Verdict,
+    /// What was found, for a person.
+    pub text: String,
+}
+
+/// Whether something will do.
+#[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
+pub enum Verdict {
+    /// It will.
+    Fine,
+    /// It will, with a limit that the text names.
+    Warning,
+    /// It won't.
+    Failed,
+}
+
+impl Finding {
+    fn new(what: impl Into<String>, verdict: Verdict, text: impl Into<String>) -> Self {
+        Finding { what: what.into(), verdict, text: text.into() }
+    }
+}
+
+/// Looks at the upstream nodes, the relay's account in each of `vhosts`, and the place of the store.
+pub async fn examine(config: &Config, vhosts: &[String]) -> Vec<Finding> {
+    let mut findings = Vec::new();
+    match load_trust(config) {
+        Err(text) => findings.push(Finding::new("trust in RabbitMQ's certificates", Verdict::Failed, text)),
+        Ok(trust) => {
+            let upstream = |urls| {
+                let proxy_protocol = config.upstream.proxy_protocol == ProxyProtocol::V2;
+                Upstream::new(urls, trust.clone(), proxy_protocol, config.upstream.connect_timeout)
+            };
+            for url in &config.upstream.urls {
+                findings.push(account::greet(&upstream(vec![url.clone()]), url).await);
+            }
+            let all = upstream(config.upstream.urls.clone());
+            for vhost in vhosts {
+                findings.extend(account::examine(&all, &config.relay, vhost).await);
+            }
+        }
+    }
+    let StoreUrl::Sqlite(path) = &config.store.url;
+    findings.push(examine_place(path));
+    findings
+}
+
+/// Asks the proxy that runs with this configuration whether it lives.
+/// # Errors
+/// Why it seems not to.
+pub fn ask_health(config: &Config) -> Result<(), String> {
+    let address = config.admin.address.ok_or("admin.address is switched off, so there is nobody to ask")?;
+    let answer = get(local(address), "/healthz").map_err(|error| format!("{address} does not answer: {error}"))?;
+    match answer.split_once("\r\n") {
+        Some((status, _)) if status.split(' ').nth(1) == Some("200") => Ok(()),
+        _ => Err(format!("{address} answers something else than Halfway does")),
+    }
+}
+
+fn load_trust(config: &Config) -> Result<Option<Arc<ClientTls>>, String> {
+    if !config.upstream.urls.iter().any(|url: &UpstreamUrl| url.tls) {
+        return Ok(None);
+    }
+    ClientTls::load(config.upstream.tls.clone()).map(|trust| Some(Arc::new(trust))).map_err(|error| error.to_string())
+}
+
+/// Whether the folder of the store takes a synced write, and keeps it.
+fn examine_place(path: &Path) -> Finding {
+    let what = format!("store {}", path.display());
+    let folder = match path.parent() {
+        Some(folder) if !folder.as_os_str().is_empty() => folder,
+        _ => Path::new("."),
+    };
+    let took = match synced_write(folder) {
+        Ok(took) => took.as_secs_f64() * 1000.0,
+        Err(error) => {
+            return Finding::new(what, Verdict::Failed, format!("cannot write in {}: {error}", folder.display()));
+        }
+    };
+    let kind = fs::canonicalize(folder).ok().and_then(|folder| {
+        let mounts = fs::read_to_string("/proc/self/mounts").ok()?;
+        file_system(&mounts, &folder)
+    });
+    match kind.as_deref() {
+        Some(kind @ ("tmpfs" | "ramfs")) => Finding::new(
+            what,
+            Verdict::Failed,
+            format!("{kind} is memory: what is stored there does not survive a crash"),
+        ),
+        Some("overlay") => {
+            Finding::new(what, Verdict::Warning, "lies in a container's own layer and is lost with it: use a volume")
+        }
+        kind => {
+            let kind = kind.unwrap_or("unknown file system");
+            Finding::new(what, Verdict::Fine, format!("{kind}, a synced write takes {took:.1} ms"))
+        }
+    }
+}
+
+fn synced_write(folder: &Path) -> io::Result<Duration> {
+    let path = folder.join(format!(".halfway-doctor-{}", process::id()));
+    let write = || {
+        let mut file = File::create_new(&path)?;
+        let start = Instant::now();
+        file.write_all(&[0; 4096])?;
+        file.sync_all()?;
+        Ok(start.elapsed())
+    };
+    let result = write();
+    // Where it could not be made, there is nothing to remove.
+    let _ = fs::remove_file(&path);
+    result
+}
+
+/// The type of the file system that holds `folder`: the last mount with the longest matching path.
+fn file_system(mounts: &str, folder: &Path) -> Option<String> {
+    let mut by_depth = BTreeMap::new();
+    for line in mounts.lines() {
+        let mut fields = line.split(' ').skip(1);
+        let (Some(point), Some(kind)) = (fields.next(), fields.next()) else { continue };
+        // The kernel writes blanks so, because they separate the fields.
+        let point = PathBuf::from(point.replace("\\040", " "));
+        if folder.starts_with(&point) {
+            by_depth.insert(point.components().count(), kind.to_owned());
+        }
+    }
+    by_depth.into_values().next_back()
+}
+
+/// The address to reach a port that listens on every address.
+fn local(address: SocketAddr) -> SocketAddr {
+    let ip = match address.ip() {
+        IpAddr::V4(ip) if ip.is_unspecified() => Ipv4Addr::LOCALHOST.into(),
+        IpAddr::V6(ip) if ip.is_unspecified() => Ipv6Addr::LOCALHOST.into(),
+        ip => ip,
+    };
+    SocketAddr::new(ip, address.port())
+}
+
+fn get(address: SocketAddr, path: &str) -> io::Result<String> {
+    let mut stream = TcpStream::connect_timeout(&address, PATIENCE)?;
+    stream.set_read_timeout(Some(PATIENCE))?;
+    stream.set_write_timeout(Some(PATIENCE))?;
+    write!(stream, "GET {path} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n")?;
+    let mut answer = Vec::new();
+    stream.take(ANSWER_BYTES_MAX).read_to_end(&mut answer)?;
+    Ok(String::from_utf8_lossy(&answer).into_owned())
+}
+
+const PATIENCE: Duration = Duration::from_secs(3);
+const ANSWER_BYTES_MAX: u64 = 64 * 1024;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_deepest_mount_tells_the_file_system() {
+        let mounts = "overlay / overlay rw 0 0\ntmpfs /run tmpfs rw 0 0\n/dev/sda1 /run/my\\040data ext4 rw 0 0\n";
+        for (folder, kind) in
+            [("/var/lib", "overlay"), ("/run/x", "tmpfs"), ("/run/my data/a", "ext4"), ("/runner", "overlay")]
+        {
+            assert_eq!(file_system(mounts, Path::new(folder)).as_deref(), Some(kind), "{folder}");
+        }
+    }
+
+    #[test]
+    fn a_folder_that_is_not_there_fails_and_a_good_one_is_left_as_it_was() {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        synced_write(folder.path()).expect("a writable folder");
+        assert_eq!(fs::read_dir(folder.path()).expect("readable").count(), 0);
+        let finding = examine_place(&folder.path().join("missing/halfway.db"));
+        assert_eq!(finding.verdict, Verdict::Failed, "{finding:?}");
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn health_is_asked_of_the_admin_port() {
+        let listener = tokio::net::TcpListener::bind("0.0.0.0:0").await.expect("a free port");
+        let mut config = Config::default();
+        config.admin.address = Some(listener.local_addr().expect("bound"));
+        let admin = crate::admin::Admin { health: Default::default(), metrics: Default::default() };
+        let server = tokio::spawn(admin.serve(listener));
+        ask_health(&config).expect("it lives, ready or not");
+        server.abort();
+        let _ = server.await;
+        ask_health(&config).expect_err("nobody listens any more");
+    }
+}

@@ -1,0 +1,119 @@
+//! The command line: what it prints, and its exit codes.
+
+use crate::support::{Proxy, broker, deadline, wait_until};
+use rustix::process::Signal;
+use serde_json::{Value, json};
+use std::process::{Command, Output};
+use std::time::Duration;
+
+fn halfway(arguments: &[&str], variables: &[(&str, &str)]) -> Output {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_halfway"));
+    command.args(arguments).envs(variables.iter().copied());
+    // Away from the repository, whose config.toml would be read.
+    command.current_dir("/");
+    command.output().expect("the binary can be started")
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
+}
+
+fn json_of(output: &Output) -> Value {
+    serde_json::from_slice(&output.stdout).unwrap_or_else(|error| panic!("{error}: {}", text(&output.stdout)))
+}
+
+#[test]
+fn usage_errors_are_2_and_failures_are_1() {
+    assert_eq!(halfway(&["--version"], &[]).status.code(), Some(0));
+    assert_eq!(halfway(&[], &[]).status.code(), Some(2));
+    assert_eq!(halfway(&["srve"], &[]).status.code(), Some(2));
+    let missing = halfway(&["serve", "--config", "/nowhere/halfway.toml"], &[]);
+    assert_eq!(missing.status.code(), Some(1));
+    assert!(text(&missing.stderr).contains("/nowhere/halfway.toml"), "{}", text(&missing.stderr));
+}
+
+#[test]
+fn a_wrong_configuration_is_refused_with_everything_that_is_wrong() {
+    let variables = [("HALFWAY_STORE_URL", "sqlite:x.db"), ("HALFWAY_RELAY__LANES", "no")];
+    for command in [&["serve"][..], &["config", "check"]] {
+        let output = halfway(command, &variables);
+        assert_eq!(output.status.code(), Some(1));
+        let said = text(&output.stderr);
+        assert!(said.contains("HALFWAY_STORE_URL: unknown variable, the nearest valid one is HALFWAY_STORE__URL"));
+        assert!(said.contains("HALFWAY_RELAY__LANES: expected a whole number"), "{said}");
+    }
+    let checked = json_of(&halfway(&["config", "check", "--json"], &variables));
+    assert_eq!((&checked["valid"], checked["problems"].as_array().map(Vec::len)), (&json!(false), Some(2)));
+    assert_eq!(halfway(&["config", "check"], &[]).status.code(), Some(0));
+}
+
+#[test]
+fn config_show_tells_where_each_value_comes_from_and_no_secret() {
+    let variables = [("HALFWAY_RELAY__PASSWORD", "01234"), ("HALFWAY_LISTEN__MAX_CONNECTIONS", "7")];
+    let shown = halfway(&["config", "show", "--json"], &variables);
+    assert!(!text(&shown.stdout).contains("01234"));
+    let entries = json_of(&shown);
+    let find = |key: &str| entries.as_array()?.iter().find(|entry| entry["key"] == key).cloned();
+    let connections = json!({"key": "listen.max_connections", "value": 7, "source": "HALFWAY_LISTEN__MAX_CONNECTIONS"});
+    assert_eq!(find("listen.max_connections"), Some(connections));
+    assert_eq!(find("relay.password").expect("it is a key")["source"], "HALFWAY_RELAY__PASSWORD");
+    assert_eq!(find("store.max_size").expect("it is a key")["source"], "default");
+    let lines = text(&halfway(&["config", "show"], &variables).stdout);
+    assert!(lines.lines().any(|line| line.starts_with("store.max_size = \"10GiB\"") && line.ends_with("# default")));
+    assert!(!lines.contains("01234"));
+}
+
+#[test]
+fn the_doctor_tells_what_the_relays_account_lacks() {
+    let proxy = Proxy::prepare(broker().port, &[]);
+    let report = |variables: &[(&str, &str)]| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_halfway"));
+        command.args(["doctor", "--json", "--config"]).arg(proxy.configuration()).envs(variables.iter().copied());
+        let output = command.output().expect("the binary can be started");
+        let verdicts: Vec<_> = json_of(&output)
+            .as_array()
+            .expect("a list")
+            .iter()
+            .map(|found| format!("{} {}", found["verdict"].as_str().unwrap_or("?"), found["text"]))
+            .collect();
+        (output.status.code(), verdicts)
+    };
+    let (code, good) = report(&[]);
+    // The store's place is not judged here: a temporary folder may lie in memory.
+    assert!(good[..4].iter().all(|line| line.starts_with("ok ")), "{good:?}");
+    assert!(good[0].contains("RabbitMQ 3.") && code.is_some(), "{good:?}");
+
+    let guest = [("HALFWAY_RELAY__USERNAME", "guest"), ("HALFWAY_RELAY__PASSWORD", "guest")];
+    let (_, guest) = report(&guest);
+    assert!(guest[3].starts_with("warning ") && guest[3].contains("impersonator"), "{guest:?}");
+
+    let (code, wrong) = report(&[("HALFWAY_RELAY__PASSWORD", "wrong")]);
+    assert_eq!(code, Some(1));
+    assert!(wrong[1].starts_with("failed ") && wrong[1].contains("ACCESS_REFUSED"), "{wrong:?}");
+
+    let (code, gone) = report(&[("HALFWAY_UPSTREAM__URLS", "amqp://127.0.0.1:1")]);
+    assert_eq!(code, Some(1));
+    assert!(gone[0].starts_with("failed ") && gone[0].contains("refused"), "{gone:?}");
+}
+
+#[test]
+fn health_is_asked_of_the_running_proxy() {
+    let mut proxy = Proxy::prepare(broker().port, &[]);
+    let health = |proxy: &Proxy| proxy.command(&["doctor", "--health"]).status.code();
+    assert_eq!(health(&proxy), Some(1));
+    proxy.spawn(&[]);
+    wait_until(deadline(Duration::from_secs(30)), "the proxy to live", || health(&proxy) == Some(0));
+    proxy.signal(Signal::TERM);
+    assert_eq!(proxy.wait_for_end().code(), Some(0));
+    assert_eq!(health(&proxy), Some(1));
+}
+
+#[test]
+fn a_port_that_is_taken_is_named() {
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").expect("a free port");
+    let address = taken.local_addr().expect("bound").to_string();
+    let mut proxy = Proxy::prepare(broker().port, &[("admin.address", &format!("'{address}'"))]);
+    proxy.spawn(&[]);
+    assert_eq!(proxy.wait_for_end().code(), Some(1));
+    assert!(proxy.log().contains(&format!("cannot listen on {address} (admin.address)")), "{}", proxy.log());
+}
