@@ -8,5 +8,6 @@
 mod clients;
 mod fidelity;
 mod publish;
+mod relay;
 mod support;
 mod transaction;
