@@ -5,6 +5,7 @@ use crate::Options;
 use crate::load::{Client, QueueType};
 use crate::memory_bytes;
 use crate::report::{count, head, ms, percentile, row};
+use crate::support::broker::RELAY;
 use crate::support::{Broker, Proxy};
 use std::time::{Duration, Instant};
 
@@ -18,7 +19,7 @@ pub async fn run(broker: &Broker, options: &Options) {
     let mut proxy = Proxy::start_with(broker.port, &settings);
     let mut watcher = Client::connect(broker.port).await.expect("RabbitMQ serves");
     watcher.declare(queue, QueueType::Quorum).await.expect("a queue can be declared");
-    broker.lock_relay_out();
+    broker.lock_out(RELAY);
     let mut filled = 0;
     while filled < MESSAGES {
         let mut client = Client::connect(proxy.port).await.expect("a client can connect");
@@ -27,7 +28,7 @@ pub async fn run(broker: &Broker, options: &Options) {
             (client.commit_until(queue, A_COMMIT, end).await.expect("every commit succeeds").len() * A_COMMIT) as u64;
     }
     proxy.kill();
-    broker.let_relay_in();
+    broker.let_in(RELAY);
     let store_bytes = std::fs::metadata(proxy.folder().join("halfway.db")).expect("the store is a file").len();
     let begin = Instant::now();
     proxy.resume();

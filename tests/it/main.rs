@@ -9,5 +9,6 @@ mod clients;
 mod command;
 mod fidelity;
 mod publish;
+mod relay;
 mod support;
 mod transaction;

@@ -40,7 +40,7 @@ impl Broker {
     pub fn start_with(configuration: &str) -> Self {
         let broker = Self::prepare(configuration, None);
         broker.resume();
-        broker.add_relay_account();
+        broker.add_relay_account(RELAY);
         broker
     }
 
@@ -51,7 +51,7 @@ impl Broker {
             let node = Self::prepare("", nodes.first());
             node.resume();
             match nodes.first() {
-                None => node.add_relay_account(),
+                None => node.add_relay_account(RELAY),
                 Some(first) => {
                     node.ctl(&["stop_app"]);
                     node.ctl(&["join_cluster", &first.node]);
@@ -90,12 +90,6 @@ impl Broker {
         });
         let node = format!("halfway-{port}@localhost");
         Self { port, node, epmd_port, distribution_port, process: Mutex::new(None), _epmd: epmd, folder }
-    }
-
-    fn add_relay_account(&self) {
-        self.ctl(&["add_user", RELAY, RELAY]);
-        self.ctl(&["set_user_tags", RELAY, "impersonator"]);
-        self.ctl(&["set_permissions", RELAY, "^$", ".*", "^$"]);
     }
 
     fn command(&self, program: &str) -> Command {
@@ -189,15 +183,27 @@ impl Broker {
         self.ctl(&["set_permissions", name, configure, write, read]);
     }
 
-    /// Keeps the relay's account out: a new password, and its connections closed.
-    pub fn lock_relay_out(&self) {
-        self.ctl(&["change_password", RELAY, "another"]);
-        self.ctl(&["close_all_user_connections", RELAY, "locked out by a test"]);
+    /// Makes another account for a relay, whose password is its name: a test that locks it out disturbs no other.
+    pub fn add_relay_account(&self, name: &str) {
+        self.ctl(&["add_user", name, name]);
+        self.ctl(&["set_user_tags", name, "impersonator"]);
+        self.ctl(&["set_permissions", name, "^$", ".*", "^$"]);
     }
 
-    /// Ends [`Broker::lock_relay_out`].
-    pub fn let_relay_in(&self) {
-        self.ctl(&["change_password", RELAY, RELAY]);
+    /// Keeps an account out: a new password, and its connections closed.
+    pub fn lock_out(&self, name: &str) {
+        self.ctl(&["change_password", name, "another"]);
+        self.close_connections_of(name);
+    }
+
+    /// Ends [`Broker::lock_out`].
+    pub fn let_in(&self, name: &str) {
+        self.ctl(&["change_password", name, name]);
+    }
+
+    /// Closes all connections of an account, as an operator can.
+    pub fn close_connections_of(&self, name: &str) {
+        self.ctl(&["close_all_user_connections", name, "closed by a test"]);
     }
 
     /// Sets or clears the memory alarm.
