@@ -1,0 +1,5 @@
+//! Committed half messages, to RabbitMQ.
+
+mod forward;
+mod queue;
+mod status;
