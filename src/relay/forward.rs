@@ -13,9 +13,9 @@ use bytes::Bytes;
 use uuid::Uuid;
 
 /// The header that names a message: a long string, `<transaction>/<index>`, the same on every copy.
-pub const ID: &[u8] = b"x-half-id";
+pub(super) const ID: &[u8] = b"x-half-id";
 /// The header of a copy that may be the second: a boolean, true.
-pub const POSSIBLE_DUPLICATE: &[u8] = b"x-half-possible-duplicate";
+pub(super) const POSSIBLE_DUPLICATE: &[u8] = b"x-half-possible-duplicate";
 /// Headers that speak to the proxy and end here; and ours, should the producer have copied them from a message that it
 /// consumed: a second `x-half-id` would make duplicates hard to recognise.
 const REMOVED: [&[u8]; 4] = [b"x-half-checker", b"x-half-check-after", ID, POSSIBLE_DUPLICATE];
