@@ -11,6 +11,7 @@
 //! - [`metrics`] and [`health`]: what every part reports.
 //! - [`tls`]: certificates and trust, on both sides.
 //! - [`upstream`]: dialing RabbitMQ.
+//! - [`relay`]: committed half messages to RabbitMQ.
 //! - [`session`]: one task for each client connection.
 //! - [`admin`]: the HTTP port.
 //! - [`telemetry`] and [`signals`]: logs, and what the operator says while the proxy runs.
@@ -27,6 +28,7 @@ pub mod doctor;
 pub mod health;
 pub mod metrics;
 pub mod protocol;
+pub mod relay;
 pub mod session;
 pub mod signals;
 pub mod store;

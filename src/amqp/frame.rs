@@ -107,12 +107,17 @@ pub fn write_method(out: &mut Vec<u8>, channel: u16, id: (u16, u16), arguments: 
     });
 }
 
-/// Appends a whole content: the header frame with `header` as its payload, then `body` in frames of at most
-/// `frame_bytes_max` (the negotiated frame_max, which counts the frame's own eight bytes; 0 is no limit).
+/// Appends a whole content: the header frame with `header` as its payload, then `body` (see [`write_body`]).
 ///
 /// RabbitMQ never splits a header, so neither does this.
 pub fn write_content(out: &mut Vec<u8>, channel: u16, header: &[u8], body: &[u8], frame_bytes_max: u32) {
     write(out, kind::HEADER, channel, |out| out.extend_from_slice(header));
+    write_body(out, channel, body, frame_bytes_max);
+}
+
+/// Appends `body` in frames of at most `frame_bytes_max` (the negotiated frame_max, which counts the frame's own eight
+/// bytes; 0 is no limit). An empty body has no frame.
+pub fn write_body(out: &mut Vec<u8>, channel: u16, body: &[u8], frame_bytes_max: u32) {
     let piece = match frame_bytes_max as usize {
         0 => usize::MAX,
         max => max.saturating_sub(OVERHEAD_BYTES).max(1),

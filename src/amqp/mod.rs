@@ -4,6 +4,7 @@
 //! that came; what is read here is read in place and never encoded again, because decoding and encoding a field table
 //! loses order, duplicate keys and type tags.
 
+pub mod confirms;
 pub mod frame;
 pub mod method;
 pub mod properties;

@@ -17,6 +17,8 @@ impl ReplyCode {
     pub const NOT_FOUND: Self = Self(404);
     /// Something that must hold before does not.
     pub const PRECONDITION_FAILED: Self = Self(406);
+    /// Bytes that are no frame, or a frame that is too large.
+    pub const FRAME_ERROR: Self = Self(501);
     /// A frame came that may not stand there.
     pub const UNEXPECTED_FRAME: Self = Self(505);
     /// Out of a resource: here, of room in the store.

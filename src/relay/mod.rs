@@ -1,0 +1,171 @@
+//! Committed half messages to RabbitMQ: in order, with publisher confirms, until it has them.
+//!
+//! One connection a virtual host, one channel a lane. In health a transaction comes from memory and leaves at once; when
+//! RabbitMQ is slower than the producers, or away, what is committed stays in the store and is read in pages later. So
+//! memory is bounded whatever the backlog.
+//!
+//! What arrives twice carries the same `x-half-id`, and `x-half-possible-duplicate` on every copy that may be the second.
+
+mod backoff;
+mod connection;
+mod forward;
+mod lane;
+mod login;
+mod probe;
+mod queue;
+mod status;
+
+pub use backoff::Backoff;
+pub use login::{Credentials, LoginError};
+pub use probe::{ProbeError, Report, probe_account};
+pub use status::{Link, RelayStatus, VhostSnapshot};
+
+use crate::store::{Committed, Outlet, Store, StoreError};
+use crate::upstream::Upstream;
+use connection::{Inbox, Shared, Vhost};
+use queue::Budget;
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicI64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+use tokio::runtime::Handle;
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+
+/// Bytes of messages, over all lanes, that wait in memory for their turn; what comes on top is read from the store later.
+const QUEUED_BYTES_MAX: usize = 16 << 20;
+
+/// How the relay works.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// Its account: needs write permission and, to keep `user-id`, the tag `impersonator`.
+    pub credentials: Credentials,
+    /// Messages published and not yet confirmed, per lane.
+    pub window: usize,
+    /// Pauses after a failure.
+    pub retry: Backoff,
+    /// How long the oldest message of a lane may wait for its confirm before the lane counts as stalled and starts anew.
+    pub confirm_timeout: Duration,
+    /// Whether a message that is not mandatory and reaches no queue becomes a dead letter; otherwise it is dropped, as
+    /// RabbitMQ does.
+    pub keep_unroutable: bool,
+}
+
+/// The part that publishes committed messages to RabbitMQ. Made first, because the store needs it as its [`Outlet`];
+/// works from [`Relay::start`] to [`Relay::drain`].
+pub struct Relay {
+    settings: Settings,
+    upstream: Arc<Upstream>,
+    status: Arc<RelayStatus>,
+    budget: Arc<Budget>,
+    first_own: Arc<AtomicI64>,
+    draining: watch::Sender<bool>,
+    state: Mutex<State>,
+}
+
+#[derive(Default)]
+struct State {
+    inboxes: HashMap<Arc<str>, Arc<Inbox>>,
+    /// From start to drain.
+    running: Option<(Arc<Shared>, Handle)>,
+    tasks: Vec<JoinHandle<()>>,
+}
+
+impl Relay {
+    /// Makes a relay that does nothing yet but hold on to what it is given.
+    pub fn new(settings: Settings, upstream: Arc<Upstream>) -> Self {
+        Self {
+            settings,
+            upstream,
+            status: Arc::default(),
+            budget: Budget::new(QUEUED_BYTES_MAX),
+            first_own: Arc::new(AtomicI64::new(i64::MAX)),
+            draining: watch::Sender::new(false),
+            state: Mutex::default(),
+        }
+    }
+
+    /// What it does at the moment.
+    pub fn status(&self) -> Arc<RelayStatus> {
+        Arc::clone(&self.status)
+    }
+
+    /// Starts to forward: what the store holds from earlier, and everything that becomes committed. Call it on a tokio
+    /// runtime, before the first commit.
+    ///
+    /// # Errors
+    /// [`StoreError`] if the store can't tell which lanes it holds transactions of.
+    pub async fn start(&self, store: Arc<dyn Store>) -> Result<(), StoreError> {
+        let lanes = store.lanes().await?;
+        let shared = Arc::new(Shared {
+            settings: self.settings.clone(),
+            upstream: Arc::clone(&self.upstream),
+            store,
+            first_own: Arc::clone(&self.first_own),
+            draining: self.draining.subscribe(),
+        });
+        let mut state = self.state();
+        state.running = Some((shared, Handle::current()));
+        for (vhost, inbox) in state.inboxes.clone() {
+            self.spawn(&mut state, vhost, inbox);
+        }
+        for lane in lanes {
+            self.inbox(&mut state, &lane.vhost).add_lane(lane.number);
+        }
+        Ok(())
+    }
+
+    /// Sends nothing more, waits at most `limit` for the answers to what is in flight, and ends. What was not sent stays
+    /// in the store.
+    pub async fn drain(&self, limit: Duration) {
+        self.draining.send_replace(true);
+        let tasks = {
+            let mut state = self.state();
+            // The store has an arc of this relay, and this one of the store: here the circle is opened.
+            state.running = None;
+            std::mem::take(&mut state.tasks)
+        };
+        let deadline = tokio::time::Instant::now() + limit;
+        for mut task in tasks {
+            if tokio::time::timeout_at(deadline, &mut task).await.is_err() {
+                task.abort();
+            }
+        }
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn inbox(&self, state: &mut State, vhost: &Arc<str>) -> Arc<Inbox> {
+        if let Some(inbox) = state.inboxes.get(vhost) {
+            return Arc::clone(inbox);
+        }
+        let inbox = Arc::new(Inbox::new(Arc::clone(&self.budget)));
+        state.inboxes.insert(Arc::clone(vhost), Arc::clone(&inbox));
+        self.spawn(state, Arc::clone(vhost), Arc::clone(&inbox));
+        inbox
+    }
+
+    fn spawn(&self, state: &mut State, name: Arc<str>, inbox: Arc<Inbox>) {
+        if let Some((shared, handle)) = &state.running {
+            let status = self.status.vhost(&name);
+            let task = handle.spawn(Vhost::new(name, Arc::clone(shared), inbox, status).run());
+            state.tasks.push(task);
+        }
+    }
+}
+
+impl Outlet for Relay {
+    fn committed(&self, transactions: Vec<Committed>) {
+        if let Some(first) = transactions.first() {
+            self.first_own.fetch_min(first.sequence.0, Ordering::Relaxed);
+        }
+        let mut transactions = transactions.into_iter().peekable();
+        while let Some(first) = transactions.peek() {
+            let vhost = Arc::clone(&first.lane.vhost);
+            let inbox = self.inbox(&mut self.state(), &vhost);
+            inbox.push(std::iter::from_fn(|| transactions.next_if(|next| next.lane.vhost == vhost)));
+        }
+    }
+}

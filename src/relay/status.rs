@@ -1,0 +1,142 @@
+//! What the relay does at the moment, for health, metrics and people: cheap to write, cheap to read.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+
+/// The connection of one virtual host.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Link {
+    /// Not there; why, unless it is the first attempt.
+    Connecting(Option<String>),
+    /// RabbitMQ does not let the account or the virtual host in: its code and text. Tried again all the same.
+    Refused(u16, String),
+    /// There.
+    Connected,
+    /// There, and RabbitMQ takes nothing because of an alarm: its words.
+    Blocked(String),
+}
+
+/// What happened since the process started, and what is so now.
+#[derive(Debug, Default)]
+pub(super) struct Counters {
+    /// Messages that RabbitMQ confirmed.
+    pub(super) confirmed: AtomicU64,
+    /// Answers that a message was not taken.
+    pub(super) nacked: AtomicU64,
+    /// Mandatory messages that went back to their publisher.
+    pub(super) returned: AtomicU64,
+    /// Messages that were not mandatory and reached no queue.
+    pub(super) unroutable: AtomicU64,
+    /// Messages that became dead letters.
+    pub(super) dead_lettered: AtomicU64,
+    /// Transactions of which the store gave bytes that are no messages.
+    pub(super) unreadable: AtomicU64,
+    /// Connections made after the first.
+    pub(super) reconnects: AtomicU64,
+    /// Messages published and not answered, now.
+    pub(super) in_flight: AtomicU64,
+    /// Lanes whose oldest message has waited longer than the confirm timeout, now.
+    pub(super) stalled_lanes: AtomicU64,
+}
+
+/// One virtual host, written by its task.
+#[derive(Debug)]
+pub(super) struct VhostStatus {
+    link: Mutex<Link>,
+    pub(super) counters: Counters,
+}
+
+impl Default for VhostStatus {
+    fn default() -> Self {
+        Self { link: Mutex::new(Link::Connecting(None)), counters: Counters::default() }
+    }
+}
+
+impl VhostStatus {
+    pub(super) fn set_link(&self, link: Link) {
+        *self.link.lock().unwrap_or_else(PoisonError::into_inner) = link;
+    }
+}
+
+/// Adds to a counter. Nothing else depends on the moment, so the order of memory does not matter.
+pub(super) fn add(counter: &AtomicU64, count: u64) {
+    counter.fetch_add(count, Ordering::Relaxed);
+}
+
+/// The state of the relay, shared by all who show it.
+#[derive(Debug, Default)]
+pub struct RelayStatus {
+    vhosts: Mutex<BTreeMap<Arc<str>, Arc<VhostStatus>>>,
+}
+
+impl RelayStatus {
+    pub(super) fn vhost(&self, name: &Arc<str>) -> Arc<VhostStatus> {
+        let mut vhosts = self.vhosts.lock().unwrap_or_else(PoisonError::into_inner);
+        Arc::clone(vhosts.entry(Arc::clone(name)).or_default())
+    }
+
+    /// Every virtual host that had a committed transaction since the start, by name.
+    pub fn snapshot(&self) -> Vec<VhostSnapshot> {
+        let vhosts = self.vhosts.lock().unwrap_or_else(PoisonError::into_inner);
+        vhosts.iter().map(|(name, status)| VhostSnapshot::of(name, status)).collect()
+    }
+}
+
+/// One virtual host at one moment. Counts are since the process started.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct VhostSnapshot {
+    /// Its name.
+    pub vhost: Arc<str>,
+    /// Its connection.
+    pub link: Link,
+    /// Messages published and not answered, now.
+    pub in_flight: u64,
+    /// Lanes whose oldest message has waited longer than the confirm timeout, now.
+    pub stalled_lanes: u64,
+    /// Messages that RabbitMQ confirmed.
+    pub confirmed: u64,
+    /// Answers that a message was not taken.
+    pub nacked: u64,
+    /// Mandatory messages that went back to their publisher.
+    pub returned: u64,
+    /// Messages that were not mandatory and reached no queue.
+    pub unroutable: u64,
+    /// Messages that became dead letters.
+    pub dead_lettered: u64,
+    /// Transactions of which the store gave bytes that are no messages.
+    pub unreadable: u64,
+    /// Connections made after the first.
+    pub reconnects: u64,
+}
+
+impl VhostSnapshot {
+    fn of(name: &Arc<str>, status: &VhostStatus) -> Self {
+        let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        let counters = &status.counters;
+        Self {
+            vhost: Arc::clone(name),
+            link: status.link.lock().unwrap_or_else(PoisonError::into_inner).clone(),
+            in_flight: read(&counters.in_flight),
+            stalled_lanes: read(&counters.stalled_lanes),
+            confirmed: read(&counters.confirmed),
+            nacked: read(&counters.nacked),
+            returned: read(&counters.returned),
+            unroutable: read(&counters.unroutable),
+            dead_lettered: read(&counters.dead_lettered),
+            unreadable: read(&counters.unreadable),
+            reconnects: read(&counters.reconnects),
+        }
+    }
+
+    /// `connecting`, `refused`, `blocked`, `stalled` or `connected`.
+    pub fn state(&self) -> &'static str {
+        match self.link {
+            Link::Connecting(_) => "connecting",
+            Link::Refused(..) => "refused",
+            Link::Blocked(_) => "blocked",
+            Link::Connected if self.stalled_lanes > 0 => "stalled",
+            Link::Connected => "connected",
+        }
+    }
+}
