@@ -1,14 +1,31 @@
 //! Builds every part in order, and ends them in the opposite order.
 
-use std::{io, net::SocketAddr, sync::Arc};
-
-use thiserror::Error;
+use crate::admin::Admin;
+use crate::config::{Config, ProxyProtocol, StoreUrl, Unroutable};
+use crate::health::{Component, Condition, Health};
+use crate::metrics::Metrics;
+use crate::relay::{self, Backoff, Credentials, Relay};
+use crate::report;
+use crate::session::Shared;
+use crate::session::listener::Listener;
+use crate::signals::Signals;
+use crate::store::sqlite::{OpenError, SqliteSettings, SqliteStore};
+use crate::store::{Outlet, StoreError};
+use crate::tls::{ClientTls, ServerTls, TlsError};
+use crate::upstream::Upstream;
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
 use tokio::net::TcpListener;
+use tokio::sync::mpsc;
+use tokio::time::{Instant, timeout_at};
 
-use crate::{admin::Admin, config::Config, health::Health, metrics::Metrics, signals::Signals};
+/// What the relay gets at least of the time to end, when running commits have used it up.
+const RELAY_GRACE_MIN: Duration = Duration::from_secs(1);
 
 /// Why the proxy could not start.
-#[derive(Debug, Error)]
+#[derive(Debug, thiserror::Error)]
 pub enum AppError {
     /// A port is taken, or not ours to take.
     #[error("cannot listen on {address} ({key}): {source}")]
@@ -23,6 +40,15 @@ pub enum AppError {
     /// The signal handlers can't be installed.
     #[error("cannot handle signals: {0}")]
     Signals(io::Error),
+    /// Certificates, keys or authorities are missing or don't fit.
+    #[error(transparent)]
+    Tls(#[from] TlsError),
+    /// The store can't be used.
+    #[error(transparent)]
+    Store(#[from] OpenError),
+    /// The store was opened and could not be read.
+    #[error("cannot read the store: {0}")]
+    Read(#[from] StoreError),
 }
 
 /// Runs the proxy until it is told to end, and returns when everything has ended.
@@ -32,26 +58,126 @@ pub async fn run(config: Config) -> Result<(), AppError> {
     let mut signals = Signals::install().map_err(AppError::Signals)?;
     let health = Arc::new(Health::new());
     let metrics = Arc::new(Metrics::new());
+    let certificates = Certificates::load(&config)?;
+    let upstream = Arc::new(upstream(&config, certificates.client.clone()));
 
     let admin = match config.admin.address {
         None => None,
         Some(address) => {
-            let listener = TcpListener::bind(address).await.map_err(|source| AppError::Listen {
-                address,
-                key: "admin.address",
-                source,
-            })?;
+            let listener = bind(address, "admin.address").await?;
             tracing::info!(%address, "admin port open");
             let admin = Admin { health: health.clone(), metrics: metrics.clone() };
             Some(tokio::spawn(admin.serve(listener)))
         }
     };
+    let amqp = bind(config.listen.address, "listen.address").await?;
+    let amqps = match config.listen.tls_address {
+        None => None,
+        Some(address) => Some(bind(address, "listen.tls_address").await?),
+    };
 
-    signals.shutdown.requested().await;
-    tracing::info!("draining");
+    let relay = Arc::new(Relay::new(relay_settings(&config), Arc::clone(&upstream)));
+    let store = open_store(&config, relay.clone()).await?;
+    relay.start(store.clone()).await?;
+    health.set(Component::Store, Condition::Ready);
+    let reporter = report::start(&health, &metrics, &store, &relay, &upstream);
+
+    let shared =
+        Shared::new(&config, store.clone(), Arc::clone(&upstream), metrics, health.clone(), signals.shutdown.clone());
+    let listener = Listener::new(Arc::new(shared), config.listen.max_connections);
+    tracing::info!(address = %config.listen.address, "AMQP port open");
+    tokio::spawn(listener.clone().serve(amqp, None));
+    if let (Some(amqps), Some(tls)) = (amqps, certificates.server.clone()) {
+        tracing::info!(address = ?config.listen.tls_address, "AMQP port with TLS open");
+        tokio::spawn(listener.clone().serve(amqps, Some(tls)));
+    }
+    health.set(Component::Listener, Condition::Ready);
+
+    tokio::select! {
+        () = signals.shutdown.requested() => {}
+        () = reload(&mut signals.reload, &certificates) => {}
+    }
+    tracing::info!(sessions = listener.sessions(), "draining");
     health.drain();
+    let deadline = Instant::now() + config.shutdown.grace;
+    if timeout_at(deadline, listener.ended()).await.is_err() {
+        tracing::warn!(sessions = listener.sessions(), "shutdown.grace is over; the remaining sessions are cut off");
+    }
+    relay.drain(deadline.saturating_duration_since(Instant::now()).max(RELAY_GRACE_MIN)).await;
+    reporter.abort();
+    blocking(move || store.close()).await;
     if let Some(admin) = admin {
         admin.abort();
     }
+    tracing::info!("ended");
     Ok(())
+}
+
+/// What SIGHUP reads again.
+struct Certificates {
+    server: Option<Arc<ServerTls>>,
+    client: Option<Arc<ClientTls>>,
+}
+
+impl Certificates {
+    fn load(config: &Config) -> Result<Self, TlsError> {
+        let server = config.listen.tls().map(ServerTls::load).transpose()?.map(Arc::new);
+        let needs_client = config.upstream.urls.iter().any(|url| url.tls);
+        let client = needs_client.then(|| ClientTls::load(config.upstream.tls.clone())).transpose()?.map(Arc::new);
+        Ok(Self { server, client })
+    }
+
+    fn reload(&self) -> Result<(), TlsError> {
+        self.server.as_ref().map_or(Ok(()), |server| server.reload())?;
+        self.client.as_ref().map_or(Ok(()), |client| client.reload())
+    }
+}
+
+/// Reads the certificates again at each SIGHUP. Never returns.
+async fn reload(requests: &mut mpsc::Receiver<()>, certificates: &Certificates) {
+    while requests.recv().await.is_some() {
+        match certificates.reload() {
+            Ok(()) => tracing::info!("certificates read again"),
+            Err(error) => tracing::error!(%error, "certificates not read again; the old ones stay in force"),
+        }
+    }
+    std::future::pending().await
+}
+
+fn upstream(config: &Config, tls: Option<Arc<ClientTls>>) -> Upstream {
+    let proxy_protocol = config.upstream.proxy_protocol == ProxyProtocol::V2;
+    Upstream::new(config.upstream.urls.clone(), tls, proxy_protocol, config.upstream.connect_timeout)
+}
+
+fn relay_settings(config: &Config) -> relay::Settings {
+    relay::Settings {
+        credentials: Credentials {
+            username: config.relay.username.clone(),
+            password: config.relay.password.expose().to_owned(),
+        },
+        window: config.relay.window as usize,
+        retry: Backoff { initial: config.relay.retry.initial, max: config.relay.retry.max },
+        confirm_timeout: config.relay.confirm_timeout,
+        keep_unroutable: config.transaction.unroutable == Unroutable::DeadLetter,
+    }
+}
+
+async fn open_store(config: &Config, outlet: Arc<dyn Outlet>) -> Result<Arc<SqliteStore>, OpenError> {
+    let StoreUrl::Sqlite(path) = &config.store.url;
+    let settings = SqliteSettings {
+        max_size: Some(config.store.max_size),
+        retention: config.transaction.retention,
+        ..SqliteSettings::new(path)
+    };
+    tracing::info!(path = %path.display(), "opening the store");
+    blocking(move || SqliteStore::open(settings, outlet)).await
+}
+
+async fn bind(address: SocketAddr, key: &'static str) -> Result<TcpListener, AppError> {
+    TcpListener::bind(address).await.map_err(|source| AppError::Listen { address, key, source })
+}
+
+/// Runs what blocks where it blocks nobody.
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
+    tokio::task::spawn_blocking(work).await.expect("a panic in there is a panic here")
 }

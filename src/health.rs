@@ -71,6 +71,11 @@ impl Health {
         *held = condition;
     }
 
+    /// Whether `component` works, degraded or not.
+    pub fn is_ready(&self, component: Component) -> bool {
+        !matches!(self.state().components[component as usize], Condition::NotReady(_))
+    }
+
     /// From now on no new clients should come.
     pub fn drain(&self) {
         self.state().draining = true;

@@ -15,6 +15,7 @@
 //! - [`session`]: one task for each client connection.
 //! - [`admin`]: the HTTP port.
 //! - [`telemetry`] and [`signals`]: logs, and what the operator says while the proxy runs.
+//! - [`report`]: brings together what the parts count.
 //! - [`app`]: builds every part in order.
 //! - [`doctor`]: looks at what the proxy needs.
 //! - [`cli`]: the command line.
@@ -29,6 +30,7 @@ pub mod health;
 pub mod metrics;
 pub mod protocol;
 pub mod relay;
+pub mod report;
 pub mod session;
 pub mod signals;
 pub mod store;

@@ -2,6 +2,7 @@
 //! sizes bytes.
 
 use std::fmt;
+use std::sync::atomic::AtomicU64;
 
 use prometheus_client::{
     encoding::{EncodeLabelSet, EncodeLabelValue, text},
@@ -39,8 +40,6 @@ pub struct Metrics {
 
     /// Messages published by the relay and not yet confirmed.
     pub relay_in_flight: Gauge,
-    /// Messages that RabbitMQ acknowledged to the relay.
-    pub relay_confirms: Counter,
     /// Messages that RabbitMQ refused to confirm; they are sent again.
     pub relay_nacks: Counter,
     /// Connections of the relay that were lost.
@@ -55,10 +54,10 @@ pub struct Metrics {
 
     /// Commits of the store, each of a whole group.
     pub store_commits: Counter,
-    /// Calls that shared one commit.
-    pub store_group_size: Histogram,
+    /// Calls that were answered by those commits.
+    pub store_group_calls: Counter,
     /// One commit of the store, in seconds.
-    pub store_commit_seconds: Histogram,
+    pub store_commit_seconds: Counter<f64, AtomicU64>,
     /// Bytes in use in the store.
     pub store_used_bytes: Gauge,
     /// Commits of the store that failed.
@@ -126,7 +125,6 @@ impl Metrics {
             messages_returned: Counter::default(),
             unroutable_messages: Counter::default(),
             relay_in_flight: Gauge::default(),
-            relay_confirms: Counter::default(),
             relay_nacks: Counter::default(),
             relay_reconnects: Counter::default(),
             relay_connected: Family::default(),
@@ -135,8 +133,8 @@ impl Metrics {
             backlog_transactions: Gauge::default(),
             dead_letters: Gauge::default(),
             store_commits: Counter::default(),
-            store_group_size: Histogram::new(GROUP_SIZES),
-            store_commit_seconds: Histogram::new(COMMIT_SECONDS),
+            store_group_calls: Counter::default(),
+            store_commit_seconds: Counter::default(),
             store_used_bytes: Gauge::default(),
             store_errors: Counter::default(),
         };
@@ -204,8 +202,6 @@ impl Metrics {
 
         let help = "Messages published by the relay and not yet confirmed";
         registry.register("relay_in_flight", help, self.relay_in_flight.clone());
-        let help = "Messages that RabbitMQ acknowledged to the relay";
-        registry.register("relay_confirms", help, self.relay_confirms.clone());
         let help = "Messages that RabbitMQ refused to confirm, to be sent again";
         registry.register("relay_nacks", help, self.relay_nacks.clone());
         registry.register("relay_reconnects", "Relay connections that were lost", self.relay_reconnects.clone());
@@ -219,8 +215,13 @@ impl Metrics {
         registry.register("dead_letters", "Messages kept, as RabbitMQ can't take them", self.dead_letters.clone());
 
         registry.register("store_commits", "Commits of the store, each of a whole group", self.store_commits.clone());
-        registry.register("store_group_size", "Calls that shared one commit", self.store_group_size.clone());
-        registry.register("store_commit_seconds", "One commit of the store", self.store_commit_seconds.clone());
+        let help = "Calls that these commits answered";
+        registry.register("store_group_calls", help, self.store_group_calls.clone());
+        registry.register(
+            "store_commit_seconds",
+            "Time that commits of the store took in all",
+            self.store_commit_seconds.clone(),
+        );
         registry.register("store_used_bytes", "Bytes in use in the store", self.store_used_bytes.clone());
         registry.register("store_errors", "Commits of the store that failed", self.store_errors.clone());
     }
@@ -295,7 +296,6 @@ const REFUSALS: [Refused; 7] = [
 const OUTCOMES: [Outcome; 4] = [Outcome::Committed, Outcome::RolledBack, Outcome::Refused, Outcome::Failed];
 const COMMIT_SECONDS: [f64; 14] =
     [0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0];
-const GROUP_SIZES: [f64; 11] = [1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0, 1024.0];
 
 #[cfg(test)]
 mod tests {

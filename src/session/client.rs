@@ -8,6 +8,7 @@ use super::Shared;
 use super::buffers::{self, READ_BYTES};
 use super::heartbeat::{Due, Heartbeat};
 use crate::amqp::frame::{self, Split};
+use crate::health::{Component, Condition};
 use crate::metrics::{Outcome, Refused};
 use crate::protocol::connection::{Command, Connection, Ended, Opened};
 use crate::store::{Commit, Forwarded, Lane, Origin, StoreError};
@@ -190,11 +191,13 @@ impl Session {
         self.dialing = None;
         match result {
             Ok(stream) => {
+                self.shared.health.set(Component::Upstream, Condition::Ready);
                 self.upstream = Some(Side::new(stream));
                 self.connection.handle_upstream_connected();
             }
             Err(error) => {
                 self.shared.metrics.refused(Refused::Upstream);
+                self.shared.health.set(Component::Upstream, Condition::NotReady(error.to_string()));
                 tracing::warn!(connection = self.number, peer = %self.addresses.source, %error, "RabbitMQ can't be reached");
                 self.connection.handle_upstream_lost();
             }

@@ -7,6 +7,7 @@ mod heartbeat;
 pub mod listener;
 
 use crate::config::{self, Config, MessageSizeLimit};
+use crate::health::Health;
 use crate::metrics::Metrics;
 use crate::protocol::connection::Settings;
 use crate::protocol::handshake::LoginRules;
@@ -24,6 +25,7 @@ pub struct Shared {
     store: Arc<dyn Store>,
     upstream: Arc<Upstream>,
     metrics: Arc<Metrics>,
+    health: Arc<Health>,
     shutdown: Shutdown,
     transaction: config::Transaction,
     loopback_users: Vec<String>,
@@ -44,12 +46,14 @@ impl Shared {
         store: Arc<dyn Store>,
         upstream: Arc<Upstream>,
         metrics: Arc<Metrics>,
+        health: Arc<Health>,
         shutdown: Shutdown,
     ) -> Self {
         Self {
             store,
             upstream,
             metrics,
+            health,
             shutdown,
             transaction: config.transaction.clone(),
             loopback_users: config.listen.loopback_users.clone(),
