@@ -35,7 +35,8 @@ pub fn body_size(payload: &[u8]) -> Result<u64, Malformed> {
 
 impl<'a> Properties<'a> {
     /// Reads the payload of a content header frame. Bits 0 and 1 of the flags are passed over, as RabbitMQ does; bytes
-    /// behind the last property are malformed (RabbitMQ answers 541).
+    /// behind the last property, and entries of the headers table that can't be told apart, are malformed (RabbitMQ
+    /// answers 541). Values within the table are not looked into.
     pub fn parse(payload: &'a [u8]) -> Result<Self, Malformed> {
         let mut reader = Reader::new(payload.get(FLAGS.start..).ok_or(Malformed)?);
         let flags = reader.u16()?;
@@ -48,6 +49,10 @@ impl<'a> Properties<'a> {
             reader.long_string()?;
         }
         let headers = headers_start..payload.len() - reader.rest().len();
+        let table = payload.get(headers.start + 4..headers.end).unwrap_or_default();
+        if table::entries(table).any(|entry| entry.is_err()) {
+            return Err(Malformed);
+        }
         let delivery_mode = has(12).then(|| reader.u8()).transpose()?;
         has(11).then(|| reader.u8()).transpose()?;
         text(10, &mut reader)?;
@@ -96,8 +101,8 @@ impl<'a> Properties<'a> {
     }
 }
 
-/// Copies the entries of `headers` whose name `keep` wants, in their order. Entries that can't be read end the copy;
-/// RabbitMQ has refused such a table long before.
+/// Copies the entries of `headers` whose name `keep` wants, in their order. `headers` come from [`Properties::parse`],
+/// which has seen to it that all can be told apart.
 pub fn copy_entries(out: &mut Vec<u8>, headers: Option<&[u8]>, keep: impl Fn(&[u8]) -> bool) {
     for entry in table::entries(headers.unwrap_or_default()).map_while(Result::ok) {
         if keep(entry.name) {
@@ -160,6 +165,7 @@ pub(crate) mod tests {
         for cut in 0..payload.len() {
             assert!(Properties::parse(&payload[..cut]).is_err());
         }
+        assert!(Properties::parse(&full(5, b"\x01k?")).is_err());
         assert!(Properties::parse(&[&payload[..], b"x"].concat()).is_err());
     }
 

@@ -32,7 +32,7 @@ const BEHIND_BYTES_MAX: usize = 1 << 20;
 /// Calls to park that may be unanswered before the client has to wait.
 const PARKS_MAX: usize = 4;
 /// What forwarding adds to a content header at most: `x-half-id`, `x-half-possible-duplicate`, the table around them.
-const HEADER_GROWTH_BYTES: usize = 128;
+const HEADER_GROWTH_BYTES: usize = 96;
 
 /// What is to be done with a channel after a frame or an event.
 #[derive(Debug)]
