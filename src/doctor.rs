@@ -15,6 +15,7 @@ use std::{
 
 use crate::{
     config::{Config, ProxyProtocol, StoreUrl, UpstreamUrl},
+    store::sqlite,
     tls::ClientTls,
     upstream::Upstream,
 };
@@ -47,7 +48,7 @@ impl Finding {
     }
 }
 
-/// Looks at the upstream nodes, the relay's account in each of `vhosts`, and the place of the store.
+/// Looks at the upstream nodes, the relay's account in each of `vhosts`, and the store.
 pub async fn examine(config: &Config, vhosts: &[String]) -> Vec<Finding> {
     let mut findings = Vec::new();
     match load_trust(config) {
@@ -68,6 +69,9 @@ pub async fn examine(config: &Config, vhosts: &[String]) -> Vec<Finding> {
     }
     let StoreUrl::Sqlite(path) = &config.store.url;
     findings.push(examine_place(path));
+    if path.exists() {
+        findings.push(examine_file(path));
+    }
     findings
 }
 
@@ -92,7 +96,7 @@ fn load_trust(config: &Config) -> Result<Option<Arc<ClientTls>>, String> {
 
 /// Whether the folder of the store takes a synced write, and keeps it.
 fn examine_place(path: &Path) -> Finding {
-    let what = format!("store {}", path.display());
+    let what = format!("folder of the store {}", path.display());
     let folder = match path.parent() {
         Some(folder) if !folder.as_os_str().is_empty() => folder,
         _ => Path::new("."),
@@ -120,6 +124,18 @@ fn examine_place(path: &Path) -> Finding {
             let kind = kind.unwrap_or("unknown file system");
             Finding::new(what, Verdict::Fine, format!("{kind}, a synced write takes {took:.1} ms"))
         }
+    }
+}
+
+/// Whether the file is a store that this version can read; `halfway store check` reads all of it.
+fn examine_file(path: &Path) -> Finding {
+    let what = format!("store {}", path.display());
+    match sqlite::stats(path) {
+        Ok(stats) => {
+            let text = format!("{} committed transactions wait, {} dead letters", stats.committed, stats.dead_letters);
+            Finding::new(what, Verdict::Fine, text)
+        }
+        Err(error) => Finding::new(what, Verdict::Failed, error.to_string()),
     }
 }
 
@@ -197,6 +213,14 @@ mod tests {
         assert_eq!(fs::read_dir(folder.path()).expect("readable").count(), 0);
         let finding = examine_place(&folder.path().join("missing/halfway.db"));
         assert_eq!(finding.verdict, Verdict::Failed, "{finding:?}");
+    }
+
+    #[test]
+    fn a_file_that_is_no_store_fails() {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let path = folder.path().join("halfway.db");
+        fs::write(&path, [7; 8192]).expect("written");
+        assert_eq!(examine_file(&path).verdict, Verdict::Failed);
     }
 
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
