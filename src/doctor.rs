@@ -1,7 +1,5 @@
 //! `halfway doctor`: looks at everything the proxy needs from the outside, and leaves it as it was.
 
-mod account;
-
 use std::{
     collections::BTreeMap,
     fs::{self, File},
@@ -14,7 +12,8 @@ use std::{
 };
 
 use crate::{
-    config::{Config, ProxyProtocol, StoreUrl, UpstreamUrl},
+    config::{Config, ProxyProtocol, Relay, StoreUrl, UpstreamUrl},
+    relay::{self, Credentials, ProbeError},
     store::sqlite,
     tls::ClientTls,
     upstream::Upstream,
@@ -54,16 +53,8 @@ pub async fn examine(config: &Config, vhosts: &[String]) -> Vec<Finding> {
     match load_trust(config) {
         Err(text) => findings.push(Finding::new("trust in RabbitMQ's certificates", Verdict::Failed, text)),
         Ok(trust) => {
-            let upstream = |urls| {
-                let proxy_protocol = config.upstream.proxy_protocol == ProxyProtocol::V2;
-                Upstream::new(urls, trust.clone(), proxy_protocol, config.upstream.connect_timeout)
-            };
             for url in &config.upstream.urls {
-                findings.push(account::greet(&upstream(vec![url.clone()]), url).await);
-            }
-            let all = upstream(config.upstream.urls.clone());
-            for vhost in vhosts {
-                findings.extend(account::examine(&all, &config.relay, vhost).await);
+                findings.extend(examine_node(config, url, trust.clone(), vhosts).await);
             }
         }
     }
@@ -71,6 +62,53 @@ pub async fn examine(config: &Config, vhosts: &[String]) -> Vec<Finding> {
     findings.push(examine_place(path));
     if path.exists() {
         findings.push(examine_file(path));
+    }
+    findings
+}
+
+/// Whether one node is reached, and what the relay's account may do there.
+async fn examine_node(
+    config: &Config,
+    url: &UpstreamUrl,
+    trust: Option<Arc<ClientTls>>,
+    vhosts: &[String],
+) -> Vec<Finding> {
+    let proxy_protocol = config.upstream.proxy_protocol == ProxyProtocol::V2;
+    let upstream = Upstream::new(vec![url.clone()], trust, proxy_protocol, config.upstream.connect_timeout);
+    let Relay { username, password, .. } = &config.relay;
+    let credentials = Credentials { username: username.clone(), password: password.expose().to_owned() };
+    let mut findings = vec![Finding::new(format!("upstream {url}"), Verdict::Fine, "reached")];
+    for vhost in vhosts {
+        let what = |part: &str| format!("upstream {url}, virtual host {vhost}, account {username}: {part}");
+        match relay::probe_account(&upstream, &credentials, vhost).await {
+            Err(ProbeError::Connect(error)) => {
+                findings[0] = Finding::new(format!("upstream {url}"), Verdict::Failed, error.to_string());
+                break;
+            }
+            Err(ProbeError::Login(error)) => {
+                findings.push(Finding::new(what("login"), Verdict::Failed, error.to_string()));
+            }
+            Ok(report) => {
+                findings.push(Finding::new(what("login"), Verdict::Fine, "accepted"));
+                let (verdict, text) = match (report.may_write_to_queues, report.impersonator) {
+                    (true, _) => {
+                        (Verdict::Fine, "permitted for the default exchange; others may have rules of their own")
+                    }
+                    (false, Some(_)) => (Verdict::Warning, "not permitted for the default exchange"),
+                    (false, None) => (Verdict::Failed, "not permitted for any exchange that is always there"),
+                };
+                findings.push(Finding::new(what("write"), verdict, text));
+                let (verdict, text) = match report.impersonator {
+                    Some(true) => (Verdict::Fine, "kept, whoever published"),
+                    Some(false) => (
+                        Verdict::Warning,
+                        "the tag `impersonator` is missing: messages with a user-id become dead letters",
+                    ),
+                    None => (Verdict::Warning, "could not be found out without write permission"),
+                };
+                findings.push(Finding::new(what("user-id"), verdict, text));
+            }
+        }
     }
     findings
 }
@@ -88,7 +126,7 @@ pub fn ask_health(config: &Config) -> Result<(), String> {
 }
 
 fn load_trust(config: &Config) -> Result<Option<Arc<ClientTls>>, String> {
-    if !config.upstream.urls.iter().any(|url: &UpstreamUrl| url.tls) {
+    if !config.upstream.urls.iter().any(|url| url.tls) {
         return Ok(None);
     }
     ClientTls::load(config.upstream.tls.clone()).map(|trust| Some(Arc::new(trust))).map_err(|error| error.to_string())
