@@ -6,7 +6,8 @@ use std::{
 };
 
 use clap::{Args, Parser, Subcommand};
-use serde_json::json;
+use serde::Serialize;
+use serde_json::{Value, json};
 
 use crate::{
     config::{ConfigError, Loaded, Problem},
@@ -32,6 +33,9 @@ pub enum Command {
     Config(ConfigCommand),
     /// Look at everything the proxy needs: RabbitMQ, the relay's account, the store
     Doctor(Doctor),
+    /// Look into the store, or copy it, while a proxy has it or none
+    #[command(subcommand)]
+    Store(StoreCommand),
 }
 
 /// `halfway config`.
@@ -55,6 +59,24 @@ pub struct Doctor {
     /// Look at nothing; only ask the proxy that runs with this configuration whether it lives
     #[arg(long)]
     pub health: bool,
+}
+
+/// `halfway store`.
+#[derive(Debug, Subcommand)]
+pub enum StoreCommand {
+    /// Read everything and say what is wrong with it
+    Check(Query),
+    /// Copy the store as it is at one moment; the copy can be used in its place
+    Backup {
+        /// The file to write, which must not be there yet
+        #[arg(value_name = "TO")]
+        to: PathBuf,
+        /// Where the configuration is.
+        #[command(flatten)]
+        query: Query,
+    },
+    /// Count what is in it
+    Stats(Query),
 }
 
 /// Where the configuration is.
@@ -112,7 +134,7 @@ pub fn print_config(loaded: &Loaded, json: bool, mut out: impl Write) -> io::Res
             .iter()
             .map(|entry| json!({"key": entry.key, "value": entry.value, "source": entry.origin.to_string()}))
             .collect();
-        return writeln!(out, "{}", serde_json::Value::from(items));
+        return writeln!(out, "{}", Value::from(items));
     }
     let lines: Vec<_> = entries.iter().map(|entry| format!("{} = {}", entry.key, entry.value)).collect();
     let width = lines.iter().map(|line| line.chars().count()).max().unwrap_or_default();
@@ -136,7 +158,7 @@ pub fn print_findings(findings: &[Finding], json: bool, mut out: impl Write) -> 
             .iter()
             .map(|finding| json!({"what": finding.what, "verdict": word(finding.verdict), "text": finding.text}))
             .collect();
-        return writeln!(out, "{}", serde_json::Value::from(items));
+        return writeln!(out, "{}", Value::from(items));
     }
     for finding in findings {
         writeln!(out, "{:8} {}: {}", word(finding.verdict), finding.what, finding.text)?;
@@ -144,7 +166,42 @@ pub fn print_findings(findings: &[Finding], json: bool, mut out: impl Write) -> 
     Ok(())
 }
 
-fn problem_json(problem: &Problem) -> serde_json::Value {
+/// Prints a report: its fields, one a line, and the items of lists below their field's name.
+/// # Errors
+/// When the output can't be written.
+pub fn print_report(report: &impl Serialize, json: bool, mut out: impl Write) -> io::Result<()> {
+    let report = serde_json::to_value(report).map_err(io::Error::other)?;
+    if json {
+        return writeln!(out, "{report}");
+    }
+    for (name, value) in report.as_object().into_iter().flatten() {
+        match value {
+            Value::Array(items) if items.is_empty() => writeln!(out, "{name:20} none")?,
+            Value::Array(items) => {
+                writeln!(out, "{name}")?;
+                for item in items {
+                    writeln!(out, "  {}", in_words(item))?;
+                }
+            }
+            value => writeln!(out, "{name:20} {}", in_words(value))?,
+        }
+    }
+    Ok(())
+}
+
+fn in_words(value: &Value) -> String {
+    match value {
+        Value::Null => "none".into(),
+        Value::String(text) => text.clone(),
+        Value::Object(fields) => {
+            let fields: Vec<_> = fields.iter().map(|(name, value)| format!("{name} {}", in_words(value))).collect();
+            fields.join(", ")
+        }
+        other => other.to_string(),
+    }
+}
+
+fn problem_json(problem: &Problem) -> Value {
     json!({"key": problem.key, "source": problem.origin.to_string(), "text": problem.text})
 }
 
@@ -184,7 +241,22 @@ mod tests {
             String::from_utf8(out).expect("UTF-8")
         };
         assert_eq!(print(false), "warning  store a.db: it is in \"tmp\"\n");
-        let json: serde_json::Value = serde_json::from_str(&print(true)).expect("JSON");
+        let json: Value = serde_json::from_str(&print(true)).expect("JSON");
         assert_eq!(json, json!([{"what": "store a.db", "verdict": "warning", "text": "it is in \"tmp\""}]));
+    }
+
+    #[test]
+    fn reports_are_printed_field_by_field() {
+        let report = json!({"bytes": 5, "lanes": [{"lane": 1, "vhost": "/"}], "none_wrong": [], "oldest": null});
+        let mut out = Vec::new();
+        print_report(&report, false, &mut out).expect("writing to a Vec does not fail");
+        let lines = [
+            "bytes                5",
+            "lanes",
+            "  lane 1, vhost /",
+            "none_wrong           none",
+            "oldest               none",
+        ];
+        assert_eq!(String::from_utf8(out).expect("UTF-8").lines().collect::<Vec<_>>(), lines);
     }
 }

@@ -1,7 +1,5 @@
 //! `halfway doctor`: looks at everything the proxy needs from the outside, and leaves it as it was.
 
-mod account;
-
 use std::{
     collections::BTreeMap,
     fs::{self, File},
@@ -14,7 +12,9 @@ use std::{
 };
 
 use crate::{
-    config::{Config, ProxyProtocol, StoreUrl, UpstreamUrl},
+    config::{Config, ProxyProtocol, Relay, StoreUrl, UpstreamUrl},
+    relay::{self, Credentials, ProbeError},
+    store::sqlite,
     tls::ClientTls,
     upstream::Upstream,
 };
@@ -47,27 +47,69 @@ impl Finding {
     }
 }
 
-/// Looks at the upstream nodes, the relay's account in each of `vhosts`, and the place of the store.
+/// Looks at the upstream nodes, the relay's account in each of `vhosts`, and the store.
 pub async fn examine(config: &Config, vhosts: &[String]) -> Vec<Finding> {
     let mut findings = Vec::new();
     match load_trust(config) {
         Err(text) => findings.push(Finding::new("trust in RabbitMQ's certificates", Verdict::Failed, text)),
         Ok(trust) => {
-            let upstream = |urls| {
-                let proxy_protocol = config.upstream.proxy_protocol == ProxyProtocol::V2;
-                Upstream::new(urls, trust.clone(), proxy_protocol, config.upstream.connect_timeout)
-            };
             for url in &config.upstream.urls {
-                findings.push(account::greet(&upstream(vec![url.clone()]), url).await);
-            }
-            let all = upstream(config.upstream.urls.clone());
-            for vhost in vhosts {
-                findings.extend(account::examine(&all, &config.relay, vhost).await);
+                findings.extend(examine_node(config, url, trust.clone(), vhosts).await);
             }
         }
     }
     let StoreUrl::Sqlite(path) = &config.store.url;
     findings.push(examine_place(path));
+    if path.exists() {
+        findings.push(examine_file(path));
+    }
+    findings
+}
+
+/// Whether one node is reached, and what the relay's account may do there.
+async fn examine_node(
+    config: &Config,
+    url: &UpstreamUrl,
+    trust: Option<Arc<ClientTls>>,
+    vhosts: &[String],
+) -> Vec<Finding> {
+    let proxy_protocol = config.upstream.proxy_protocol == ProxyProtocol::V2;
+    let upstream = Upstream::new(vec![url.clone()], trust, proxy_protocol, config.upstream.connect_timeout);
+    let Relay { username, password, .. } = &config.relay;
+    let credentials = Credentials { username: username.clone(), password: password.expose().to_owned() };
+    let mut findings = vec![Finding::new(format!("upstream {url}"), Verdict::Fine, "reached")];
+    for vhost in vhosts {
+        let what = |part: &str| format!("upstream {url}, virtual host {vhost}, account {username}: {part}");
+        match relay::probe_account(&upstream, &credentials, vhost).await {
+            Err(ProbeError::Connect(error)) => {
+                findings[0] = Finding::new(format!("upstream {url}"), Verdict::Failed, error.to_string());
+                break;
+            }
+            Err(ProbeError::Login(error)) => {
+                findings.push(Finding::new(what("login"), Verdict::Failed, error.to_string()));
+            }
+            Ok(report) => {
+                findings.push(Finding::new(what("login"), Verdict::Fine, "accepted"));
+                let (verdict, text) = match (report.may_write_to_queues, report.impersonator) {
+                    (true, _) => {
+                        (Verdict::Fine, "permitted for the default exchange; others may have rules of their own")
+                    }
+                    (false, Some(_)) => (Verdict::Warning, "not permitted for the default exchange"),
+                    (false, None) => (Verdict::Failed, "not permitted for any exchange that is always there"),
+                };
+                findings.push(Finding::new(what("write"), verdict, text));
+                let (verdict, text) = match report.impersonator {
+                    Some(true) => (Verdict::Fine, "kept, whoever published"),
+                    Some(false) => (
+                        Verdict::Warning,
+                        "the tag `impersonator` is missing: messages with a user-id become dead letters",
+                    ),
+                    None => (Verdict::Warning, "could not be found out without write permission"),
+                };
+                findings.push(Finding::new(what("user-id"), verdict, text));
+            }
+        }
+    }
     findings
 }
 
@@ -84,7 +126,7 @@ pub fn ask_health(config: &Config) -> Result<(), String> {
 }
 
 fn load_trust(config: &Config) -> Result<Option<Arc<ClientTls>>, String> {
-    if !config.upstream.urls.iter().any(|url: &UpstreamUrl| url.tls) {
+    if !config.upstream.urls.iter().any(|url| url.tls) {
         return Ok(None);
     }
     ClientTls::load(config.upstream.tls.clone()).map(|trust| Some(Arc::new(trust))).map_err(|error| error.to_string())
@@ -92,7 +134,7 @@ fn load_trust(config: &Config) -> Result<Option<Arc<ClientTls>>, String> {
 
 /// Whether the folder of the store takes a synced write, and keeps it.
 fn examine_place(path: &Path) -> Finding {
-    let what = format!("store {}", path.display());
+    let what = format!("folder of the store {}", path.display());
     let folder = match path.parent() {
         Some(folder) if !folder.as_os_str().is_empty() => folder,
         _ => Path::new("."),
@@ -120,6 +162,18 @@ fn examine_place(path: &Path) -> Finding {
             let kind = kind.unwrap_or("unknown file system");
             Finding::new(what, Verdict::Fine, format!("{kind}, a synced write takes {took:.1} ms"))
         }
+    }
+}
+
+/// Whether the file is a store that this version can read; `halfway store check` reads all of it.
+fn examine_file(path: &Path) -> Finding {
+    let what = format!("store {}", path.display());
+    match sqlite::stats(path) {
+        Ok(stats) => {
+            let text = format!("{} committed transactions wait, {} dead letters", stats.committed, stats.dead_letters);
+            Finding::new(what, Verdict::Fine, text)
+        }
+        Err(error) => Finding::new(what, Verdict::Failed, error.to_string()),
     }
 }
 
@@ -197,6 +251,14 @@ mod tests {
         assert_eq!(fs::read_dir(folder.path()).expect("readable").count(), 0);
         let finding = examine_place(&folder.path().join("missing/halfway.db"));
         assert_eq!(finding.verdict, Verdict::Failed, "{finding:?}");
+    }
+
+    #[test]
+    fn a_file_that_is_no_store_fails() {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let path = folder.path().join("halfway.db");
+        fs::write(&path, [7; 8192]).expect("written");
+        assert_eq!(examine_file(&path).verdict, Verdict::Failed);
     }
 
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

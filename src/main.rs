@@ -9,11 +9,13 @@ use std::{
 use clap::Parser;
 use halfway::{
     app,
-    cli::{self, Cli, Command, ConfigCommand, Doctor},
-    config,
+    cli::{self, Cli, Command, ConfigCommand, Doctor, StoreCommand},
+    config::{self, StoreUrl},
     doctor::{self, Verdict},
+    store::sqlite,
     telemetry,
 };
+use serde_json::json;
 use tokio::runtime::Runtime;
 
 fn main() -> ExitCode {
@@ -43,6 +45,7 @@ fn run(command: Command) -> Result<ExitCode, Box<dyn Error>> {
             cli::print_config(&loaded, query.json, stdout())?;
         }
         Command::Doctor(args) => return doctor(&args),
+        Command::Store(command) => return store(&command),
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -57,6 +60,24 @@ fn doctor(args: &Doctor) -> Result<ExitCode, Box<dyn Error>> {
     cli::print_findings(&findings, args.query.json, stdout())?;
     let failed = findings.iter().any(|finding| finding.verdict == Verdict::Failed);
     Ok(if failed { ExitCode::FAILURE } else { ExitCode::SUCCESS })
+}
+
+fn store(command: &StoreCommand) -> Result<ExitCode, Box<dyn Error>> {
+    let (StoreCommand::Check(query) | StoreCommand::Backup { query, .. } | StoreCommand::Stats(query)) = command;
+    let StoreUrl::Sqlite(path) = config::load(query.file.config.as_deref())?.config.store.url;
+    match command {
+        StoreCommand::Check(_) => {
+            let report = sqlite::check(&path)?;
+            cli::print_report(&report, query.json, stdout())?;
+            return Ok(if report.problems.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE });
+        }
+        StoreCommand::Backup { to, .. } => {
+            sqlite::backup(&path, to)?;
+            cli::print_report(&json!({"from": path, "to": to}), query.json, stdout())?;
+        }
+        StoreCommand::Stats(_) => cli::print_report(&sqlite::stats(&path)?, query.json, stdout())?,
+    }
+    Ok(ExitCode::SUCCESS)
 }
 
 fn runtime() -> io::Result<Runtime> {

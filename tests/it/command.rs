@@ -1,9 +1,12 @@
 //! The command line: what it prints, and its exit codes.
 
 use crate::support::{Proxy, broker, deadline, wait_until};
+use halfway::store::sqlite::{SqliteSettings, SqliteStore};
+use halfway::store::{Committed, Outlet};
 use rustix::process::Signal;
 use serde_json::{Value, json};
 use std::process::{Command, Output};
+use std::sync::Arc;
 use std::time::Duration;
 
 fn halfway(arguments: &[&str], variables: &[(&str, &str)]) -> Output {
@@ -81,7 +84,7 @@ fn the_doctor_tells_what_the_relays_account_lacks() {
     let (code, good) = report(&[]);
     // The store's place is not judged here: a temporary folder may lie in memory.
     assert!(good[..4].iter().all(|line| line.starts_with("ok ")), "{good:?}");
-    assert!(good[0].contains("RabbitMQ 3.") && code.is_some(), "{good:?}");
+    assert!(code.is_some(), "{good:?}");
 
     let guest = [("HALFWAY_RELAY__USERNAME", "guest"), ("HALFWAY_RELAY__PASSWORD", "guest")];
     let (_, guest) = report(&guest);
@@ -116,4 +119,36 @@ fn a_port_that_is_taken_is_named() {
     proxy.spawn(&[]);
     assert_eq!(proxy.wait_for_end().code(), Some(1));
     assert!(proxy.log().contains(&format!("cannot listen on {address} (admin.address)")), "{}", proxy.log());
+}
+
+#[test]
+fn a_store_is_counted_checked_and_copied_and_a_copy_never_overwrites() {
+    let proxy = Proxy::prepare(broker().port, &[]);
+    let missing = proxy.command(&["store", "stats"]);
+    assert_eq!(missing.status.code(), Some(1));
+    assert!(text(&missing.stderr).contains("halfway.db"), "{}", text(&missing.stderr));
+
+    SqliteStore::open(SqliteSettings::new(proxy.folder().join("halfway.db")), Arc::new(Nowhere)).expect("made").close();
+    let stats = json_of(&proxy.command(&["store", "stats", "--json"]));
+    assert_eq!((&stats["committed"], &stats["lanes"]), (&json!(0), &json!([])));
+    let check = proxy.command(&["store", "check"]);
+    assert_eq!(check.status.code(), Some(0));
+    assert!(text(&check.stdout).contains("problems             none"), "{}", text(&check.stdout));
+
+    let copy = proxy.folder().join("copy.db").display().to_string();
+    assert_eq!(proxy.command(&["store", "backup", &copy]).status.code(), Some(0));
+    let again = proxy.command(&["store", "backup", &copy]);
+    assert_eq!(again.status.code(), Some(1));
+    assert!(text(&again.stderr).contains("is there already"), "{}", text(&again.stderr));
+
+    std::fs::write(proxy.folder().join("halfway.db"), [7; 8192]).expect("written");
+    let broken = proxy.command(&["store", "check"]);
+    assert_eq!(broken.status.code(), Some(1), "{}", text(&broken.stdout));
+}
+
+/// For a store that is only looked at.
+struct Nowhere;
+
+impl Outlet for Nowhere {
+    fn committed(&self, _: Vec<Committed>) {}
 }
