@@ -1,0 +1,206 @@
+//! How fast the SQLite store is: commits by several writers with the deletes that follow them, then the start with a
+//! backlog and how fast it is read and deleted.
+//!
+//! ```text
+//! cargo bench --bench store                                # a second or two for each line
+//! cargo bench --bench store -- --seconds 10 --backlog 1000000 --folder /var/lib/halfway
+//! ```
+//!
+//! The folder decides what a sync costs; a RAM disk would flatter.
+
+use halfway::store::sqlite::{SqliteSettings, SqliteStore};
+use halfway::store::{Commit, Committed, Cursor, Lane, Origin, Outlet, Sequence, Store};
+use halfway::tx::batch::{Batch, HalfMessage};
+use halfway::tx::id::{Timestamp, TransactionId};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+use tokio::sync::mpsc;
+
+/// Lanes that the writers are spread over.
+const LANES: u16 = 8;
+
+fn main() {
+    let options = Options::read();
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+    println!("writers  messages  body    commits/s  p50 ms  p99 ms  p999 ms  a group  log MiB");
+    for (writers, messages, body_bytes) in [
+        (1, 1, 1024),
+        (10, 1, 1024),
+        (100, 1, 1024),
+        (1000, 1, 1024),
+        (1, 100, 1024),
+        (10, 100, 1024),
+        (100, 100, 1024),
+        (10, 1, 64 * 1024),
+        (4, 1, 1024 * 1024),
+    ] {
+        runtime.block_on(commits(&options, writers, messages, body_bytes));
+    }
+    runtime.block_on(backlog(&options));
+}
+
+struct Options {
+    folder: PathBuf,
+    seconds: u64,
+    backlog: usize,
+}
+
+impl Options {
+    fn read() -> Self {
+        let arguments: Vec<_> = std::env::args().collect();
+        let value = |name: &str| {
+            let at = arguments.iter().position(|argument| argument == name)?;
+            arguments.get(at + 1).cloned()
+        };
+        Self {
+            folder: value("--folder").map_or_else(|| PathBuf::from("target"), PathBuf::from),
+            seconds: value("--seconds").map_or(2, |seconds| seconds.parse().expect("--seconds is a number")),
+            backlog: value("--backlog").map_or(200_000, |rows| rows.parse().expect("--backlog is a number")),
+        }
+    }
+}
+
+/// Says at once that RabbitMQ has everything.
+struct Relay(mpsc::UnboundedSender<Vec<Sequence>>);
+
+impl Outlet for Relay {
+    fn committed(&self, transactions: Vec<Committed>) {
+        let _ = self.0.send(transactions.iter().map(|tx| tx.sequence).collect());
+    }
+}
+
+/// Remembers nothing, so that everything stays.
+struct Nowhere;
+
+impl Outlet for Nowhere {
+    fn committed(&self, _: Vec<Committed>) {}
+}
+
+fn open(folder: &Path, outlet: Arc<dyn Outlet>) -> Arc<SqliteStore> {
+    SqliteStore::open(SqliteSettings::new(folder.join("bench.db")), outlet).expect("the folder can be written")
+}
+
+fn commit(lane: u16, messages: usize, body: &[u8]) -> Commit {
+    let mut batch = Batch::default();
+    for _ in 0..messages {
+        batch.push(HalfMessage { publish: b"\0\0\x08exchange\x03key\0", header: &[0; 60], body });
+    }
+    let origin = Origin {
+        id: TransactionId(uuid::Uuid::now_v7()),
+        user: "guest".into(),
+        lane: Lane { vhost: "/".into(), number: lane },
+        created_at: Timestamp(0),
+    };
+    Commit { origin, batch, parked: false, forwarded: None }
+}
+
+async fn commits(options: &Options, writers: usize, messages: usize, body_bytes: usize) {
+    let folder = tempfile::tempdir_in(&options.folder).unwrap();
+    let (sender, mut committed) = mpsc::unbounded_channel();
+    let store = open(folder.path(), Arc::new(Relay(sender)));
+    let relay = tokio::spawn({
+        let store = Arc::clone(&store);
+        async move {
+            while let Some(sequences) = committed.recv().await {
+                store.delivered(sequences);
+            }
+        }
+    });
+    let started = Instant::now();
+    let end = started + Duration::from_secs(options.seconds);
+    let tasks: Vec<_> = (0..writers)
+        .map(|writer| {
+            let store = Arc::clone(&store);
+            tokio::spawn(async move {
+                let body = vec![7; body_bytes];
+                let mut latencies = Vec::new();
+                while Instant::now() < end {
+                    let commit = commit((writer % usize::from(LANES)) as u16, messages, &body);
+                    let asked = Instant::now();
+                    store.commit(commit).await.unwrap();
+                    latencies.push(asked.elapsed());
+                }
+                latencies
+            })
+        })
+        .collect();
+    let mut latencies = Vec::new();
+    for task in tasks {
+        latencies.extend(task.await.unwrap());
+    }
+    let took = started.elapsed().as_secs_f64();
+    latencies.sort_unstable();
+    let percentile = |part: f64| latencies[((latencies.len() - 1) as f64 * part) as usize].as_secs_f64() * 1000.0;
+    let stats = store.stats();
+    let group = stats.group_requests.load(Ordering::Relaxed) as f64 / stats.groups.load(Ordering::Relaxed) as f64;
+    let log = std::fs::metadata(folder.path().join("bench.db-wal")).map_or(0, |log| log.len()) >> 20;
+    println!(
+        "{writers:7}  {messages:8}  {body_bytes:7} {:8.0}  {:6.2}  {:6.2}  {:7.2}  {group:7.1}  {log:7}",
+        latencies.len() as f64 / took,
+        percentile(0.5),
+        percentile(0.99),
+        percentile(0.999),
+    );
+    store.close();
+    relay.await.unwrap();
+}
+
+async fn backlog(options: &Options) {
+    let folder = tempfile::tempdir_in(&options.folder).unwrap();
+    let store = open(folder.path(), Arc::new(Nowhere));
+    let body = vec![7; 1024];
+    let mut made = 0;
+    while made < options.backlog {
+        let replies: Vec<_> =
+            (0..4000).map(|row| store.commit(commit((row % usize::from(LANES)) as u16, 1, &body))).collect();
+        made += replies.len();
+        for reply in replies {
+            reply.await.unwrap();
+        }
+    }
+    store.close();
+    drop(store);
+
+    let started = Instant::now();
+    let store = open(folder.path(), Arc::new(Nowhere));
+    let lanes = store.lanes().await.unwrap();
+    println!("start with {made} committed: {:.0} ms, {} lanes", started.elapsed().as_secs_f64() * 1000.0, lanes.len());
+
+    let started = Instant::now();
+    let mut cursors: Vec<(Lane, Option<Cursor>)> = lanes.into_iter().map(|lane| (lane, None)).collect();
+    let (mut read, mut bytes) = (0, 0);
+    while !cursors.is_empty() {
+        let mut ended = Vec::new();
+        for (place, (lane, after)) in cursors.iter_mut().enumerate() {
+            let packs = store.page(lane, *after, 1 << 20).await.unwrap();
+            match packs.last() {
+                Some(last) => *after = Some(Cursor { sequence: last.sequence, pack: last.number }),
+                None => ended.push(place),
+            }
+            read += packs.len();
+            bytes += packs.iter().map(|pack| pack.messages.len()).sum::<usize>();
+            store.delivered(packs.iter().map(|pack| pack.sequence).collect());
+        }
+        ended.into_iter().rev().for_each(|place| drop(cursors.remove(place)));
+    }
+    let took = started.elapsed().as_secs_f64();
+    println!(
+        "read {read} in pages of 1 MiB: {:.0}/s, {:.0} MiB/s",
+        read as f64 / took,
+        bytes as f64 / took / 1048576.0
+    );
+    while store.stats().backlog.load(Ordering::Relaxed) > 0 {
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    println!("read and deleted: {:.0}/s", read as f64 / started.elapsed().as_secs_f64());
+    println!("memory at most: {}", peak_memory());
+    store.close();
+}
+
+fn peak_memory() -> String {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
+    peak.map_or_else(|| "unknown".into(), |peak| peak.trim().into())
+}
