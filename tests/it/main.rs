@@ -5,8 +5,10 @@
 
 #![allow(unreachable_pub)] // the whole is one binary: nothing is reachable from outside
 
+mod bad_input;
 mod clients;
 mod command;
+mod crash;
 mod fidelity;
 mod publish;
 mod relay;
