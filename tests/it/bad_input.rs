@@ -251,47 +251,55 @@ fn an_older_but_accepted_header_starts_the_handshake() {
     assert_eq!(start(broker().port), start(proxied_port()));
 }
 
+/// What RabbitMQ and the proxy answer to a script, both at the same time.
+#[track_caller]
+fn same_silence(what: &str, script: impl Fn(&mut Raw) + Sync) {
+    let end = |port| {
+        let mut raw = Raw::dial(port).expect("the port is open");
+        raw.send(&frame::PROTOCOL_HEADER).unwrap();
+        raw.expect(0, id::START);
+        let begin = Instant::now();
+        script(&mut raw);
+        (raw.transcript(UNTIL_CLOSED), begin.elapsed() > Duration::from_secs(2))
+    };
+    let (direct, proxied) = std::thread::scope(|scope| {
+        let direct = scope.spawn(|| end(broker().port));
+        let proxied = end(proxied_port());
+        (direct.join().expect("RabbitMQ ends it"), proxied)
+    });
+    assert_eq!(direct, proxied, "left: RabbitMQ itself, right: through the proxy; {what}");
+}
+
+fn start_ok(out: &mut Vec<u8>, mechanism: &str, response: &[u8]) {
+    out.put_long_string(&[]);
+    out.put_short_string(mechanism.as_bytes());
+    out.put_long_string(response);
+    out.put_short_string(b"en_US");
+}
+
 #[test]
-fn a_refused_tune_ok_and_rubbish_in_the_handshake_end_as_with_rabbitmq() {
+fn a_refused_tune_ok_ends_as_with_rabbitmq() {
     // RabbitMQ says nothing and closes after three seconds.
     for (channel_max, frame_max) in [(0, 131_072), (2047, 0), (2047, 4095), (2047, 200_000), (3000, 131_072)] {
-        let end = |port| {
-            let mut raw = Raw::dial(port).expect("the port is open");
-            raw.send(&frame::PROTOCOL_HEADER).unwrap();
-            raw.expect(0, id::START);
-            raw.call(0, id::START_OK, id::TUNE, |out| {
-                out.put_long_string(&[]);
-                out.put_short_string(b"PLAIN");
-                out.put_long_string(b"\0guest\0guest");
-                out.put_short_string(b"en_US");
-            });
-            let begin = Instant::now();
-            raw.method(0, id::TUNE_OK, |out| {
+        same_silence(&format!("channel_max {channel_max}, frame_max {frame_max}"), |raw| {
+            raw.call(0, id::START_OK, id::TUNE, |out| start_ok(out, "PLAIN", b"\0guest\0guest"));
+            let tune_ok = |out: &mut Vec<u8>| {
                 out.put_u16(channel_max);
                 out.put_u32(frame_max);
                 out.put_u16(0);
-            })
-            .unwrap();
+            };
+            raw.method(0, id::TUNE_OK, tune_ok).unwrap();
             let _ = raw.method(0, id::OPEN, |out| out.extend_from_slice(&[1, b'/', 0, 0]));
-            (raw.transcript(UNTIL_CLOSED), begin.elapsed() > Duration::from_secs(2))
-        };
-        assert_eq!(end(broker().port), end(proxied_port()), "channel_max {channel_max}, frame_max {frame_max}");
+        });
     }
+}
+
+#[test]
+fn a_mechanism_that_was_not_offered_ends_as_with_rabbitmq() {
     for mechanism in ["EXTERNAL", "SCRAM", "PLAIN"] {
-        let end = |port| {
-            let mut raw = Raw::dial(port).expect("the port is open");
-            raw.send(&frame::PROTOCOL_HEADER).unwrap();
-            raw.expect(0, id::START);
-            raw.method(0, id::START_OK, |out| {
-                out.put_long_string(&[]);
-                out.put_short_string(mechanism.as_bytes());
-                out.put_long_string(b"no response of this mechanism");
-                out.put_short_string(b"en_US");
-            })
-            .unwrap();
-            raw.transcript(UNTIL_CLOSED)
-        };
-        assert_eq!(end(broker().port), end(proxied_port()), "mechanism {mechanism}");
+        same_silence(mechanism, |raw| {
+            raw.method(0, id::START_OK, |out| start_ok(out, mechanism, b"no such response")).unwrap();
+        });
     }
 }
 
