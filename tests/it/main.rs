@@ -5,9 +5,13 @@
 
 #![allow(unreachable_pub)] // the whole is one binary: nothing is reachable from outside
 
+mod bad_input;
 mod clients;
 mod command;
+mod crash;
+mod faults;
 mod fidelity;
+mod process;
 mod publish;
 mod relay;
 mod support;

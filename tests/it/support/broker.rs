@@ -44,6 +44,15 @@ impl Broker {
         broker
     }
 
+    /// Starts a node that nobody can log into directly, because it wants a PROXY protocol header.
+    pub fn start_behind_proxy_protocol() -> Self {
+        let broker = Self::prepare("proxy_protocol = true", None);
+        broker.resume_in_background();
+        broker.wait_for(|port| std::net::TcpStream::connect(("127.0.0.1", port)).is_ok());
+        broker.add_relay_account(RELAY);
+        broker
+    }
+
     /// Starts `size` nodes and joins them to one cluster.
     pub fn cluster(size: usize) -> Vec<Self> {
         let mut nodes: Vec<Self> = Vec::new();
@@ -118,11 +127,15 @@ impl Broker {
     /// Starts the node, again or for the first time, and waits until a client can log in.
     pub fn resume(&self) {
         self.resume_in_background();
+        self.wait_for(|port| Raw::try_login(port).is_ok());
+    }
+
+    fn wait_for(&self, serves: impl Fn(u16) -> bool) {
         wait_until(deadline(START_LIMIT), "RabbitMQ to serve", || {
             if let Some(status) = self.process().as_mut().and_then(Process::ended) {
                 panic!("RabbitMQ ended with {status}; its last words: {}", self.log());
             }
-            Raw::try_login(self.port).is_ok()
+            serves(self.port)
         });
     }
 
@@ -209,16 +222,6 @@ impl Broker {
     /// Sets or clears the memory alarm.
     pub fn memory_alarm(&self, on: bool) {
         self.ctl(&["set_vm_memory_high_watermark", if on { "0.00001" } else { "0.8" }]);
-    }
-
-    /// How many messages each queue of a virtual host holds, ready and unacknowledged.
-    pub fn queue_lengths(&self, vhost: &str) -> Vec<(String, u64)> {
-        let table = self.ctl(&["list_queues", "-p", vhost, "--no-table-headers", "name", "messages"]);
-        let row = |line: &str| {
-            let (name, count) = line.split_once('\t')?;
-            Some((name.to_owned(), count.trim().parse().ok()?))
-        };
-        table.lines().filter_map(row).collect()
     }
 
     /// What the node has written to its logs.

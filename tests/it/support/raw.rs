@@ -4,7 +4,7 @@ use super::table::Properties;
 use halfway::amqp::frame::{self, Split, kind};
 use halfway::amqp::wire::{Reader, Write as _};
 use std::io::{self, ErrorKind, Read, Write};
-use std::net::{Ipv4Addr, TcpStream};
+use std::net::TcpStream;
 use std::time::{Duration, Instant};
 
 /// Methods by class and method id (AMQP 0-9-1, section 1.4).
@@ -38,7 +38,6 @@ pub mod id {
     pub const QUEUE_BIND: Id = (50, 20);
     pub const QUEUE_BIND_OK: Id = (50, 21);
     pub const QUEUE_PURGE: Id = (50, 30);
-    pub const QUEUE_PURGE_OK: Id = (50, 31);
     pub const QUEUE_DELETE: Id = (50, 40);
     pub const QUEUE_DELETE_OK: Id = (50, 41);
     pub const QOS: Id = (60, 10);
@@ -185,7 +184,11 @@ pub struct Raw {
 impl Raw {
     /// Opens a socket and sends nothing.
     pub fn dial(port: u16) -> io::Result<Self> {
-        let stream = TcpStream::connect((Ipv4Addr::LOCALHOST, port))?;
+        Self::dial_at(&format!("127.0.0.1:{port}"))
+    }
+
+    fn dial_at(address: &str) -> io::Result<Self> {
+        let stream = TcpStream::connect(address)?;
         stream.set_nodelay(true)?;
         Ok(Self { stream, input: Vec::new(), frame_max: 131_072, start: Vec::new(), tune: Vec::new() })
     }
@@ -206,7 +209,12 @@ impl Raw {
 
     /// Logs in. An error with the kind `PermissionDenied` carries the server's `connection.close`.
     pub fn login_as(port: u16, login: &Login) -> io::Result<Self> {
-        let mut raw = Self::dial(port)?;
+        Self::login_at(&format!("127.0.0.1:{port}"), login)
+    }
+
+    /// As [`Raw::login_as`], at any address.
+    pub fn login_at(address: &str, login: &Login) -> io::Result<Self> {
+        let mut raw = Self::dial_at(address)?;
         raw.send(&frame::PROTOCOL_HEADER)?;
         raw.start = raw.handshake(id::START)?;
         let properties = super::table::Table::new().string("product", "raw").entry(
@@ -253,6 +261,11 @@ impl Raw {
             return Err(io::Error::new(ErrorKind::InvalidData, format!("{:?} instead of {id:?}", frame.id())));
         }
         Ok(frame.arguments().to_vec())
+    }
+
+    /// This end's port.
+    pub fn local_port(&self) -> u16 {
+        self.stream.local_addr().expect("a connected socket has an address").port()
     }
 
     /// Writes bytes.

@@ -1,0 +1,311 @@
+//! What fails, and what then: each row of the table in the design, provoked for real.
+
+use crate::support::raw::id;
+use crate::support::{Broker, PATIENCE, Proxy, Raw, broker, deadline, unique, wait_until};
+use std::io::ErrorKind;
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+/// A proxy with an account of its own for its relay, not started yet, and the account's name.
+fn prepared(settings: &[(&str, &str)]) -> (Proxy, String) {
+    let account = unique("relay-of-fault");
+    broker().add_relay_account(&account);
+    let quoted = format!("'{account}'");
+    let mut all = vec![
+        ("relay.username", quoted.as_str()),
+        ("relay.password", quoted.as_str()),
+        ("relay.retry.max", "'500ms'"),
+        ("transaction.forward_wait", "'100ms'"),
+    ];
+    all.extend_from_slice(settings);
+    (Proxy::prepare(broker().port, &all), account)
+}
+
+/// A connection with channel 1 in transaction mode, and a plain channel 2 with an empty queue.
+fn client(port: u16, queue: &str) -> Raw {
+    let mut raw = Raw::login(port);
+    raw.open(2);
+    raw.declare(2, queue);
+    raw.open_tx(1);
+    raw
+}
+
+#[test]
+fn a_killed_proxy_keeps_what_was_committed_and_nothing_else() {
+    let (mut proxy, account) = prepared(&[]);
+    proxy.resume();
+    let queue = unique("fault-killed");
+    broker().lock_out(&account);
+    let mut raw = client(proxy.port, &queue);
+    raw.publish(1, &queue, "committed");
+    raw.commit(1);
+    raw.publish(1, &queue, "rolled back");
+    raw.rollback(1);
+    raw.publish(1, &queue, "not decided");
+    // What is this large has been parked in the store, undecided.
+    for _ in 0..8 {
+        raw.publish(1, &queue, vec![b'x'; 1 << 20]);
+    }
+    raw.call(2, id::CHANNEL_FLOW, id::CHANNEL_FLOW_OK, |out| out.push(1));
+    proxy.kill();
+    assert!(raw.read(PATIENCE).is_err_and(|error| error.kind() != ErrorKind::TimedOut));
+    broker().let_in(&account);
+    proxy.resume();
+    let mut raw = client(proxy.port, &queue);
+    assert_eq!(raw.get_soon(2, &queue).text(), "committed");
+    raw.publish(1, &queue, "later");
+    raw.commit(1);
+    assert_eq!(raw.get_soon(2, &queue).text(), "later");
+    assert_eq!(raw.get(2, &queue), None);
+}
+
+#[test]
+fn without_rabbitmq_a_connection_ends_in_its_handshake_and_the_proxy_lives() {
+    let mut own = Proxy::prepare(crate::support::free_port(), &[]);
+    own.spawn(&[]);
+    own.wait_for_port();
+    let begin = Instant::now();
+    assert!(Raw::try_login(own.port).is_err_and(|error| error.kind() != ErrorKind::TimedOut));
+    assert!(begin.elapsed() < Duration::from_secs(8), "{:?}", begin.elapsed());
+    assert!(own.runs());
+    assert_eq!(own.http("/healthz").expect("the admin port answers").0, 200);
+    assert_eq!(own.http("/readyz").expect("the admin port answers").0, 503);
+}
+
+#[test]
+fn a_frozen_rabbitmq_stops_its_own_sessions_and_the_proxy_answers() {
+    let own = Broker::start();
+    let proxy = Proxy::start(own.port);
+    let mut raw = client(proxy.port, "fault-frozen");
+    raw.publish(1, "fault-frozen", "body");
+    own.freeze();
+    raw.method(1, id::TX_COMMIT, |_| {}).unwrap();
+    assert_eq!(raw.transcript(Duration::from_secs(1)), ["silence"]);
+    assert_eq!(proxy.http("/healthz").expect("the admin port answers").0, 200);
+    own.thaw();
+    raw.expect(1, id::TX_COMMIT_OK);
+    assert_eq!(raw.get_soon(2, "fault-frozen").text(), "body");
+}
+
+/// Commits one message of `size` bytes; the reply code if that failed. The channel is open again afterwards.
+fn try_commit(raw: &mut Raw, queue: &str, body: Vec<u8>) -> Result<(), u16> {
+    raw.publish(1, queue, body);
+    raw.method(1, id::TX_COMMIT, |_| {}).unwrap();
+    let frame = raw.read(PATIENCE).expect("a commit is answered");
+    match frame.id() {
+        id::TX_COMMIT_OK => Ok(()),
+        id::CHANNEL_CLOSE => {
+            raw.method(1, id::CHANNEL_CLOSE_OK, |_| {}).unwrap();
+            raw.open_tx(1);
+            Err(crate::support::raw::Close::read(frame.arguments()).code)
+        }
+        other => panic!("{other:?}"),
+    }
+}
+
+/// Commits until the store can't any more, makes room with `heal`, and looks what has become of everything.
+fn fill_and_heal(proxy: &Proxy, account: &str, expected_code: u16, heal: impl FnOnce()) {
+    let queue = unique("fault-full");
+    broker().lock_out(account);
+    let mut raw = client(proxy.port, &queue);
+    let body = |number: usize| [format!("{number} ").into_bytes(), vec![b'x'; 60_000]].concat();
+    let mut committed = Vec::new();
+    let mut number = 0;
+    let code = loop {
+        match try_commit(&mut raw, &queue, body(number)) {
+            Ok(()) => committed.push(number),
+            Err(code) => break code,
+        }
+        number += 1;
+        assert!(number < 2000, "the store takes more than there is room for");
+    };
+    assert_eq!(code, expected_code);
+    assert!(!committed.is_empty());
+    // It stays an error, and the connection and its other channels work on.
+    number += 1;
+    assert!(try_commit(&mut raw, &queue, body(number)).is_err());
+    raw.call(2, id::CHANNEL_FLOW, id::CHANNEL_FLOW_OK, |out| out.push(1));
+    heal();
+    wait_until(deadline(PATIENCE), "commits to succeed again", || {
+        number += 1;
+        let done = try_commit(&mut raw, &queue, body(number)).is_ok();
+        if done {
+            committed.push(number);
+        }
+        done
+    });
+    broker().let_in(account);
+    for number in committed {
+        let text = raw.get_soon(2, &queue).text();
+        assert_eq!(text.split(' ').next(), Some(number.to_string().as_str()));
+    }
+    assert_eq!(raw.get(2, &queue), None, "what was refused never comes");
+}
+
+/// A folder on a small disk of its own, in a mount namespace of the process that the shell then becomes. Seen from
+/// outside, it lies under `/proc/PID/root`.
+const SMALL_DISK: &[&str] = &[
+    "unshare",
+    "--map-root-user",
+    "--mount",
+    "sh",
+    "-c",
+    r#"mount -t tmpfs -o size=3m none "$0" && dd if=/dev/zero of="$0/filler" bs=1k count=1024 2>/dev/null && exec "$@""#,
+];
+
+#[test]
+fn a_full_disk_fails_commits_and_passes() {
+    let disk = tempfile::tempdir().expect("a folder can be made");
+    let url = format!("'sqlite:{}'", disk.path().join("halfway.db").display());
+    let (mut proxy, account) = prepared(&[("store.url", &url)]);
+    let folder = disk.path().to_str().expect("a path in UTF-8");
+    proxy.spawn(&[SMALL_DISK, &[folder]].concat());
+    proxy.wait_for_port();
+    let filler = format!("/proc/{}/root{folder}/filler", proxy.process_id());
+    fill_and_heal(&proxy, &account, 506, || std::fs::remove_file(filler).expect("the filler can be removed"));
+}
+
+#[test]
+fn an_io_error_fails_commits_and_passes() {
+    let (mut proxy, account) = prepared(&[]);
+    // A limit for the size of files fails writes with EFBIG, if nobody dies of the signal that comes with it.
+    proxy.spawn(&["sh", "-c", r#"trap '' XFSZ; exec "$0" "$@""#]);
+    proxy.wait_for_port();
+    let process = proxy.process_id().to_string();
+    let limit = |bytes: &str| {
+        let fsize = format!("--fsize={bytes}:unlimited");
+        let status = Command::new("prlimit").args(["--pid", &process, &fsize]).status();
+        assert!(status.expect("prlimit is there").success());
+    };
+    limit("1000000");
+    fill_and_heal(&proxy, &account, 541, || limit("unlimited"));
+}
+
+#[test]
+fn a_store_past_its_size_blocks_publishers_of_transactions() {
+    let (mut proxy, account) = prepared(&[("store.max_size", "'2MiB'")]);
+    proxy.resume();
+    let queue = unique("fault-max-size");
+    broker().lock_out(&account);
+    let mut raw = client(proxy.port, &queue);
+    let mut sent = 0;
+    loop {
+        raw.publish(1, &queue, format!("{sent} {}", "x".repeat(60_000)));
+        raw.method(1, id::TX_COMMIT, |_| {}).unwrap();
+        sent += 1;
+        let frame = raw.read(PATIENCE).expect("a commit is answered, or the client is told to wait");
+        if frame.id() == id::BLOCKED {
+            break;
+        }
+        assert_eq!(frame.id(), id::TX_COMMIT_OK);
+        assert!(sent < 500, "nothing blocks");
+    }
+    broker().let_in(&account);
+    // The relay makes room; then everything that was asked for is done.
+    let mut seen = vec![raw.read(PATIENCE).unwrap().id(), raw.read(PATIENCE).unwrap().id()];
+    seen.sort();
+    if seen[0] != id::UNBLOCKED {
+        panic!("{seen:?}");
+    }
+    for number in 0..sent {
+        assert!(raw.get_soon(2, &queue).text().starts_with(&format!("{number} ")));
+    }
+}
+
+/// The proxy must refuse to start: its exit code is 1, and its last words have all of `words`.
+fn refuses_to_start(proxy: &mut Proxy, wrapper: &[&str], words: &[&str]) {
+    proxy.spawn(wrapper);
+    let status = proxy.wait_for_end();
+    let log = proxy.log();
+    assert_eq!(status.code(), Some(1), "{log}");
+    for word in words {
+        assert!(log.contains(word), "{word:?} is not in: {log}");
+    }
+}
+
+#[test]
+fn what_is_no_store_is_refused_and_left_alone() {
+    let (mut proxy, _) = prepared(&[]);
+    let file = proxy.folder().join("halfway.db");
+    std::fs::write(&file, "Dear diary, ".repeat(1000)).unwrap();
+    refuses_to_start(&mut proxy, &[], &["halfway.db", "not a store of halfway"]);
+    assert_eq!(std::fs::read(&file).unwrap(), "Dear diary, ".repeat(1000).into_bytes());
+
+    // Somebody else's SQLite file is no store either.
+    let (mut proxy, _) = prepared(&[]);
+    let file = proxy.folder().join("halfway.db");
+    let other = rusqlite::Connection::open(&file).unwrap();
+    other.execute_batch("CREATE TABLE recipes (name TEXT); INSERT INTO recipes VALUES ('soup');").unwrap();
+    drop(other);
+    refuses_to_start(&mut proxy, &[], &["halfway.db", "not a store of halfway"]);
+}
+
+#[test]
+fn a_store_of_a_later_version_is_refused() {
+    let (mut proxy, _) = prepared(&[]);
+    proxy.resume();
+    assert!(proxy.stop().success());
+    let store = rusqlite::Connection::open(proxy.folder().join("halfway.db")).unwrap();
+    store.pragma_update(None, "user_version", 4711).unwrap();
+    drop(store);
+    refuses_to_start(&mut proxy, &[], &["halfway.db", "4711", "later version"]);
+}
+
+#[test]
+fn a_folder_that_is_not_there_or_cannot_be_written_is_named() {
+    let (mut proxy, _) = prepared(&[("store.url", "'sqlite:/nowhere/at/all/halfway.db'")]);
+    refuses_to_start(&mut proxy, &[], &["/nowhere/at/all"]);
+
+    let disk = tempfile::tempdir().expect("a folder can be made");
+    let url = format!("'sqlite:{}'", disk.path().join("halfway.db").display());
+    let (mut proxy, _) = prepared(&[("store.url", &url)]);
+    let folder = disk.path().to_str().expect("a path in UTF-8");
+    let read_only = r#"mount -t tmpfs -o ro none "$0" && exec "$@""#;
+    let wrapper = ["unshare", "--map-root-user", "--mount", "sh", "-c", read_only, folder];
+    refuses_to_start(&mut proxy, &wrapper, &[folder, "written"]);
+}
+
+#[test]
+fn a_store_has_one_process() {
+    let (mut first, _) = prepared(&[]);
+    first.resume();
+    let url = format!("'sqlite:{}'", first.folder().join("halfway.db").display());
+    let (mut second, _) = prepared(&[("store.url", &url)]);
+    refuses_to_start(&mut second, &[], &["in use by another process"]);
+    assert!(first.runs());
+    // A lock does not outlive its process.
+    first.kill();
+    second.resume();
+}
+
+#[test]
+fn the_store_can_be_looked_at_and_copied() {
+    let (mut proxy, account) = prepared(&[]);
+    proxy.resume();
+    let queue = unique("fault-backup");
+    broker().lock_out(&account);
+    let mut raw = client(proxy.port, &queue);
+    for _ in 0..3 {
+        raw.publish(1, &queue, "body");
+        raw.commit(1);
+    }
+    let run = |proxy: &Proxy, arguments: &[&str]| {
+        let output = proxy.command(arguments);
+        let text = String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "{arguments:?}: {text}");
+        text
+    };
+    assert!(run(&proxy, &["store", "stats", "--json"]).contains('3'));
+    let copy = proxy.folder().join("copy.db");
+    run(&proxy, &["store", "backup", copy.to_str().expect("a path in UTF-8")]);
+    proxy.kill();
+    run(&proxy, &["store", "check"]);
+    // The copy has what the original had.
+    proxy.set("store.url", &format!("'sqlite:{}'", copy.display()));
+    broker().let_in(&account);
+    proxy.resume();
+    let mut raw = client(proxy.port, &queue);
+    for _ in 0..3 {
+        raw.get_soon(2, &queue);
+    }
+}
