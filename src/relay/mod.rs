@@ -18,8 +18,10 @@ mod status;
 pub use backoff::Backoff;
 pub use login::{Credentials, LoginError};
 pub use probe::{ProbeError, Report, probe_account};
-pub use status::{Link, RelayStatus, VhostSnapshot};
+pub use status::{Link, RelayStatus, VhostState};
 
+use crate::health::Health;
+use crate::metrics::Metrics;
 use crate::store::{Committed, Outlet, Store, StoreError};
 use crate::upstream::Upstream;
 use connection::{Inbox, Shared, Vhost};
@@ -73,11 +75,11 @@ struct State {
 
 impl Relay {
     /// Makes a relay that does nothing yet but hold on to what it is given.
-    pub fn new(settings: Settings, upstream: Arc<Upstream>) -> Self {
+    pub fn new(settings: Settings, upstream: Arc<Upstream>, metrics: Arc<Metrics>, health: Arc<Health>) -> Self {
         Self {
             settings,
             upstream,
-            status: Arc::default(),
+            status: Arc::new(RelayStatus::new(metrics, health)),
             budget: Budget::new(QUEUED_BYTES_MAX),
             first_own: Arc::new(AtomicI64::new(i64::MAX)),
             draining: watch::Sender::new(false),
@@ -103,6 +105,7 @@ impl Relay {
             store,
             first_own: Arc::clone(&self.first_own),
             draining: self.draining.subscribe(),
+            status: Arc::clone(&self.status),
         });
         let mut state = self.state();
         state.running = Some((shared, Handle::current()));
@@ -112,6 +115,7 @@ impl Relay {
         for lane in lanes {
             self.inbox(&mut state, &lane.vhost).add_lane(lane.number);
         }
+        self.status.started();
         Ok(())
     }
 
@@ -149,8 +153,7 @@ impl Relay {
 
     fn spawn(&self, state: &mut State, name: Arc<str>, inbox: Arc<Inbox>) {
         if let Some((shared, handle)) = &state.running {
-            let status = self.status.vhost(&name);
-            let task = handle.spawn(Vhost::new(name, Arc::clone(shared), inbox, status).run());
+            let task = handle.spawn(Vhost::new(name, Arc::clone(shared), inbox).run());
             state.tasks.push(task);
         }
     }

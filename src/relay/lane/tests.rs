@@ -1,0 +1,592 @@
+//! A lane against a RabbitMQ that is played: frames in, frames out, and a clock that is set by hand.
+
+use super::*;
+use crate::amqp::frame::{Split, split};
+use crate::amqp::method::{Publish, Return};
+use crate::amqp::properties::tests::empty;
+use crate::amqp::properties::{Properties, copy_entries};
+use crate::amqp::table;
+use crate::store::Lane as LaneName;
+use crate::tx::batch::Batch;
+use proptest::prelude::*;
+use tokio::sync::oneshot;
+use uuid::Uuid;
+
+const CHANNEL: u16 = 4;
+const FRAME_BYTES_MAX: u32 = 4096;
+const CONFIRM_TIMEOUT: Duration = Duration::from_secs(30);
+const RETRY: Backoff = Backoff { initial: Duration::from_millis(100), max: Duration::from_secs(1) };
+
+/// A message that RabbitMQ got.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Got {
+    id: MessageId,
+    possible_duplicate: bool,
+    header: Vec<u8>,
+    routing_key: String,
+}
+
+/// RabbitMQ's end of the channel.
+struct Rabbit {
+    lane: Lane,
+    now: Instant,
+    out: Vec<u8>,
+    metrics: Arc<Metrics>,
+    /// The tag of the last message that was taken off `out` on this channel.
+    tag: u64,
+    receivers: BTreeMap<i64, oneshot::Receiver<Forwarded>>,
+}
+
+fn policy(window: usize, keep_unroutable: bool) -> Policy {
+    Policy { window, retry: RETRY, confirm_timeout: CONFIRM_TIMEOUT, keep_unroutable }
+}
+
+fn transaction_id(sequence: i64) -> TransactionId {
+    TransactionId(Uuid::from_u128(0x0192_0000_0000_7000_8000_0000_0000_0000 + sequence as u128))
+}
+
+fn messages(count: u32, mandatory: bool) -> Bytes {
+    let mut batch = Batch::default();
+    for number in 0..count {
+        let routing_key = format!("key-{number}");
+        let mut publish = Vec::new();
+        publish.put_u16(0);
+        publish.put_short_string(b"");
+        publish.put_short_string(routing_key.as_bytes());
+        publish.put_u8(mandatory.into());
+        batch.push(HalfMessage { publish: &publish, header: &empty(4), body: b"body" });
+    }
+    batch.into_bytes().into()
+}
+
+fn pack(sequence: i64, number: u32, count: u32, last: bool) -> Pack {
+    let messages = messages(count, false);
+    let first_index = number * count;
+    Pack { sequence: Sequence(sequence), id: transaction_id(sequence), number, first_index, last, messages }
+}
+
+impl Rabbit {
+    fn new(policy: Policy) -> Self {
+        let metrics = Arc::new(Metrics::new());
+        let mut rabbit = Self {
+            lane: Lane::new(CHANNEL, policy, Arc::clone(&metrics)),
+            now: Instant::now(),
+            out: Vec::new(),
+            metrics,
+            tag: 0,
+            receivers: BTreeMap::new(),
+        };
+        rabbit.connect();
+        assert_eq!(rabbit.read().0, [id::CHANNEL_OPEN, id::CONFIRM_SELECT]);
+        rabbit
+    }
+
+    fn connect(&mut self) {
+        self.lane.connected(&mut self.out);
+    }
+
+    fn disconnect(&mut self) {
+        self.lane.disconnected();
+        self.out.clear();
+        self.tag = 0;
+    }
+
+    fn commit(&mut self, sequence: i64, count: u32) {
+        self.commit_with(sequence, count, false);
+    }
+
+    fn commit_with(&mut self, sequence: i64, count: u32, mandatory: bool) {
+        let (sender, receiver) = oneshot::channel();
+        self.receivers.insert(sequence, receiver);
+        self.lane.add_committed(Committed {
+            sequence: Sequence(sequence),
+            id: transaction_id(sequence),
+            lane: LaneName { vhost: "/".into(), number: CHANNEL - 1 },
+            messages: Some(messages(count, mandatory)),
+            forwarded: Some(sender),
+        });
+    }
+
+    /// The methods and messages that the lane has written, and may write now.
+    fn read(&mut self) -> (Vec<(u16, u16)>, Vec<Got>) {
+        self.lane.fill(&mut self.out, 1 << 20, FRAME_BYTES_MAX, self.now);
+        let (mut methods, mut got, mut routing_key) = (Vec::new(), Vec::new(), String::new());
+        let mut rest = &self.out[..];
+        while let Split::Frame(frame) = split(rest, usize::MAX) {
+            assert_eq!(frame.channel, CHANNEL);
+            if let Some(id::BASIC_PUBLISH) = frame.method_id() {
+                let publish = Publish::parse(frame.arguments()).unwrap();
+                assert!(publish.mandatory());
+                routing_key = String::from_utf8(publish.routing_key.to_vec()).unwrap();
+            } else if let Some(id) = frame.method_id() {
+                methods.push(id);
+            } else if frame.kind == kind::HEADER {
+                let headers = Properties::parse(frame.payload).unwrap().headers().unwrap();
+                got.push(Got {
+                    id: forward::read_id(frame.payload).unwrap(),
+                    possible_duplicate: table::find(headers, forward::POSSIBLE_DUPLICATE).is_some(),
+                    header: frame.payload.to_vec(),
+                    routing_key: routing_key.clone(),
+                });
+            }
+            rest = &rest[frame.raw.len()..];
+        }
+        assert!(rest.is_empty());
+        self.out.clear();
+        self.tag += got.len() as u64;
+        (methods, got)
+    }
+
+    /// Transaction, index and flag of the messages that came.
+    fn got(&mut self) -> Vec<(i64, u32, bool)> {
+        let (methods, got) = self.read();
+        assert_eq!(methods, []);
+        got.iter().map(|got| (sequence_of(got), got.id.index, got.possible_duplicate)).collect()
+    }
+
+    fn send(&mut self, write: impl FnOnce(&mut Vec<u8>)) -> Result<(), Fault> {
+        let mut frames = Vec::new();
+        write(&mut frames);
+        let mut rest = &frames[..];
+        while let Split::Frame(frame) = split(rest, usize::MAX) {
+            self.lane.handle_frame(frame, &mut self.out, self.now)?;
+            rest = &rest[frame.raw.len()..];
+        }
+        Ok(())
+    }
+
+    fn settle(&mut self, method: (u16, u16), tag: u64, multiple: bool) {
+        self.send(|out| {
+            frame::write_method(out, CHANNEL, method, |out| {
+                out.put_u64(tag);
+                out.put_u8(multiple.into());
+            });
+        })
+        .unwrap();
+    }
+
+    fn ack(&mut self, tag: u64) {
+        self.settle(id::BASIC_ACK, tag, false);
+    }
+
+    fn ack_all(&mut self) {
+        self.settle(id::BASIC_ACK, self.tag, true);
+    }
+
+    fn nack(&mut self, tag: u64) {
+        self.settle(id::BASIC_NACK, tag, false);
+    }
+
+    /// Refuses a publish: the channel is closed, and what comes on it is ignored until it is open again.
+    fn refuse(&mut self) {
+        self.lane.fill(&mut self.out, 1 << 20, FRAME_BYTES_MAX, self.now);
+        let text = b"NOT_FOUND - no exchange 'x' in vhost '/'";
+        let close = Close { code: ReplyCode::NOT_FOUND, text, method: id::BASIC_PUBLISH };
+        self.out.clear();
+        self.send(|out| close.write(out, CHANNEL)).unwrap();
+        self.tag = 0;
+    }
+
+    fn give_back(&mut self, got: &Got) {
+        self.send(|out| {
+            let (exchange, routing_key) = (&b""[..], got.routing_key.as_bytes());
+            Return { code: ReplyCode::NO_ROUTE, text: b"NO_ROUTE", exchange, routing_key }.write(out, CHANNEL);
+            frame::write_content(out, CHANNEL, &got.header, b"body", FRAME_BYTES_MAX);
+        })
+        .unwrap();
+    }
+
+    fn delivered(&mut self) -> Vec<i64> {
+        std::mem::take(&mut self.lane.delivered).into_iter().map(|sequence| sequence.0).collect()
+    }
+
+    fn dead_letters(&mut self) -> Vec<(i64, u32, u16)> {
+        let letters = self.lane.take_dead_letters();
+        letters.iter().map(|letter| (letter.sequence.0, letter.index, letter.reply_code)).collect()
+    }
+
+    fn wait(&mut self, time: Duration) {
+        self.now += time;
+        self.lane.handle_timeout(&mut self.out, self.now).unwrap();
+    }
+}
+
+fn sequence_of(got: &Got) -> i64 {
+    (got.id.transaction.0.as_u128() & 0xffff_ffff) as i64
+}
+
+#[test]
+fn messages_leave_pipelined_in_order_up_to_the_window() {
+    let mut rabbit = Rabbit::new(policy(3, false));
+    rabbit.commit(1, 2);
+    rabbit.commit(2, 2);
+    assert_eq!(rabbit.got(), [(1, 0, false), (1, 1, false), (2, 0, false)]);
+    assert_eq!(rabbit.got(), []);
+    rabbit.ack(1);
+    assert_eq!(rabbit.got(), [(2, 1, false)]);
+    assert!(rabbit.delivered().is_empty());
+    rabbit.ack_all();
+    assert_eq!(rabbit.delivered(), [1, 2]);
+    assert_eq!(rabbit.receivers.get_mut(&2).unwrap().try_recv(), Ok(Forwarded::default()));
+    assert!(rabbit.lane.is_settled() && rabbit.lane.transactions.is_empty());
+    assert_eq!((rabbit.lane.unsent_bytes(), rabbit.lane.in_flight_bytes), (0, 0));
+}
+
+#[test]
+fn a_transaction_that_is_confirmed_early_does_not_wait_for_the_one_before() {
+    let mut rabbit = Rabbit::new(policy(100, false));
+    rabbit.commit(1, 1);
+    rabbit.commit(2, 1);
+    rabbit.read();
+    rabbit.ack(2);
+    assert_eq!(rabbit.delivered(), [2]);
+    assert!(rabbit.receivers.get_mut(&1).unwrap().try_recv().is_err());
+}
+
+#[test]
+fn a_transaction_in_packs_is_delivered_with_its_last() {
+    let mut rabbit = Rabbit::new(policy(100, false));
+    rabbit.lane.add_pack(pack(1, 0, 2, false), true);
+    assert_eq!(rabbit.got(), [(1, 0, true), (1, 1, true)]);
+    rabbit.ack_all();
+    assert!(rabbit.delivered().is_empty());
+    rabbit.lane.add_pack(pack(1, 1, 2, true), true);
+    let (sender, mut receiver) = oneshot::channel();
+    rabbit.lane.attach(Sequence(1), sender);
+    assert_eq!(rabbit.got(), [(1, 2, true), (1, 3, true)]);
+    rabbit.ack_all();
+    assert_eq!(rabbit.delivered(), [1]);
+    assert_eq!(receiver.try_recv(), Ok(Forwarded::default()));
+}
+
+#[test]
+fn what_is_nacked_goes_again_alone_and_with_pauses_once_the_rest_is_answered() {
+    let mut rabbit = Rabbit::new(policy(4, false));
+    rabbit.commit(1, 6);
+    assert_eq!(rabbit.got().len(), 4);
+    rabbit.nack(1);
+    rabbit.ack(2);
+    rabbit.nack(3);
+    assert_eq!(rabbit.got(), [], "the fourth has no answer yet");
+    rabbit.ack(4);
+    assert_eq!(rabbit.got(), [], "the pause is not over");
+    rabbit.wait(RETRY.initial);
+    assert_eq!(rabbit.got(), [(1, 0, true)]);
+    rabbit.nack(5);
+    rabbit.wait(RETRY.initial / 2);
+    assert_eq!(rabbit.got(), [], "the pause has grown");
+    assert!(rabbit.lane.deadline().is_some_and(|deadline| deadline <= rabbit.now + RETRY.initial * 2));
+    rabbit.wait(RETRY.initial * 2);
+    assert_eq!(rabbit.got(), [(1, 0, true)]);
+    rabbit.ack(6);
+    assert_eq!(rabbit.got(), [(1, 2, true)]);
+    rabbit.ack(7);
+    assert_eq!(rabbit.got(), [(1, 4, false), (1, 5, false)]);
+    rabbit.ack_all();
+    assert_eq!(rabbit.delivered(), [1]);
+    assert_eq!(rabbit.metrics.relay_nacks.get(), 3);
+}
+
+#[test]
+fn the_message_that_closes_the_channel_is_found_and_the_rest_goes_on() {
+    let mut rabbit = Rabbit::new(policy(100, false));
+    rabbit.commit(1, 2);
+    rabbit.commit(2, 2);
+    rabbit.read();
+    rabbit.ack(1);
+    rabbit.refuse();
+    let (methods, got) = rabbit.read();
+    assert_eq!(methods, [id::CHANNEL_CLOSE_OK, id::CHANNEL_OPEN, id::CONFIRM_SELECT]);
+    assert_eq!(got.len(), 1, "one by one");
+    assert_eq!((sequence_of(&got[0]), got[0].id.index, got[0].possible_duplicate), (1, 1, true));
+    rabbit.ack(1);
+    assert_eq!(rabbit.delivered(), [1]);
+    assert_eq!(rabbit.got(), [(2, 0, true)]);
+    rabbit.refuse();
+    assert_eq!(rabbit.dead_letters(), [(2, 0, 404)]);
+    let (_, got) = rabbit.read();
+    assert_eq!((sequence_of(&got[0]), got[0].id.index), (2, 1));
+    rabbit.ack(1);
+    assert!(rabbit.delivered().is_empty(), "the dead letter is not durable yet");
+    rabbit.lane.dead_letter_kept(Sequence(2));
+    assert_eq!(rabbit.delivered(), [2]);
+    rabbit.commit(3, 3);
+    assert_eq!(rabbit.got().len(), 3, "pipelined again");
+}
+
+#[test]
+fn a_lonely_message_that_closes_the_channel_needs_no_second_look() {
+    let mut rabbit = Rabbit::new(policy(100, false));
+    rabbit.commit(1, 1);
+    rabbit.read();
+    rabbit.refuse();
+    assert_eq!(rabbit.dead_letters(), [(1, 0, 404)]);
+}
+
+#[test]
+fn a_whole_window_that_is_refused_costs_a_round_trip_a_message() {
+    let mut rabbit = Rabbit::new(policy(100, false));
+    rabbit.commit(1, 1000);
+    let mut rounds = 0;
+    while !rabbit.lane.transactions.is_empty() {
+        rabbit.read();
+        rabbit.refuse();
+        for (sequence, ..) in rabbit.dead_letters() {
+            rabbit.lane.dead_letter_kept(Sequence(sequence));
+        }
+        rounds += 1;
+    }
+    assert_eq!(rabbit.delivered(), [1]);
+    assert_eq!(rounds, 1000 + 10);
+}
+
+#[test]
+fn a_close_that_no_publish_caused_is_not_held_against_a_message() {
+    let mut rabbit = Rabbit::new(policy(100, false));
+    rabbit.commit(1, 1);
+    rabbit.read();
+    let close = Close { code: ReplyCode::PRECONDITION_FAILED, text: b"", method: (85, 10) };
+    assert!(matches!(rabbit.send(|out| close.write(out, CHANNEL)), Err(Fault::Channel(..))));
+    rabbit.disconnect();
+    rabbit.connect();
+    let (_, got) = rabbit.read();
+    assert!(got.len() == 1 && got[0].possible_duplicate);
+    assert_eq!(rabbit.dead_letters(), []);
+}
+
+#[test]
+fn after_a_lost_connection_what_is_unconfirmed_goes_first_and_marked() {
+    let mut rabbit = Rabbit::new(policy(3, false));
+    rabbit.commit(1, 5);
+    rabbit.read();
+    rabbit.ack(2);
+    rabbit.disconnect();
+    assert_eq!(rabbit.got(), []);
+    rabbit.commit(2, 1);
+    rabbit.connect();
+    let (_, got) = rabbit.read();
+    let got: Vec<_> = got.iter().map(|got| (sequence_of(got), got.id.index, got.possible_duplicate)).collect();
+    assert_eq!(got, [(1, 0, true), (1, 2, true), (1, 3, false)]);
+    rabbit.ack_all();
+    assert_eq!(rabbit.got(), [(1, 4, false), (2, 0, false)]);
+}
+
+#[test]
+fn a_confirm_that_does_not_come_starts_the_channel_anew_ever_more_patiently() {
+    let mut rabbit = Rabbit::new(policy(3, false));
+    rabbit.commit(1, 1);
+    rabbit.read();
+    let mut patience = CONFIRM_TIMEOUT;
+    for _ in 0..8 {
+        rabbit.wait(patience - Duration::from_millis(1));
+        assert_eq!(rabbit.got(), []);
+        rabbit.wait(Duration::from_millis(1));
+        assert!(rabbit.lane.is_stalled());
+        assert_eq!(rabbit.read().0, [id::CHANNEL_CLOSE]);
+        rabbit.send(|out| method::write_bare(out, CHANNEL, id::CHANNEL_CLOSE_OK)).unwrap();
+        rabbit.tag = 0;
+        let (methods, got) = rabbit.read();
+        assert_eq!(methods, [id::CHANNEL_OPEN, id::CONFIRM_SELECT]);
+        assert!(got.len() == 1 && got[0].possible_duplicate);
+        patience = (patience * 2).min(CONFIRM_TIMEOUT_MAX);
+    }
+    rabbit.ack(1);
+    assert!(!rabbit.lane.is_stalled());
+    assert_eq!(rabbit.delivered(), [1]);
+    assert_eq!(rabbit.lane.confirm_timeout, CONFIRM_TIMEOUT);
+}
+
+#[test]
+fn one_message_without_a_confirm_is_noticed_among_many_with_one() {
+    let mut rabbit = Rabbit::new(policy(1000, false));
+    rabbit.commit(1, 100);
+    rabbit.read();
+    for tag in 2..=31 {
+        rabbit.ack(tag);
+        rabbit.wait(Duration::from_secs(1));
+    }
+    assert!(rabbit.lane.is_stalled());
+}
+
+#[test]
+fn while_rabbitmq_is_blocked_no_confirm_is_owed() {
+    let mut rabbit = Rabbit::new(policy(100, false));
+    rabbit.commit(1, 1);
+    rabbit.read();
+    rabbit.lane.set_blocked(true, rabbit.now);
+    rabbit.commit(2, 1);
+    rabbit.wait(CONFIRM_TIMEOUT * 3);
+    assert_eq!(rabbit.got(), []);
+    rabbit.lane.set_blocked(false, rabbit.now);
+    assert_eq!(rabbit.got(), [(2, 0, false)]);
+    rabbit.wait(CONFIRM_TIMEOUT - Duration::from_millis(1));
+    assert!(!rabbit.lane.is_stalled());
+    rabbit.wait(Duration::from_millis(1));
+    assert!(rabbit.lane.is_stalled());
+    rabbit.now += CLOSE_TIMEOUT;
+    assert!(matches!(rabbit.lane.handle_timeout(&mut rabbit.out, rabbit.now), Err(Fault::NoCloseOk)));
+}
+
+#[test]
+fn mandatory_messages_go_back_to_who_waits_in_publish_order() {
+    let mut rabbit = Rabbit::new(policy(100, true));
+    rabbit.commit_with(1, 3, true);
+    let (_, got) = rabbit.read();
+    rabbit.give_back(&got[0]);
+    rabbit.give_back(&got[2]);
+    rabbit.ack(3);
+    rabbit.settle(id::BASIC_ACK, 2, true);
+    let forwarded = rabbit.receivers.get_mut(&1).unwrap().try_recv().unwrap();
+    let keys: Vec<_> = forwarded.returned.iter().map(|message| Return::parse(&message.arguments).unwrap()).collect();
+    assert_eq!(keys.iter().map(|it| it.routing_key).collect::<Vec<_>>(), [b"key-0", b"key-2"]);
+    assert_eq!((&forwarded.returned[0].header[..], &forwarded.returned[0].body[..]), (&empty(4)[..], &b"body"[..]));
+    assert_eq!(rabbit.dead_letters(), []);
+    assert_eq!((rabbit.metrics.messages_returned.get(), rabbit.metrics.unroutable_messages.get()), (2, 0));
+}
+
+#[test]
+fn a_message_that_reaches_no_queue_is_dropped_or_kept() {
+    for keep in [false, true] {
+        let mut rabbit = Rabbit::new(policy(100, keep));
+        rabbit.commit(1, 2);
+        let (_, got) = rabbit.read();
+        rabbit.give_back(&got[1]);
+        rabbit.ack_all();
+        assert_eq!(rabbit.metrics.unroutable_messages.get(), 1);
+        if keep {
+            assert!(rabbit.delivered().is_empty());
+            assert_eq!(rabbit.dead_letters(), [(1, 1, 312)]);
+            rabbit.lane.dead_letter_kept(Sequence(1));
+        }
+        assert_eq!(rabbit.delivered(), [1]);
+        assert_eq!(rabbit.receivers.get_mut(&1).unwrap().try_recv(), Ok(Forwarded::default()));
+    }
+}
+
+#[test]
+fn a_mandatory_message_whose_publisher_is_gone_is_kept_too() {
+    let mut rabbit = Rabbit::new(policy(100, true));
+    rabbit.commit_with(1, 1, true);
+    rabbit.receivers.clear();
+    let (_, got) = rabbit.read();
+    rabbit.give_back(&got[0]);
+    rabbit.ack_all();
+    assert_eq!(rabbit.dead_letters(), [(1, 0, 312)]);
+}
+
+#[test]
+fn what_can_not_be_sent_is_kept_and_what_can_not_be_read_is_passed_over() {
+    let mut rabbit = Rabbit::new(policy(100, false));
+    let mut large = empty(0);
+    large[12..14].copy_from_slice(&(1u16 << 13).to_be_bytes());
+    let mut headers = Vec::new();
+    table::write_string(&mut headers, b"k", &[b'v'; FRAME_BYTES_MAX as usize]);
+    large.put_u32(headers.len() as u32);
+    copy_entries(&mut large, Some(&headers), |_| true);
+    let mut batch = Batch::default();
+    batch.push(HalfMessage { publish: b"\0\0\0\0\0", header: &large, body: b"" });
+    let messages = batch.into_bytes().into();
+    rabbit.lane.add_pack(Pack { messages, ..pack(1, 0, 1, true) }, false);
+    let messages = messages_cut_short();
+    rabbit.lane.add_pack(Pack { messages, last: false, ..pack(2, 0, 1, true) }, false);
+    rabbit.lane.add_pack(pack(2, 1, 1, true), false);
+    rabbit.lane.add_pack(pack(3, 0, 1, true), false);
+    assert_eq!(rabbit.got(), [(2, 0, false), (3, 0, false)]);
+    rabbit.ack_all();
+    assert_eq!(rabbit.dead_letters(), [(1, 0, 501)]);
+    assert_eq!((rabbit.delivered(), rabbit.lane.unreadable()), (vec![3], 1));
+    assert_eq!(rabbit.lane.unsent_bytes(), 0);
+}
+
+/// A message, and a part of another.
+fn messages_cut_short() -> Bytes {
+    let two = messages(2, false);
+    two.slice(..two.len() - 1)
+}
+
+/// One queue of RabbitMQ's: the copies that it took.
+#[derive(Default)]
+struct QueueModel {
+    taken: Vec<Got>,
+}
+
+proptest! {
+    /// Whatever goes wrong: everything arrives, in order by first arrival, and only marked copies arrive twice. What is
+    /// nacked may be overtaken by what was in flight with it, so there are no nacks here.
+    #[test]
+    fn all_arrive_in_order_whatever_goes_wrong(
+        steps in proptest::collection::vec((0u8..10, 1u64..20), 1..150),
+        poison in proptest::collection::btree_set((1i64..12, 0u32..4), 0..4),
+    ) {
+        let mut rabbit = Rabbit::new(policy(5, false));
+        let (mut queue, mut unconfirmed, mut sequence) = (QueueModel::default(), Vec::new(), 0);
+        let (mut committed, mut delivered, mut dead) = (Vec::new(), Vec::new(), Vec::new());
+        let settle = std::iter::repeat_n((9u8, 20u64), 400);
+        for (step, number) in steps.into_iter().chain(settle) {
+            match step {
+                0 | 1 => {
+                    sequence += 1;
+                    let count = number as u32 % 4;
+                    rabbit.commit(sequence, count);
+                    committed.extend((0..count).map(|index| (sequence, index)));
+                }
+                2 => {
+                    rabbit.disconnect();
+                    unconfirmed.clear();
+                    rabbit.connect();
+                }
+                3 => rabbit.wait(CONFIRM_TIMEOUT),
+                _ => {}
+            }
+            let (methods, got) = rabbit.read();
+            let mut refused = false;
+            for method in methods {
+                match method {
+                    id::CHANNEL_CLOSE => {
+                        rabbit.send(|out| method::write_bare(out, CHANNEL, id::CHANNEL_CLOSE_OK)).unwrap();
+                        unconfirmed.clear();
+                        rabbit.tag = 0;
+                    }
+                    id::CHANNEL_OPEN => unconfirmed.clear(),
+                    _ => {}
+                }
+            }
+            for got in got {
+                if poison.contains(&(sequence_of(&got), got.id.index)) {
+                    refused = true;
+                    break;
+                }
+                queue.taken.push(got.clone());
+                unconfirmed.push(got);
+            }
+            if refused {
+                rabbit.refuse();
+                unconfirmed.clear();
+            } else if step >= 4 && !unconfirmed.is_empty() {
+                let last = rabbit.tag;
+                let first = last - unconfirmed.len() as u64 + 1;
+                rabbit.settle(id::BASIC_ACK, (first + number - 1).min(last), true);
+                unconfirmed.drain(..(number as usize).min(unconfirmed.len()));
+            }
+            for (sequence, index, _) in rabbit.dead_letters() {
+                dead.push((sequence, index));
+                rabbit.lane.dead_letter_kept(Sequence(sequence));
+            }
+            delivered.extend(rabbit.delivered());
+        }
+        delivered.sort_unstable();
+        prop_assert_eq!(delivered, (1..=sequence).collect::<Vec<_>>());
+        let mut seen: Vec<(i64, u32)> = Vec::new();
+        for got in &queue.taken {
+            let key = (sequence_of(got), got.id.index);
+            if seen.contains(&key) {
+                prop_assert!(got.possible_duplicate, "{key:?} came twice, unmarked");
+            } else {
+                seen.push(key);
+            }
+        }
+        let (poisoned, fine): (Vec<_>, Vec<_>) = committed.into_iter().partition(|key| poison.contains(key));
+        prop_assert_eq!(seen, fine);
+        prop_assert_eq!(dead, poisoned);
+    }
+}
