@@ -4,7 +4,7 @@ use super::Settings;
 use super::lane::{Fault, Lane, Policy};
 use super::login::{Connection, LoginError};
 use super::queue::{Budget, Next, Queue};
-use super::status::{Link, RelayStatus};
+use super::status::{Link, VhostStatus, add};
 use crate::amqp::frame::{self, Frame, Split};
 use crate::amqp::method::{Close, id};
 use crate::amqp::reply_code::ReplyCode;
@@ -88,7 +88,6 @@ pub(super) struct Shared {
     /// The first commit of this process: what is older may have been sent by an earlier one.
     pub(super) first_own: Arc<AtomicI64>,
     pub(super) draining: watch::Receiver<bool>,
-    pub(super) status: Arc<RelayStatus>,
 }
 
 /// The task of one virtual host.
@@ -96,6 +95,7 @@ pub(super) struct Vhost {
     name: Arc<str>,
     shared: Arc<Shared>,
     inbox: Arc<Inbox>,
+    status: Arc<VhostStatus>,
     draining: watch::Receiver<bool>,
     lanes: BTreeMap<u16, Lane>,
     /// The lane whose turn it is to send first.
@@ -106,9 +106,6 @@ pub(super) struct Vhost {
     delivered_since: Option<Instant>,
     confirmed_something: bool,
     blocked: bool,
-    /// Messages in flight, and lanes stalled and transactions unreadable, as last reported.
-    in_flight: usize,
-    troubles: (usize, usize),
 }
 
 /// What the store said.
@@ -160,12 +157,13 @@ struct Wire {
 }
 
 impl Vhost {
-    pub(super) fn new(name: Arc<str>, shared: Arc<Shared>, inbox: Arc<Inbox>) -> Self {
+    pub(super) fn new(name: Arc<str>, shared: Arc<Shared>, inbox: Arc<Inbox>, status: Arc<VhostStatus>) -> Self {
         Self {
             name,
             draining: shared.draining.clone(),
             shared,
             inbox,
+            status,
             lanes: BTreeMap::new(),
             turn: 0,
             questions: FuturesUnordered::new(),
@@ -173,14 +171,12 @@ impl Vhost {
             delivered_since: None,
             confirmed_something: false,
             blocked: false,
-            in_flight: 0,
-            troubles: (0, 0),
         }
     }
 
     /// Forwards until the relay drains, over as many connections as it takes.
     pub(super) async fn run(mut self) {
-        let (mut failures, mut node) = (0, 0);
+        let (mut failures, mut node, mut connections) = (0, 0, 0);
         while !*self.draining.borrow() {
             let began = Instant::now();
             self.confirmed_something = false;
@@ -192,11 +188,12 @@ impl Vhost {
                 }
                 Some(Ok((connection, number))) => {
                     tracing::info!(vhost = %self.name, node = %self.shared.upstream.urls()[number], "the relay is connected");
-                    self.set_link(Link::Connected);
+                    self.status.set_link(Link::Connected);
+                    add(&self.status.counters.reconnects, u64::from(connections > 0));
+                    connections += 1;
                     let end = self.converse(connection).await;
                     self.disconnected();
                     let Err(lost) = end else { break };
-                    self.shared.status.metrics.relay_reconnects.inc();
                     let useful = self.confirmed_something || began.elapsed() > USEFUL_AFTER;
                     (failures, node) = if useful { (0, 0) } else { (failures, number + 1) };
                     lost
@@ -205,7 +202,7 @@ impl Vhost {
             failures = u32::saturating_add(failures, 1);
             let pause = self.shared.settings.retry.pause(failures);
             tracing::warn!(vhost = %self.name, reason = %lost, ?pause, "the relay has no connection and tries again");
-            self.set_link(match lost {
+            self.status.set_link(match lost {
                 Lost::Login(LoginError::Refused(code, text)) => {
                     // Not this node's fault: the first one is asked again.
                     node = 0;
@@ -216,7 +213,7 @@ impl Vhost {
             self.wait(pause).await;
         }
         self.report_delivered();
-        self.set_link(Link::Connecting(None));
+        self.status.set_link(Link::Connecting(None));
     }
 
     /// `None`: the relay drains.
@@ -250,10 +247,6 @@ impl Vhost {
         }
     }
 
-    fn set_link(&self, link: Link) {
-        self.shared.status.change(&self.name, |state| state.link = link);
-    }
-
     fn disconnected(&mut self) {
         for queue in self.inbox.queues().values_mut() {
             queue.spill();
@@ -261,7 +254,7 @@ impl Vhost {
         for lane in self.lanes.values_mut() {
             lane.disconnected();
         }
-        self.collect();
+        self.status.counters.in_flight.store(0, Ordering::Relaxed);
         self.report_delivered();
     }
 
@@ -323,8 +316,7 @@ impl Vhost {
             // There is no channel for the last number; `relay.lanes` is far below it.
             let Some(channel) = number.checked_add(1) else { continue };
             let lane = self.lanes.entry(*number).or_insert_with(|| {
-                let mut lane =
-                    Lane::new(channel, self.shared.settings.policy(), Arc::clone(&self.shared.status.metrics));
+                let mut lane = Lane::new(channel, self.shared.settings.policy(), Arc::clone(&self.status));
                 lane.connected(&mut wire.out);
                 lane.set_blocked(self.blocked, now);
                 lane
@@ -354,24 +346,15 @@ impl Vhost {
 
     /// Takes what the lanes have for the store.
     fn collect(&mut self) {
-        let (mut in_flight, mut stalled, mut unreadable) = (0, 0, 0);
+        let mut in_flight = 0;
         for (number, lane) in &mut self.lanes {
-            in_flight += lane.in_flight();
-            stalled += usize::from(lane.is_stalled());
-            unreadable += lane.unreadable();
+            in_flight += lane.in_flight() as u64;
             self.delivered.append(&mut lane.delivered);
             for letter in lane.take_dead_letters() {
                 self.questions.push(Box::pin(keep(Arc::clone(&self.shared.store), *number, letter)));
             }
         }
-        let before = std::mem::replace(&mut self.in_flight, in_flight);
-        self.shared.status.metrics.relay_in_flight.inc_by(in_flight as i64 - before as i64);
-        if (stalled, unreadable) != self.troubles {
-            self.troubles = (stalled, unreadable);
-            self.shared.status.change(&self.name, |state| {
-                (state.stalled_lanes, state.unreadable) = (stalled, unreadable);
-            });
-        }
+        self.status.counters.in_flight.store(in_flight, Ordering::Relaxed);
         if !self.delivered.is_empty() {
             self.delivered_since.get_or_insert_with(Instant::now);
             self.confirmed_something = true;
@@ -477,12 +460,12 @@ impl Vhost {
             Some(id::CONNECTION_BLOCKED) => {
                 let reason = String::from_utf8_lossy(Reader::new(frame.arguments()).short_string()?).into_owned();
                 tracing::warn!(vhost = %self.name, %reason, "RabbitMQ takes no messages for now");
-                self.set_link(Link::Blocked(reason));
+                self.status.set_link(Link::Blocked(reason));
                 self.set_blocked(true, now);
             }
             Some(id::CONNECTION_UNBLOCKED) => {
                 tracing::info!(vhost = %self.name, "RabbitMQ takes messages again");
-                self.set_link(Link::Connected);
+                self.status.set_link(Link::Connected);
                 self.set_blocked(false, now);
             }
             _ => {}

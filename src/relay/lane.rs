@@ -10,13 +10,13 @@
 use super::backoff::Backoff;
 use super::forward::{self, Returned, Unsendable};
 use super::queue::Waiter;
+use super::status::{VhostStatus, add};
 use crate::amqp::confirms::Confirms;
 use crate::amqp::frame::{self, Frame, kind};
 use crate::amqp::method::{self, Close, Settle, id};
 use crate::amqp::properties::body_size;
 use crate::amqp::reply_code::ReplyCode;
 use crate::amqp::wire::{Malformed, Write};
-use crate::metrics::Metrics;
 use crate::store::{Committed, DeadLetter, Forwarded, Pack, ReturnedMessage, Sequence};
 use crate::tx::batch::{self, HalfMessage};
 use crate::tx::id::{MessageId, Timestamp, TransactionId};
@@ -144,7 +144,7 @@ const ONE_BY_ONE: Pace = Pace::OneByOne { refusals: 0, not_before: None };
 pub(super) struct Lane {
     channel: u16,
     policy: Policy,
-    metrics: Arc<Metrics>,
+    status: Arc<VhostStatus>,
     phase: Phase,
     pace: Pace,
     transactions: BTreeMap<Sequence, Transaction>,
@@ -162,7 +162,6 @@ pub(super) struct Lane {
     confirm_timeout: Duration,
     stalled: bool,
     blocked: bool,
-    unreadable: usize,
     dead_letters_waiting: usize,
     /// Transactions that are done with.
     pub(super) delivered: Vec<Sequence>,
@@ -171,13 +170,12 @@ pub(super) struct Lane {
 }
 
 impl Lane {
-    pub(super) fn new(channel: u16, policy: Policy, metrics: Arc<Metrics>) -> Self {
+    pub(super) fn new(channel: u16, policy: Policy, status: Arc<VhostStatus>) -> Self {
         Self {
             channel,
             confirm_timeout: policy.confirm_timeout,
             policy,
-            metrics,
-            unreadable: 0,
+            status,
             phase: Phase::Down,
             pace: Pace::Pipelined,
             transactions: BTreeMap::new(),
@@ -244,16 +242,6 @@ impl Lane {
     /// Messages published and not answered.
     pub(super) fn in_flight(&self) -> usize {
         self.confirms.len()
-    }
-
-    /// Whether the oldest message in flight has waited too long.
-    pub(super) fn is_stalled(&self) -> bool {
-        self.stalled
-    }
-
-    /// Transactions that it passed over because they can't be read.
-    pub(super) fn unreadable(&self) -> usize {
-        self.unreadable
     }
 
     /// Whether nothing is under way: no confirm, no dead letter.
@@ -333,7 +321,7 @@ impl Lane {
                 Some(Ok(length)) => length,
                 Some(Err(Malformed)) => {
                     tracing::error!(transaction = %transaction.id, "the store gave messages that can't be read; the transaction stays as it is, the lane goes on without it");
-                    self.unreadable += 1;
+                    add(&self.status.counters.unreadable, 1);
                     self.transactions.remove(&sequence);
                     continue;
                 }
@@ -427,15 +415,12 @@ impl Lane {
         if count == 0 {
             return;
         }
-        let counter = if taken { &self.metrics.relay_confirms } else { &self.metrics.relay_nacks };
-        counter.inc_by(count);
-        if taken {
-            self.metrics.messages_forwarded.inc_by(count);
-        }
+        let counters = &self.status.counters;
+        add(if taken { &counters.confirmed } else { &counters.nacked }, count);
         if self.confirms.oldest() != oldest {
             self.oldest_since = (!self.confirms.is_empty()).then_some(now);
             self.confirm_timeout = self.policy.confirm_timeout;
-            self.stalled = false;
+            self.set_stalled(false);
         }
         self.pace = match self.pace {
             Pace::OneByOne { .. } if taken => ONE_BY_ONE,
@@ -459,9 +444,9 @@ impl Lane {
                 let body = message.bytes.slice(message.bytes.len() - half.body.len()..);
                 let back = forward::for_publisher(&returned, half, body);
                 transaction.returned.push((message.id.index, back));
-                self.metrics.messages_returned.inc();
+                add(&self.status.counters.returned, 1);
             } else {
-                self.metrics.unroutable_messages.inc();
+                add(&self.status.counters.unroutable, 1);
             }
             // Where nobody hears that it came back, it is kept like any other that reaches no queue.
             if self.policy.keep_unroutable && !(mandatory && heard) {
@@ -497,6 +482,7 @@ impl Lane {
     /// Makes a message that RabbitMQ can't take a dead letter.
     fn bury(&mut self, message: Message, code: ReplyCode, reply_text: String) {
         tracing::warn!(message = %message.id, code = code.0, reason = %reply_text, "RabbitMQ can't take a committed message; it becomes a dead letter");
+        add(&self.status.counters.dead_lettered, 1);
         let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
         self.dead_letters.push(DeadLetter {
             sequence: message.sequence,
@@ -603,12 +589,23 @@ impl Lane {
             unconfirmed = self.confirms.len(),
             "RabbitMQ confirms nothing; the messages are sent again"
         );
-        self.stalled = true;
+        self.set_stalled(true);
         self.confirm_timeout = (self.confirm_timeout * 2).min(CONFIRM_TIMEOUT_MAX.max(self.policy.confirm_timeout));
         let close = Close { code: ReplyCode::SUCCESS, text: b"no confirm in time", method: (0, 0) };
         close.write(out, self.channel);
         self.phase = Phase::Closing { since: now };
         Ok(())
+    }
+
+    fn set_stalled(&mut self, stalled: bool) {
+        if std::mem::replace(&mut self.stalled, stalled) != stalled {
+            let lanes = &self.status.counters.stalled_lanes;
+            if stalled {
+                add(lanes, 1);
+            } else {
+                lanes.fetch_sub(1, std::sync::atomic::Ordering::Relaxed);
+            }
+        }
     }
 }
 

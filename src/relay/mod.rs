@@ -18,10 +18,8 @@ mod status;
 pub use backoff::Backoff;
 pub use login::{Credentials, LoginError};
 pub use probe::{ProbeError, Report, probe_account};
-pub use status::{Link, RelayStatus, VhostState};
+pub use status::{Link, RelayStatus, VhostSnapshot};
 
-use crate::health::Health;
-use crate::metrics::Metrics;
 use crate::store::{Committed, Outlet, Store, StoreError};
 use crate::upstream::Upstream;
 use connection::{Inbox, Shared, Vhost};
@@ -75,11 +73,11 @@ struct State {
 
 impl Relay {
     /// Makes a relay that does nothing yet but hold on to what it is given.
-    pub fn new(settings: Settings, upstream: Arc<Upstream>, metrics: Arc<Metrics>, health: Arc<Health>) -> Self {
+    pub fn new(settings: Settings, upstream: Arc<Upstream>) -> Self {
         Self {
             settings,
             upstream,
-            status: Arc::new(RelayStatus::new(metrics, health)),
+            status: Arc::default(),
             budget: Budget::new(QUEUED_BYTES_MAX),
             first_own: Arc::new(AtomicI64::new(i64::MAX)),
             draining: watch::Sender::new(false),
@@ -105,7 +103,6 @@ impl Relay {
             store,
             first_own: Arc::clone(&self.first_own),
             draining: self.draining.subscribe(),
-            status: Arc::clone(&self.status),
         });
         let mut state = self.state();
         state.running = Some((shared, Handle::current()));
@@ -115,7 +112,6 @@ impl Relay {
         for lane in lanes {
             self.inbox(&mut state, &lane.vhost).add_lane(lane.number);
         }
-        self.status.started();
         Ok(())
     }
 
@@ -153,7 +149,8 @@ impl Relay {
 
     fn spawn(&self, state: &mut State, name: Arc<str>, inbox: Arc<Inbox>) {
         if let Some((shared, handle)) = &state.running {
-            let task = handle.spawn(Vhost::new(name, Arc::clone(shared), inbox).run());
+            let status = self.status.vhost(&name);
+            let task = handle.spawn(Vhost::new(name, Arc::clone(shared), inbox, status).run());
             state.tasks.push(task);
         }
     }

@@ -1,9 +1,8 @@
-//! What the relay does at the moment, for health, metrics and people.
+//! What the relay does at the moment, for health, metrics and people: cheap to write, cheap to read.
 
-use crate::health::{Component, Condition, Health};
-use crate::metrics::{Metrics, RelayState};
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
 /// The connection of one virtual host.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -18,112 +17,126 @@ pub enum Link {
     Blocked(String),
 }
 
-/// One virtual host at one moment.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct VhostState {
-    /// Its connection.
-    pub link: Link,
-    /// Lanes whose oldest message has waited longer than the confirm timeout.
-    pub stalled_lanes: usize,
-    /// Transactions that the lanes passed over since the start, because the store gave bytes that are no messages.
-    pub unreadable: usize,
+/// What happened since the process started, and what is so now.
+#[derive(Debug, Default)]
+pub(super) struct Counters {
+    /// Messages that RabbitMQ confirmed.
+    pub(super) confirmed: AtomicU64,
+    /// Answers that a message was not taken.
+    pub(super) nacked: AtomicU64,
+    /// Mandatory messages that went back to their publisher.
+    pub(super) returned: AtomicU64,
+    /// Messages that were not mandatory and reached no queue.
+    pub(super) unroutable: AtomicU64,
+    /// Messages that became dead letters.
+    pub(super) dead_lettered: AtomicU64,
+    /// Transactions of which the store gave bytes that are no messages.
+    pub(super) unreadable: AtomicU64,
+    /// Connections made after the first.
+    pub(super) reconnects: AtomicU64,
+    /// Messages published and not answered, now.
+    pub(super) in_flight: AtomicU64,
+    /// Lanes whose oldest message has waited longer than the confirm timeout, now.
+    pub(super) stalled_lanes: AtomicU64,
 }
 
-impl VhostState {
-    /// What a person has to know, or `None` if all is well.
-    pub fn trouble(&self) -> Option<String> {
-        let mut troubles = Vec::new();
-        match &self.link {
-            Link::Connected | Link::Connecting(None) => {}
-            Link::Connecting(Some(why)) => troubles.push(format!("not connected: {why}")),
-            Link::Refused(code, text) => troubles.push(format!("refused: {code} {text}")),
-            Link::Blocked(why) => troubles.push(format!("blocked by RabbitMQ: {why}")),
-        }
-        if self.stalled_lanes > 0 {
-            troubles.push(format!("stalled: {} lanes wait for confirms", self.stalled_lanes));
-        }
-        if self.unreadable > 0 {
-            troubles.push(format!("{} transactions in the store can't be read", self.unreadable));
-        }
-        (!troubles.is_empty()).then(|| troubles.join("; "))
+/// One virtual host, written by its task.
+#[derive(Debug)]
+pub(super) struct VhostStatus {
+    link: Mutex<Link>,
+    pub(super) counters: Counters,
+}
+
+impl Default for VhostStatus {
+    fn default() -> Self {
+        Self { link: Mutex::new(Link::Connecting(None)), counters: Counters::default() }
     }
 }
 
-/// The state of the relay, shared by all who show it. What changes is told to [`Health`] and [`Metrics`] at once.
-#[derive(Debug)]
+impl VhostStatus {
+    pub(super) fn set_link(&self, link: Link) {
+        *self.link.lock().unwrap_or_else(PoisonError::into_inner) = link;
+    }
+}
+
+/// Adds to a counter. Nothing else depends on the moment, so the order of memory does not matter.
+pub(super) fn add(counter: &AtomicU64, count: u64) {
+    counter.fetch_add(count, Ordering::Relaxed);
+}
+
+/// The state of the relay, shared by all who show it.
+#[derive(Debug, Default)]
 pub struct RelayStatus {
-    pub(super) metrics: Arc<Metrics>,
-    health: Arc<Health>,
-    vhosts: Mutex<BTreeMap<Arc<str>, (VhostState, RelayState)>>,
+    vhosts: Mutex<BTreeMap<Arc<str>, Arc<VhostStatus>>>,
 }
 
 impl RelayStatus {
-    pub(super) fn new(metrics: Arc<Metrics>, health: Arc<Health>) -> Self {
-        Self { metrics, health, vhosts: Mutex::default() }
+    pub(super) fn vhost(&self, name: &Arc<str>) -> Arc<VhostStatus> {
+        let mut vhosts = self.vhosts.lock().unwrap_or_else(PoisonError::into_inner);
+        Arc::clone(vhosts.entry(Arc::clone(name)).or_default())
     }
 
     /// Every virtual host that had a committed transaction since the start, by name.
-    pub fn vhosts(&self) -> BTreeMap<Arc<str>, VhostState> {
-        self.lock().iter().map(|(name, (state, _))| (Arc::clone(name), state.clone())).collect()
-    }
-
-    /// From now on the relay counts as working: clients are served while RabbitMQ is away from it, so its troubles never
-    /// make the proxy unready.
-    pub(super) fn started(&self) {
-        self.report(&self.lock());
-    }
-
-    /// Changes what is known of a virtual host.
-    pub(super) fn change(&self, vhost: &Arc<str>, change: impl FnOnce(&mut VhostState)) {
-        let mut vhosts = self.lock();
-        let (state, gauges) = vhosts.entry(Arc::clone(vhost)).or_insert_with(|| {
-            let state = VhostState { link: Link::Connecting(None), stalled_lanes: 0, unreadable: 0 };
-            (state, self.metrics.relay_state(vhost))
-        });
-        change(state);
-        gauges.connected.set(matches!(state.link, Link::Connected | Link::Blocked(_)).into());
-        gauges.blocked.set(matches!(state.link, Link::Blocked(_)).into());
-        gauges.stalled.set((state.stalled_lanes > 0).into());
-        self.report(&vhosts);
-    }
-
-    fn report(&self, vhosts: &BTreeMap<Arc<str>, (VhostState, RelayState)>) {
-        let trouble = |(name, (state, _)): (&Arc<str>, &(VhostState, RelayState))| {
-            state.trouble().map(|trouble| format!("virtual host {name}: {trouble}"))
-        };
-        let troubles: Vec<String> = vhosts.iter().filter_map(trouble).take(TROUBLES_SHOWN).collect();
-        let condition = if troubles.is_empty() { Condition::Ready } else { Condition::Degraded(troubles.join("; ")) };
-        self.health.set(Component::Relay, condition);
-    }
-
-    fn lock(&self) -> MutexGuard<'_, BTreeMap<Arc<str>, (VhostState, RelayState)>> {
-        self.vhosts.lock().unwrap_or_else(PoisonError::into_inner)
+    pub fn snapshot(&self) -> Vec<VhostSnapshot> {
+        let vhosts = self.vhosts.lock().unwrap_or_else(PoisonError::into_inner);
+        vhosts.iter().map(|(name, status)| VhostSnapshot::of(name, status)).collect()
     }
 }
 
-/// Virtual hosts in trouble that health names; there may be thousands.
-const TROUBLES_SHOWN: usize = 5;
+/// One virtual host at one moment. Counts are since the process started.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct VhostSnapshot {
+    /// Its name.
+    pub vhost: Arc<str>,
+    /// Its connection.
+    pub link: Link,
+    /// Messages published and not answered, now.
+    pub in_flight: u64,
+    /// Lanes whose oldest message has waited longer than the confirm timeout, now.
+    pub stalled_lanes: u64,
+    /// Messages that RabbitMQ confirmed.
+    pub confirmed: u64,
+    /// Answers that a message was not taken.
+    pub nacked: u64,
+    /// Mandatory messages that went back to their publisher.
+    pub returned: u64,
+    /// Messages that were not mandatory and reached no queue.
+    pub unroutable: u64,
+    /// Messages that became dead letters.
+    pub dead_lettered: u64,
+    /// Transactions of which the store gave bytes that are no messages.
+    pub unreadable: u64,
+    /// Connections made after the first.
+    pub reconnects: u64,
+}
 
-#[cfg(test)]
-mod tests {
-    use super::*;
+impl VhostSnapshot {
+    fn of(name: &Arc<str>, status: &VhostStatus) -> Self {
+        let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        let counters = &status.counters;
+        Self {
+            vhost: Arc::clone(name),
+            link: status.link.lock().unwrap_or_else(PoisonError::into_inner).clone(),
+            in_flight: read(&counters.in_flight),
+            stalled_lanes: read(&counters.stalled_lanes),
+            confirmed: read(&counters.confirmed),
+            nacked: read(&counters.nacked),
+            returned: read(&counters.returned),
+            unroutable: read(&counters.unroutable),
+            dead_lettered: read(&counters.dead_lettered),
+            unreadable: read(&counters.unreadable),
+            reconnects: read(&counters.reconnects),
+        }
+    }
 
-    #[test]
-    fn trouble_in_one_virtual_host_is_told_and_gone_when_it_is_over() {
-        let health = Arc::new(Health::new());
-        let status = RelayStatus::new(Arc::new(Metrics::new()), Arc::clone(&health));
-        let condition = || health.report().components[Component::Relay as usize].clone();
-        status.started();
-        assert_eq!(condition(), Condition::Ready);
-        let (first, second) = (Arc::from("/"), Arc::from("second"));
-        status.change(&first, |state| state.link = Link::Connected);
-        status.change(&second, |state| state.link = Link::Refused(530, "NOT_ALLOWED - vhost second not found".into()));
-        let Condition::Degraded(text) = condition() else { panic!("{:?}", condition()) };
-        assert_eq!(text, "virtual host second: refused: 530 NOT_ALLOWED - vhost second not found");
-        status.change(&second, |state| state.link = Link::Connected);
-        status.change(&first, |state| state.stalled_lanes = 1);
-        assert_eq!(condition(), Condition::Degraded("virtual host /: stalled: 1 lanes wait for confirms".into()));
-        status.change(&first, |state| state.stalled_lanes = 0);
-        assert_eq!(condition(), Condition::Ready);
+    /// `connecting`, `refused`, `blocked`, `stalled` or `connected`.
+    pub fn state(&self) -> &'static str {
+        match self.link {
+            Link::Connecting(_) => "connecting",
+            Link::Refused(..) => "refused",
+            Link::Blocked(_) => "blocked",
+            Link::Connected if self.stalled_lanes > 0 => "stalled",
+            Link::Connected => "connected",
+        }
     }
 }

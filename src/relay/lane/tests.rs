@@ -6,9 +6,11 @@ use crate::amqp::method::{Publish, Return};
 use crate::amqp::properties::tests::empty;
 use crate::amqp::properties::{Properties, copy_entries};
 use crate::amqp::table;
+use crate::relay::status::Counters;
 use crate::store::Lane as LaneName;
 use crate::tx::batch::Batch;
 use proptest::prelude::*;
+use std::sync::atomic::{AtomicU64, Ordering};
 use tokio::sync::oneshot;
 use uuid::Uuid;
 
@@ -31,7 +33,7 @@ struct Rabbit {
     lane: Lane,
     now: Instant,
     out: Vec<u8>,
-    metrics: Arc<Metrics>,
+    status: Arc<VhostStatus>,
     /// The tag of the last message that was taken off `out` on this channel.
     tag: u64,
     receivers: BTreeMap<i64, oneshot::Receiver<Forwarded>>,
@@ -67,12 +69,12 @@ fn pack(sequence: i64, number: u32, count: u32, last: bool) -> Pack {
 
 impl Rabbit {
     fn new(policy: Policy) -> Self {
-        let metrics = Arc::new(Metrics::new());
+        let status = Arc::new(VhostStatus::default());
         let mut rabbit = Self {
-            lane: Lane::new(CHANNEL, policy, Arc::clone(&metrics)),
+            lane: Lane::new(CHANNEL, policy, Arc::clone(&status)),
             now: Instant::now(),
             out: Vec::new(),
-            metrics,
+            status,
             tag: 0,
             receivers: BTreeMap::new(),
         };
@@ -205,6 +207,14 @@ impl Rabbit {
         letters.iter().map(|letter| (letter.sequence.0, letter.index, letter.reply_code)).collect()
     }
 
+    fn is_stalled(&self) -> bool {
+        self.count(|it| &it.stalled_lanes) == 1
+    }
+
+    fn count(&self, counter: impl Fn(&Counters) -> &AtomicU64) -> u64 {
+        counter(&self.status.counters).load(Ordering::Relaxed)
+    }
+
     fn wait(&mut self, time: Duration) {
         self.now += time;
         self.lane.handle_timeout(&mut self.out, self.now).unwrap();
@@ -284,7 +294,7 @@ fn what_is_nacked_goes_again_alone_and_with_pauses_once_the_rest_is_answered() {
     assert_eq!(rabbit.got(), [(1, 4, false), (1, 5, false)]);
     rabbit.ack_all();
     assert_eq!(rabbit.delivered(), [1]);
-    assert_eq!(rabbit.metrics.relay_nacks.get(), 3);
+    assert_eq!(rabbit.count(|it| &it.nacked), 3);
 }
 
 #[test]
@@ -381,7 +391,7 @@ fn a_confirm_that_does_not_come_starts_the_channel_anew_ever_more_patiently() {
         rabbit.wait(patience - Duration::from_millis(1));
         assert_eq!(rabbit.got(), []);
         rabbit.wait(Duration::from_millis(1));
-        assert!(rabbit.lane.is_stalled());
+        assert!(rabbit.is_stalled());
         assert_eq!(rabbit.read().0, [id::CHANNEL_CLOSE]);
         rabbit.send(|out| method::write_bare(out, CHANNEL, id::CHANNEL_CLOSE_OK)).unwrap();
         rabbit.tag = 0;
@@ -391,7 +401,7 @@ fn a_confirm_that_does_not_come_starts_the_channel_anew_ever_more_patiently() {
         patience = (patience * 2).min(CONFIRM_TIMEOUT_MAX);
     }
     rabbit.ack(1);
-    assert!(!rabbit.lane.is_stalled());
+    assert!(!rabbit.is_stalled());
     assert_eq!(rabbit.delivered(), [1]);
     assert_eq!(rabbit.lane.confirm_timeout, CONFIRM_TIMEOUT);
 }
@@ -405,7 +415,7 @@ fn one_message_without_a_confirm_is_noticed_among_many_with_one() {
         rabbit.ack(tag);
         rabbit.wait(Duration::from_secs(1));
     }
-    assert!(rabbit.lane.is_stalled());
+    assert!(rabbit.is_stalled());
 }
 
 #[test]
@@ -420,9 +430,9 @@ fn while_rabbitmq_is_blocked_no_confirm_is_owed() {
     rabbit.lane.set_blocked(false, rabbit.now);
     assert_eq!(rabbit.got(), [(2, 0, false)]);
     rabbit.wait(CONFIRM_TIMEOUT - Duration::from_millis(1));
-    assert!(!rabbit.lane.is_stalled());
+    assert!(!rabbit.is_stalled());
     rabbit.wait(Duration::from_millis(1));
-    assert!(rabbit.lane.is_stalled());
+    assert!(rabbit.is_stalled());
     rabbit.now += CLOSE_TIMEOUT;
     assert!(matches!(rabbit.lane.handle_timeout(&mut rabbit.out, rabbit.now), Err(Fault::NoCloseOk)));
 }
@@ -441,7 +451,7 @@ fn mandatory_messages_go_back_to_who_waits_in_publish_order() {
     assert_eq!(keys.iter().map(|it| it.routing_key).collect::<Vec<_>>(), [b"key-0", b"key-2"]);
     assert_eq!((&forwarded.returned[0].header[..], &forwarded.returned[0].body[..]), (&empty(4)[..], &b"body"[..]));
     assert_eq!(rabbit.dead_letters(), []);
-    assert_eq!((rabbit.metrics.messages_returned.get(), rabbit.metrics.unroutable_messages.get()), (2, 0));
+    assert_eq!((rabbit.count(|it| &it.returned), rabbit.count(|it| &it.unroutable)), (2, 0));
 }
 
 #[test]
@@ -452,7 +462,7 @@ fn a_message_that_reaches_no_queue_is_dropped_or_kept() {
         let (_, got) = rabbit.read();
         rabbit.give_back(&got[1]);
         rabbit.ack_all();
-        assert_eq!(rabbit.metrics.unroutable_messages.get(), 1);
+        assert_eq!(rabbit.count(|it| &it.unroutable), 1);
         if keep {
             assert!(rabbit.delivered().is_empty());
             assert_eq!(rabbit.dead_letters(), [(1, 1, 312)]);
@@ -494,7 +504,7 @@ fn what_can_not_be_sent_is_kept_and_what_can_not_be_read_is_passed_over() {
     assert_eq!(rabbit.got(), [(2, 0, false), (3, 0, false)]);
     rabbit.ack_all();
     assert_eq!(rabbit.dead_letters(), [(1, 0, 501)]);
-    assert_eq!((rabbit.delivered(), rabbit.lane.unreadable()), (vec![3], 1));
+    assert_eq!((rabbit.delivered(), rabbit.count(|it| &it.unreadable)), (vec![3], 1));
     assert_eq!(rabbit.lane.unsent_bytes(), 0);
 }
 
