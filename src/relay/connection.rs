@@ -312,6 +312,7 @@ impl Vhost {
 
     /// Gives the lanes what they may have, and writes what they may send.
     fn feed(&mut self, wire: &mut Wire, now: Instant) {
+        let mut pages = Vec::new();
         for (number, queue) in self.inbox.queues().iter_mut() {
             // There is no channel for the last number; `relay.lanes` is far below it.
             let Some(channel) = number.checked_add(1) else { continue };
@@ -324,17 +325,19 @@ impl Vhost {
             while lane.unsent_bytes() < UNSENT_BYTES {
                 match queue.next() {
                     Next::Committed(committed) => lane.add_committed(committed),
-                    Next::Page(after) => {
-                        let name = crate::store::Lane { vhost: Arc::clone(&self.name), number: *number };
-                        let (lane, page) = (*number, self.shared.store.page(&name, after, PAGE_BYTES));
-                        self.questions.push(Box::pin(async move { Answer::Page { lane, packs: page.await } }));
-                    }
+                    Next::Page(after) => pages.push((*number, after)),
                     Next::Nothing => break,
                 }
             }
             while let Some((sequence, waiter)) = queue.take_waiter() {
                 lane.attach(sequence, waiter);
             }
+        }
+        // With the queues free again: the store may be about to fill them, holding what a page needs.
+        for (number, after) in pages {
+            let lane = crate::store::Lane { vhost: Arc::clone(&self.name), number };
+            let page = self.shared.store.page(&lane, after, PAGE_BYTES);
+            self.questions.push(Box::pin(async move { Answer::Page { lane: number, packs: page.await } }));
         }
         let first = self.turn;
         let ends = self.lanes.range(first..).chain(self.lanes.range(..first)).nth(1);
