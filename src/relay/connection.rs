@@ -271,13 +271,15 @@ impl Vhost {
         let (inbox, mut draining) = (Arc::clone(&self.inbox), self.draining.clone());
         loop {
             let now = Instant::now();
-            if !*draining.borrow_and_update() {
+            let drains = *draining.borrow_and_update();
+            if !drains {
                 self.feed(&mut wire, now);
-            } else if self.lanes.values().all(Lane::is_settled) {
+            }
+            self.collect();
+            if drains && self.lanes.values().all(Lane::is_settled) {
                 self.report_delivered();
                 return self.say_goodbye(wire).await;
             }
-            self.collect();
             if self.delivered_is_due(now) {
                 self.report_delivered();
             }

@@ -14,5 +14,6 @@ mod fidelity;
 mod process;
 mod publish;
 mod relay;
+mod relay_alone;
 mod support;
 mod transaction;

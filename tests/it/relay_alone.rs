@@ -1,0 +1,229 @@
+//! The relay without a proxy around it, between a store in memory and a real RabbitMQ: what can't be aimed at from a
+//! client's side.
+
+use crate::support::raw::{Login, id};
+use crate::support::table::Properties;
+use crate::support::{Broker, PATIENCE, Raw, broker, deadline, unique, wait_until};
+use halfway::relay::{Backoff, Credentials, Link, Relay, Settings, probe_account};
+use halfway::store::memory::MemoryStore;
+use halfway::store::{Commit, Committed, Forwarded, Lane, Origin, Outlet, Sequence, Store};
+use halfway::tx::batch::{Batch, HalfMessage};
+use halfway::tx::id::{Timestamp, TransactionId};
+use halfway::upstream::{Upstream, UpstreamUrl};
+use std::net::TcpListener;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+use tokio::runtime::Runtime;
+use tokio::sync::oneshot;
+use uuid::Uuid;
+
+/// The relay of the moment: a store keeps its outlet, a process that starts anew has another one.
+#[derive(Default)]
+struct Outlets(Mutex<Option<Arc<Relay>>>);
+
+impl Outlet for Outlets {
+    fn committed(&self, transactions: Vec<Committed>) {
+        if let Some(relay) = self.0.lock().unwrap().as_ref() {
+            relay.committed(transactions);
+        }
+    }
+}
+
+struct Alone {
+    runtime: Runtime,
+    outlets: Arc<Outlets>,
+    store: Arc<MemoryStore>,
+    account: String,
+}
+
+impl Alone {
+    /// A store without a relay: what is committed now is what an earlier process left behind.
+    fn new() -> Self {
+        let outlets = Arc::new(Outlets::default());
+        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+        Self { runtime, store: MemoryStore::new(outlets.clone()), outlets, account: unique("relay-alone") }
+    }
+
+    /// Starts a relay to these ports.
+    fn start(&self, ports: &[u16]) -> Arc<Relay> {
+        let settings = Settings {
+            credentials: Credentials { username: self.account.clone(), password: self.account.clone() },
+            window: 100,
+            retry: Backoff { initial: Duration::from_millis(20), max: Duration::from_millis(200) },
+            confirm_timeout: Duration::from_secs(30),
+            keep_unroutable: false,
+        };
+        let relay = Arc::new(Relay::new(settings, Arc::new(upstream(ports))));
+        *self.outlets.0.lock().unwrap() = Some(relay.clone());
+        self.runtime.block_on(relay.start(self.store.clone())).unwrap();
+        relay
+    }
+
+    /// Commits one message to a queue.
+    fn commit(&self, vhost: &str, queue: &str, body: &str) -> oneshot::Receiver<Forwarded> {
+        let mut publish = vec![0, 0, 0, queue.len() as u8];
+        publish.extend_from_slice(queue.as_bytes());
+        publish.push(0);
+        let header = Properties::persistent().encode(body.len() as u64);
+        let mut batch = Batch::default();
+        batch.push(HalfMessage { publish: &publish, header: &header, body: body.as_bytes() });
+        let (sender, receiver) = oneshot::channel();
+        let origin = Origin {
+            id: TransactionId(Uuid::now_v7()),
+            user: "guest".into(),
+            lane: Lane { vhost: vhost.into(), number: 3 },
+            created_at: Timestamp(0),
+        };
+        let commit = Commit { origin, batch, parked: false, forwarded: Some(sender) };
+        let _: Sequence = self.runtime.block_on(self.store.commit(commit)).unwrap();
+        receiver
+    }
+
+    fn wait_for_empty_store(&self) {
+        wait_until(deadline(PATIENCE), "everything to be delivered", || self.store.backlog() == 0);
+    }
+}
+
+fn upstream(ports: &[u16]) -> Upstream {
+    let url = |port: &u16| UpstreamUrl { tls: false, host: "127.0.0.1".into(), port: *port };
+    Upstream::new(ports.iter().map(url).collect(), None, false, Duration::from_secs(5))
+}
+
+fn link(relay: &Relay, vhost: &str) -> Option<Link> {
+    relay.status().snapshot().into_iter().find(|it| &*it.vhost == vhost).map(|it| it.link)
+}
+
+/// A connection with an empty queue on channel 1.
+fn reader(broker: &Broker, vhost: &str, queue: &str) -> Raw {
+    let mut raw = Raw::login_as(broker.port, &Login { vhost, ..Login::default() }).unwrap();
+    raw.open(1);
+    raw.declare(1, queue);
+    raw
+}
+
+/// The number that each of `count` messages begins with, and whether it says that it may be a duplicate.
+fn arrivals(raw: &mut Raw, queue: &str, count: usize) -> Vec<(usize, bool)> {
+    raw.consume(1, queue, "reader", true);
+    let mut arrival = || {
+        let content = raw.expect_content(1, id::DELIVER);
+        let flagged = content.properties.header_entries().iter().any(|(name, _)| name == b"x-half-possible-duplicate");
+        (content.text().trim_end_matches('.').parse().unwrap(), flagged)
+    };
+    (0..count).map(|_| arrival()).collect()
+}
+
+#[test]
+fn a_backlog_and_a_flood_leave_in_one_order_without_a_gap_or_a_duplicate() {
+    const BACKLOG: usize = 500;
+    const COUNT: usize = 6000;
+    let (alone, queue) = (Alone::new(), unique("alone-order"));
+    let mut raw = reader(broker(), "/", &queue);
+    let relay = alone.start(&[broker().port]);
+    // The account is not there yet, so RabbitMQ refuses it.
+    let padding = ".".repeat(8 << 10);
+    for number in 0..BACKLOG {
+        drop(alone.commit("/", &queue, &number.to_string()));
+    }
+    wait_until(deadline(PATIENCE), "the refusal to be known", || {
+        matches!(link(&relay, "/"), Some(Link::Refused(403, _)))
+    });
+    broker().add_relay_account(&alone.account);
+    // More than the relay keeps in memory, faster than RabbitMQ takes it.
+    let receivers: Vec<_> =
+        (BACKLOG..COUNT).map(|number| alone.commit("/", &queue, &format!("{number}{padding}"))).collect();
+    let expected: Vec<_> = (0..COUNT).map(|number| (number, false)).collect();
+    assert_eq!(arrivals(&mut raw, &queue, COUNT), expected);
+    alone.wait_for_empty_store();
+    for receiver in receivers {
+        assert_eq!(alone.runtime.block_on(receiver), Ok(Forwarded::default()), "nobody is forgotten on the way");
+    }
+    assert_eq!(link(&relay, "/"), Some(Link::Connected));
+    alone.runtime.block_on(relay.drain(PATIENCE));
+    assert_eq!(raw.get(1, &queue), None);
+}
+
+#[test]
+fn what_an_earlier_process_left_may_be_a_duplicate_and_what_is_new_is_not() {
+    let (alone, queue) = (Alone::new(), unique("alone-restart"));
+    let mut raw = reader(broker(), "/", &queue);
+    broker().add_relay_account(&alone.account);
+    for number in 0..3 {
+        drop(alone.commit("/", &queue, &number.to_string()));
+    }
+    let relay = alone.start(&[broker().port]);
+    drop(alone.commit("/", &queue, "3"));
+    assert_eq!(arrivals(&mut raw, &queue, 4), [(0, true), (1, true), (2, true), (3, false)]);
+    alone.runtime.block_on(relay.drain(PATIENCE));
+}
+
+#[test]
+fn a_virtual_host_that_is_not_there_troubles_no_other() {
+    let (alone, queue, vhost) = (Alone::new(), unique("alone-vhost"), unique("vhost-of-test"));
+    let mut raw = reader(broker(), "/", &queue);
+    broker().add_relay_account(&alone.account);
+    let relay = alone.start(&[broker().port]);
+    let missing = alone.commit(&vhost, &queue, "0");
+    drop(alone.commit("/", &queue, "1"));
+    assert_eq!(arrivals(&mut raw, &queue, 1), [(1, false)]);
+    wait_until(deadline(PATIENCE), "the refusal", || matches!(link(&relay, &vhost), Some(Link::Refused(530, _))));
+    assert_eq!(alone.store.backlog(), 1);
+
+    broker().add_vhost(&vhost);
+    let mut raw = reader(broker(), &vhost, &queue);
+    broker().ctl(&["set_permissions", "-p", &vhost, &alone.account, "^$", ".*", "^$"]);
+    assert_eq!(arrivals(&mut raw, &queue, 1), [(0, false)]);
+    assert_eq!(alone.runtime.block_on(missing), Ok(Forwarded::default()));
+    alone.runtime.block_on(relay.drain(PATIENCE));
+}
+
+#[test]
+fn a_node_that_accepts_and_says_nothing_sensible_is_passed_over() {
+    let (alone, queue) = (Alone::new(), unique("alone-nodes"));
+    let mut raw = reader(broker(), "/", &queue);
+    broker().add_relay_account(&alone.account);
+    let rubbish = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = rubbish.local_addr().unwrap().port();
+    std::thread::spawn(move || rubbish.incoming().for_each(drop));
+    let relay = alone.start(&[port, broker().port]);
+    drop(alone.commit("/", &queue, "0"));
+    assert_eq!(arrivals(&mut raw, &queue, 1), [(0, false)]);
+    alone.runtime.block_on(relay.drain(PATIENCE));
+}
+
+#[test]
+fn after_a_drain_each_message_is_in_one_place() {
+    const COUNT: usize = 2000;
+    let (alone, queue) = (Alone::new(), unique("alone-drain"));
+    let mut raw = reader(broker(), "/", &queue);
+    broker().add_relay_account(&alone.account);
+    let relay = alone.start(&[broker().port]);
+    for number in 0..COUNT {
+        drop(alone.commit("/", &queue, &number.to_string()));
+    }
+    alone.runtime.block_on(relay.drain(PATIENCE));
+    assert_eq!(raw.drain(1, &queue).len() + alone.store.backlog(), COUNT);
+}
+
+#[test]
+fn the_probe_tells_what_an_account_lacks() {
+    let (upstream, runtime) = (upstream(&[broker().port]), Runtime::new().unwrap());
+    let probe = |user: &str, password: &str, vhost: &str| {
+        let credentials = Credentials { username: user.into(), password: password.into() };
+        runtime.block_on(probe_account(&upstream, &credentials, vhost))
+    };
+    let names = [unique("probed"), unique("probed"), unique("probed"), unique("probed")];
+    let [fit, plain, no_default, nothing] = names.each_ref().map(String::as_str);
+    broker().add_relay_account(fit);
+    broker().add_user(plain, ["^$", ".*", "^$"]);
+    broker().add_user(no_default, ["^$", "^amq\\.topic$", "^$"]);
+    broker().add_user(nothing, ["^$", "^$", "^$"]);
+    for (user, may_write_to_queues, impersonator) in
+        [(fit, true, Some(true)), (plain, true, Some(false)), (no_default, false, Some(false)), (nothing, false, None)]
+    {
+        let report = probe(user, user, "/").unwrap();
+        assert_eq!((report.may_write_to_queues, report.impersonator), (may_write_to_queues, impersonator), "{user}");
+    }
+    let refused = |user, password, vhost| probe(user, password, vhost).unwrap_err().to_string();
+    assert!(refused(fit, "wrong", "/").contains("403 ACCESS_REFUSED"));
+    assert!(refused(fit, fit, "nowhere").contains("530 NOT_ALLOWED"));
+}
