@@ -97,6 +97,10 @@ impl Queue {
 
     /// Takes a new commit, in commit order.
     pub(super) fn push(&mut self, committed: Committed) {
+        if self.given.is_some_and(|given| committed.sequence <= given.sequence) {
+            // A page showed it between its becoming durable and this.
+            return self.keep_waiter(committed);
+        }
         let bytes = committed.messages.as_ref().map(|messages| messages.len());
         if !self.behind && bytes.is_some_and(|bytes| self.budget.take(bytes)) {
             self.live.push_back(committed);
@@ -243,11 +247,12 @@ mod tests {
     }
 
     proptest! {
-        /// Commits, pages, disconnections in any order: the lane gets each transaction once, in order, with its waiter.
+        /// Commits, pages, disconnections in any order, commits heard of late: the lane gets each transaction once, in
+        /// order, with its waiter.
         #[test]
         fn nothing_is_left_out_sent_twice_or_out_of_order(
             backlog in 0i64..5,
-            steps in proptest::collection::vec(0u8..8, 1..200),
+            steps in proptest::collection::vec(0u8..10, 1..200),
             budget in 0usize..5,
             packs_max in 1usize..6,
         ) {
@@ -258,13 +263,14 @@ mod tests {
             next += backlog;
             let (mut given, mut waiters, mut receivers) = (Vec::new(), Vec::new(), Vec::new());
             let mut asked = None;
-            let drain = [3u8, 4].repeat(400);
+            let mut durable = VecDeque::new();
+            let drain = [7u8, 3, 4].repeat(400);
             for step in steps.into_iter().chain(drain) {
                 match step {
                     0..=2 => {
                         let (committed, receiver) = committed(next, step != 2);
                         stored.0.push(next);
-                        queue.push(committed);
+                        durable.push_back(committed);
                         receivers.push(receiver);
                         next += 1;
                     }
@@ -284,6 +290,7 @@ mod tests {
                         given.extend(packs.iter().map(|pack| (pack.sequence.0, pack.number)));
                         queue.page(&packs, packs_max * BYTES / 2);
                     },
+                    7 | 8 => durable.drain(..).for_each(|committed| queue.push(committed)),
                     _ => queue.spill(),
                 }
                 waiters.extend(std::iter::from_fn(|| queue.take_waiter()));
@@ -295,6 +302,20 @@ mod tests {
             prop_assert_eq!(sequences, (backlog..next).collect::<Vec<_>>());
             prop_assert_eq!(budget.free.load(Ordering::Relaxed), free_at_first);
         }
+    }
+
+    #[test]
+    fn a_commit_that_a_page_showed_before_it_was_heard_of_is_given_once() {
+        let mut queue = Queue::new(Budget::new(1000));
+        let mut stored = Stored::default();
+        stored.0.push(1);
+        for packs in [stored.page(None, 10), Vec::new()] {
+            assert!(matches!(queue.next(), Next::Page(_)));
+            queue.page(&packs, 1000);
+        }
+        queue.push(committed(1, true).0);
+        assert!(matches!(queue.next(), Next::Nothing));
+        assert!(queue.take_waiter().is_some_and(|(sequence, _)| sequence.0 == 1));
     }
 
     #[test]
