@@ -398,12 +398,4 @@ fn store_error(error: &rusqlite::Error) -> StoreError {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn neighbours_make_a_run() {
-        assert_eq!(runs(&[7, 3, 1, 2, 2, 9, 8]), [1..=3, 7..=9]);
-        assert!(runs(&[]).is_empty());
-    }
-}
+mod tests;
