@@ -4,7 +4,6 @@ use super::*;
 use crate::store::sqlite::{check, open};
 use crate::store::{Lane, Messages};
 use crate::tx::batch::{Batch, HalfMessage};
-use std::sync::atomic::Ordering;
 use std::sync::{Mutex, mpsc};
 use tempfile::TempDir;
 
@@ -190,8 +189,12 @@ fn a_failed_group_is_answered_as_failed_and_the_next_one_is_written() {
     assert_eq!(bench.told(), []);
     assert_eq!(bench.stat(|stats| &stats.backlog), 0);
     assert_eq!(bench.stat(|stats| &stats.errors), 1);
+    assert!(bench.writer.stats.failing.load(Ordering::Relaxed));
+    assert!(bench.writer.attempt(&[], true).is_err(), "an attempt to write writes");
 
     drop(other);
+    bench.writer.attempt(&[], true).unwrap();
+    assert!(!bench.writer.stats.failing.load(Ordering::Relaxed));
     let (request, answered) = commit(&second, 10, false);
     bench.write([request]);
     answer(answered).unwrap();
@@ -208,11 +211,11 @@ fn deletes_that_failed_are_kept_for_later() {
 
     let other = bench.lock_out();
     assert!(bench.writer.attempt(&[], true).is_err());
-    assert!(bench.writer.delete_at.is_some_and(|at| at > Instant::now()));
+    assert!(bench.writer.write_at.is_some_and(|at| at > Instant::now()));
     assert_eq!(bench.stat(|stats| &stats.backlog), 1);
 
     drop(other);
     bench.writer.attempt(&[], true).unwrap();
     assert_eq!(bench.stat(|stats| &stats.backlog), 0);
-    assert_eq!(bench.writer.delete_at, None);
+    assert_eq!(bench.writer.write_at, None);
 }
