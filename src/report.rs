@@ -55,6 +55,7 @@ fn report_store(health: &Health, metrics: &Metrics, store: &SqliteStore) {
     metrics.backlog_transactions.set(gauge(&stats.backlog));
     metrics.dead_letters.set(gauge(&stats.dead_letters));
     let condition = match (store.is_full(), read(&stats.dead_letters)) {
+        _ if stats.failing.load(Ordering::Relaxed) => Condition::NotReady("it can't write; see the log".into()),
         (true, _) => Condition::Degraded("past store.max_size: publishers of transactions wait".into()),
         (false, 0) => Condition::Ready,
         (false, letters) => Condition::Degraded(format!("{letters} dead letters wait for a person")),

@@ -166,6 +166,9 @@ impl<T> Future for Reply<T> {
 pub trait Store: Send + Sync + 'static {
     /// Keeps messages of an undecided transaction. The first call makes the transaction, as `open`.
     ///
+    /// If it fails, the transaction is incomplete and can only be rolled back: every later call for it fails too, so the
+    /// caller need not wait for this answer before the next call.
+    ///
     /// If we crash here: an unnamed transaction is rolled back at the next start.
     fn park(&self, origin: Origin, batch: Batch) -> Reply<()>;
 
@@ -186,7 +189,8 @@ pub trait Store: Send + Sync + 'static {
     fn lanes(&self) -> Reply<Vec<Lane>>;
 
     /// The committed packs of a lane behind `after`, in order, until they add up to `bytes_max` (at least one, if there
-    /// is one). Answered from a reader of its own; sees every commit that was answered before the call.
+    /// is one). Answered from a reader of its own; sees every commit that was answered before the call, and may see
+    /// some that the [`Outlet`] is only about to be told of, and some that [`Store::delivered`] was just called for.
     fn page(&self, lane: &Lane, after: Option<Cursor>, bytes_max: usize) -> Reply<Vec<Pack>>;
 
     /// Whether the store is past its size limit, so that publishers of transactions have to wait.

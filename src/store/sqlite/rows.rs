@@ -325,12 +325,18 @@ impl Rows<'_> {
 
     fn sequence(&mut self) -> rusqlite::Result<i64> {
         if self.book.next_sequence >= self.book.sequence_reserved {
-            let reserved = self.book.next_sequence + SEQUENCES;
-            self.sql.prepare_cached("UPDATE store SET sequence_reserved = ?1")?.execute([reserved])?;
-            self.book.sequence_reserved = reserved;
+            self.reserve_sequences()?;
         }
         self.book.next_sequence += 1;
         Ok(self.book.next_sequence - 1)
+    }
+
+    /// Takes another block of sequences. Also the least that can be written to see whether the disk is well.
+    pub(super) fn reserve_sequences(&mut self) -> rusqlite::Result<()> {
+        let reserved = self.book.next_sequence + SEQUENCES;
+        self.sql.prepare_cached("UPDATE store SET sequence_reserved = ?1")?.execute([reserved])?;
+        self.book.sequence_reserved = reserved;
+        Ok(())
     }
 
     fn lane(&mut self, lane: &Lane) -> rusqlite::Result<i64> {

@@ -1,6 +1,6 @@
 //! What the store counts about itself, for the metrics.
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 /// Counters and gauges, each right by itself; two of them read together may be a group apart.
@@ -18,6 +18,9 @@ pub struct Stats {
     pub group_nanos_last: AtomicU64,
     /// SQL transactions that failed, and chores that did.
     pub errors: AtomicU64,
+    /// Whether the last SQL transaction failed. While it did, one is tried every second, asked for or not, so that this
+    /// tells when the disk is well again.
+    pub failing: AtomicBool,
     /// Calls waiting for the writer.
     pub queued: AtomicU64,
     /// Bytes in use in the file: pages that are not free. The log beside it is not counted.

@@ -284,7 +284,7 @@ impl Check<'_> {
             match (row.get::<_, Option<i64>>(3)?, row.get_ref(5)?.as_blob_or_null()?) {
                 (Some(number), None) => found.packs(self.sql, number, row.get(4)?)?,
                 (None, Some(body)) => found.add(0, body),
-                _ => found.problem = Some("keeps its messages in no place, or in two".into()),
+                _ => found.problem("keeps its messages in no place, or in two".into()),
             }
             let problem = found.problem.take().or_else(|| {
                 (found.messages != messages || found.bytes != bytes).then(|| {
@@ -324,6 +324,11 @@ struct Found {
 }
 
 impl Found {
+    /// Only the first is told: the others follow from it.
+    fn problem(&mut self, problem: String) {
+        self.problem.get_or_insert(problem);
+    }
+
     fn packs(&mut self, sql: &Connection, number: i64, packs: i64) -> rusqlite::Result<()> {
         let (first, last) = pack_keys(number).into_inner();
         let mut statement =
@@ -332,25 +337,25 @@ impl Found {
         let mut next = first;
         while let Some(row) = rows.next()? {
             if row.get::<_, i64>(0)? != next {
-                self.problem = Some(format!("lacks its pack {}", next - first));
+                self.problem(format!("lacks its pack {}", next - first));
             }
             next += 1;
             self.add(row.get(1)?, row.get_ref(2)?.as_blob()?);
         }
         if next - first != packs {
-            self.problem = Some(format!("should have {packs} packs, and has {}", next - first));
+            self.problem(format!("should have {packs} packs, and has {}", next - first));
         }
         Ok(())
     }
 
     fn add(&mut self, first_index: i64, body: &[u8]) {
         if first_index != self.messages {
-            self.problem = Some(format!("counts its message {} as {first_index}", self.messages));
+            self.problem(format!("counts its message {} as {first_index}", self.messages));
         }
         self.bytes += body.len() as i64;
         match count_messages(body) {
             Ok(messages) => self.messages += messages,
-            Err(Malformed) => self.problem = Some(format!("can't be read behind message {}", self.messages)),
+            Err(Malformed) => self.problem(format!("can't be read behind message {}", self.messages)),
         }
     }
 }

@@ -23,8 +23,11 @@ const PURGE_INTERVAL: Duration = Duration::from_secs(30);
 /// Between two steps of one purge, so that commits come in between.
 const PURGE_PAUSE: Duration = Duration::from_millis(5);
 
-/// Packs deleted in one step.
-const PURGED_PACKS: usize = 64;
+/// Packs deleted in one step, at most.
+const PURGED_PACKS: i64 = 256;
+
+/// Bytes of packs after which a step of the purge ends: to delete a value SQLite walks all its pages.
+const PURGED_BYTES: i64 = 8 << 20;
 
 /// Transactions deleted in one step.
 const PURGED_TRANSACTIONS: usize = 512;
@@ -228,16 +231,7 @@ fn purge(sql: &Connection, decided_before: i64) -> rusqlite::Result<Purged> {
     }
     let sql_tx = Transaction::new_unchecked(sql, TransactionBehavior::Immediate)?;
     if let Some(number) = garbage {
-        let (first, last) = pack_keys(number).into_inner();
-        let packs = sql_tx
-            .prepare_cached(
-                "DELETE FROM packs WHERE key IN
-                     (SELECT key FROM packs WHERE key BETWEEN ?1 AND ?2 ORDER BY key LIMIT ?3)",
-            )?
-            .execute(params![first, last, PURGED_PACKS as i64])?;
-        if packs < PURGED_PACKS {
-            sql_tx.prepare_cached("DELETE FROM garbage WHERE number = ?1")?.execute([number])?;
-        }
+        purge_packs(&sql_tx, number)?;
     }
     for (sequence, id) in &old {
         sql_tx.prepare_cached("DELETE FROM history WHERE transaction_id = ?1")?.execute([id])?;
@@ -245,4 +239,23 @@ fn purge(sql: &Connection, decided_before: i64) -> rusqlite::Result<Purged> {
     }
     sql_tx.commit()?;
     Ok(Purged { wrote: true, more: garbage.is_some() || old.len() == PURGED_TRANSACTIONS })
+}
+
+/// Deletes the first packs under a number, and the number when none is left.
+fn purge_packs(sql: &Connection, number: i64) -> rusqlite::Result<()> {
+    let (first, last) = pack_keys(number).into_inner();
+    let mut statement =
+        sql.prepare_cached("SELECT key, length(body) FROM packs WHERE key BETWEEN ?1 AND ?2 ORDER BY key LIMIT ?3")?;
+    let mut packs = statement.query(params![first, last, PURGED_PACKS])?;
+    let (mut end, mut bytes) = (None, 0);
+    while bytes < PURGED_BYTES {
+        let Some(pack) = packs.next()? else { break };
+        end = Some(pack.get::<_, i64>(0)?);
+        bytes += pack.get::<_, i64>(1)?;
+    }
+    match end {
+        Some(end) => sql.prepare_cached("DELETE FROM packs WHERE key BETWEEN ?1 AND ?2")?.execute([first, end])?,
+        None => sql.prepare_cached("DELETE FROM garbage WHERE number = ?1")?.execute([number])?,
+    };
+    Ok(())
 }

@@ -11,6 +11,7 @@ use std::collections::HashMap;
 use std::fs::File;
 use std::ops::RangeInclusive;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::time::{Duration, Instant};
 use tokio::sync::{oneshot, watch};
@@ -24,10 +25,10 @@ const GROUP_BYTES_MAX: usize = 32 * 1024 * 1024;
 /// How long deletes wait for a commit whose sync they can share.
 const DELETE_DELAY: Duration = Duration::from_millis(50);
 
-/// Deletes in one SQL transaction.
-const DELETES_MAX: usize = 8192;
+/// Deletes in one SQL transaction, more than commits in the mean, so that they keep up.
+const DELETES_MAX: usize = 2048;
 
-/// How long to leave the deletes alone after they failed.
+/// How long to leave the disk alone after it failed, if nobody asks.
 const RETRY_DELAY: Duration = Duration::from_secs(1);
 
 /// How to answer a call.
@@ -100,8 +101,8 @@ pub(super) struct Writer {
     broken: HashMap<TransactionId, StoreError>,
     /// What the relay is done with, still to be deleted.
     delivered: Vec<i64>,
-    /// When to delete it, if no commit comes before.
-    delete_at: Option<Instant>,
+    /// When to write unasked, if no request comes before: to delete, or to see whether the disk is well again.
+    write_at: Option<Instant>,
     upkeep: Upkeep,
     /// Held as long as the file is ours; dropped last.
     _lock: File,
@@ -135,7 +136,7 @@ impl Writer {
             book,
             broken: HashMap::new(),
             delivered: Vec::new(),
-            delete_at: None,
+            write_at: None,
             upkeep,
             _lock: lock,
         })
@@ -146,7 +147,7 @@ impl Writer {
         let mut open = true;
         while open {
             let now = Instant::now();
-            let due = self.delete_at.into_iter().chain([self.upkeep.due()]).min().unwrap_or(now);
+            let due = self.write_at.into_iter().chain([self.upkeep.due()]).min().unwrap_or(now);
             match self.queue.recv_timeout(due.saturating_duration_since(now)) {
                 Ok(call) => open = self.gather(call, &mut group),
                 Err(RecvTimeoutError::Timeout) => {}
@@ -156,8 +157,8 @@ impl Writer {
                 self.write(&mut group);
             }
             let now = Instant::now();
-            if self.delete_at.is_some_and(|at| at <= now) {
-                // If it fails, it is tried again later.
+            if self.write_at.is_some_and(|at| at <= now) {
+                // If it fails, it sets the time of the next attempt.
                 let _ = self.attempt(&[], true);
             }
             if self.upkeep.due() <= now {
@@ -180,7 +181,7 @@ impl Writer {
                 }
                 Call::Delivered(transactions) => {
                     self.delivered.extend(transactions.iter().map(|sequence| sequence.0));
-                    self.delete_at.get_or_insert_with(|| Instant::now() + DELETE_DELAY);
+                    self.write_at.get_or_insert_with(|| Instant::now() + DELETE_DELAY);
                 }
                 Call::Close => return false,
             }
@@ -218,14 +219,15 @@ impl Writer {
                     self.stats.group(requests.len(), started.elapsed());
                 }
                 self.deleted(&forgotten);
+                if self.stats.failing.swap(false, Ordering::Relaxed) {
+                    tracing::info!("the store can write again");
+                }
                 self.upkeep.wrote(&self.sql);
                 Ok(outcomes)
             }
             Err(error) => {
-                if !deletes.is_empty() {
-                    self.delivered.extend(deletes);
-                    self.delete_at = Some(Instant::now() + RETRY_DELAY);
-                }
+                self.delivered.extend(deletes);
+                self.write_at = Some(Instant::now() + RETRY_DELAY);
                 Err(self.failed(&error, requests.len()))
             }
         }
@@ -257,6 +259,9 @@ impl Writer {
                     outcome
                 }
             });
+        }
+        if self.stats.failing.load(Ordering::Relaxed) {
+            rows.reserve_sequences()?;
         }
         // Behind the requests: a dead letter has to find its transaction.
         let forgotten = forget(&mut rows, deletes)?;
@@ -311,7 +316,11 @@ impl Writer {
         self.book.doubt();
         add(&self.stats.errors, 1);
         let error = store_error(error);
-        tracing::error!(%error, requests, "the store could not write");
+        if self.stats.failing.swap(true, Ordering::Relaxed) {
+            tracing::debug!(%error, requests, "the store still can't write");
+        } else {
+            tracing::error!(%error, requests, "the store can't write");
+        }
         // Takes the space of the log back, and with it what a commit that failed in its sync may have left there: a
         // crash now must not bring back what is answered as failed.
         self.upkeep.empty_log(&self.sql);
@@ -322,7 +331,7 @@ impl Writer {
         let rest = self.delivered.split_off(self.delivered.len().min(DELETES_MAX));
         let deletes = std::mem::replace(&mut self.delivered, rest);
         if self.delivered.is_empty() {
-            self.delete_at = None;
+            self.write_at = None;
         }
         deletes
     }
@@ -398,12 +407,4 @@ fn store_error(error: &rusqlite::Error) -> StoreError {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn neighbours_make_a_run() {
-        assert_eq!(runs(&[7, 3, 1, 2, 2, 9, 8]), [1..=3, 7..=9]);
-        assert!(runs(&[]).is_empty());
-    }
-}
+mod tests;

@@ -1,0 +1,221 @@
+//! The writer without its thread: groups are made by hand, and the file is made to fail.
+
+use super::*;
+use crate::store::sqlite::{check, open};
+use crate::store::{Lane, Messages};
+use crate::tx::batch::{Batch, HalfMessage};
+use std::sync::{Mutex, mpsc};
+use tempfile::TempDir;
+
+#[derive(Default)]
+struct Relay(Mutex<Vec<TransactionId>>);
+
+impl Outlet for Relay {
+    fn committed(&self, transactions: Vec<Committed>) {
+        self.0.lock().unwrap().extend(transactions.iter().map(|tx| tx.id));
+    }
+}
+
+struct Bench {
+    writer: Writer,
+    relay: Arc<Relay>,
+    folder: TempDir,
+}
+
+impl Bench {
+    fn new() -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let settings = SqliteSettings::new(folder.path().join("halfway.db"));
+        let opened = open::open(&settings).unwrap();
+        let relay = Arc::new(Relay::default());
+        let (full, _) = watch::channel(false);
+        let (_, queue) = mpsc::channel();
+        let writer =
+            Writer::new(opened.writer, opened.lock, queue, &settings, Arc::default(), full, relay.clone()).unwrap();
+        Self { writer, relay, folder }
+    }
+
+    /// Writes these as one group.
+    fn write(&mut self, group: impl IntoIterator<Item = Request>) {
+        let mut group = group.into_iter().collect::<Vec<_>>();
+        add(&self.writer.stats.queued, group.len() as u64);
+        self.writer.write(&mut group);
+        assert!(group.is_empty());
+    }
+
+    /// Lets the disk be full after so many pages more, as SQLite sees it.
+    fn leave_pages(&self, pages: i64) {
+        let sql = &self.writer.sql;
+        let now: i64 = sql.pragma_query_value(None, "page_count", |row| row.get(0)).unwrap();
+        sql.pragma_update_and_check(None, "max_page_count", now + pages, |_| Ok(())).unwrap();
+    }
+
+    /// Takes the file's write lock from under the writer, until it is dropped.
+    fn lock_out(&self) -> Connection {
+        let other = Connection::open(self.folder.path().join("halfway.db")).unwrap();
+        other.execute_batch("BEGIN IMMEDIATE").unwrap();
+        self.writer.sql.busy_timeout(Duration::ZERO).unwrap();
+        other
+    }
+
+    fn told(&self) -> Vec<TransactionId> {
+        std::mem::take(&mut self.relay.0.lock().unwrap())
+    }
+
+    fn stat(&self, stat: fn(&Stats) -> &std::sync::atomic::AtomicU64) -> u64 {
+        stat(&self.writer.stats).load(Ordering::Relaxed)
+    }
+
+    fn assert_sound(&self) {
+        let report = check(&self.folder.path().join("halfway.db")).unwrap();
+        assert_eq!(report.problems, Vec::<String>::new());
+    }
+}
+
+fn origin(lane: u16) -> Origin {
+    let id = TransactionId(uuid::Uuid::now_v7());
+    Origin { id, user: "guest".into(), lane: Lane { vhost: "/".into(), number: lane }, created_at: Timestamp(0) }
+}
+
+fn messages(body_bytes: usize) -> Messages {
+    let mut batch = Batch::default();
+    batch.push(HalfMessage { publish: b"", header: b"", body: &vec![7; body_bytes] });
+    batch.into()
+}
+
+type Answered<T> = oneshot::Receiver<Result<T, StoreError>>;
+
+fn commit(origin: &Origin, body_bytes: usize, parked: bool) -> (Request, Answered<Sequence>) {
+    let (answer, answered) = oneshot::channel();
+    let (origin, messages) = (origin.clone(), messages(body_bytes));
+    (Request::Commit { origin, messages, parked, forwarded: None, answer }, answered)
+}
+
+fn park(origin: &Origin, body_bytes: usize) -> (Request, Answered<()>) {
+    let (answer, answered) = oneshot::channel();
+    (Request::Park { origin: origin.clone(), messages: messages(body_bytes), answer }, answered)
+}
+
+fn rollback(origin: &Origin) -> (Request, Answered<()>) {
+    let (answer, answered) = oneshot::channel();
+    (Request::Rollback { id: origin.id, answer }, answered)
+}
+
+fn answer<T>(mut answered: Answered<T>) -> Result<T, StoreError> {
+    answered.try_recv().expect("answered")
+}
+
+#[test]
+fn neighbours_make_a_run() {
+    assert_eq!(runs(&[7, 3, 1, 2, 2, 9, 8]), [1..=3, 7..=9]);
+    assert!(runs(&[]).is_empty());
+}
+
+#[test]
+fn a_group_shares_one_sql_transaction() {
+    let mut bench = Bench::new();
+    let (requests, answers): (Vec<_>, Vec<_>) = (0..50).map(|lane| commit(&origin(lane % 4), 100, false)).unzip();
+    bench.write(requests);
+    let sequences: Vec<_> = answers.into_iter().map(|answered| answer(answered).unwrap()).collect();
+    assert!(sequences.is_sorted());
+    assert_eq!(bench.stat(|stats| &stats.groups), 1);
+    assert_eq!(bench.stat(|stats| &stats.group_requests), 50);
+    assert_eq!(bench.stat(|stats| &stats.commits), 50);
+    assert_eq!(bench.stat(|stats| &stats.backlog), 50);
+    assert_eq!(bench.stat(|stats| &stats.queued), 0);
+    bench.assert_sound();
+}
+
+#[test]
+fn what_is_too_large_for_the_disk_does_not_take_down_what_is_small() {
+    let mut bench = Bench::new();
+    bench.leave_pages(20);
+    // The large one is the first on its lane: the lane must be written again with the second.
+    let (large, before, after) = (origin(1), origin(0), origin(1));
+    let (requests, answers): (Vec<_>, Vec<_>) =
+        [commit(&before, 10, false), commit(&large, 1_000_000, false), commit(&after, 10, false)].into_iter().unzip();
+    bench.write(requests);
+    let answers: Vec<_> = answers.into_iter().map(answer).collect();
+    assert!(matches!(answers[..], [Ok(_), Err(StoreError::Full(_)), Ok(_)]), "{answers:?}");
+    assert_eq!(bench.told(), [before.id, after.id]);
+    bench.assert_sound();
+
+    bench.leave_pages(1000);
+    let (request, answered) = commit(&large, 1_000_000, false);
+    bench.write([request]);
+    answer(answered).unwrap();
+    bench.assert_sound();
+}
+
+#[test]
+fn a_transaction_that_lost_a_part_can_only_be_rolled_back() {
+    let mut bench = Bench::new();
+    bench.leave_pages(20);
+    let (first_lost, second_lost) = (origin(0), origin(0));
+    let (small_park, small_parked) = park(&second_lost, 10);
+    bench.write([small_park]);
+    answer(small_parked).unwrap();
+
+    for tx in [&first_lost, &second_lost] {
+        // All in one group: the caller need not wait for the first answer to make the second call.
+        let (lost, lost_answer) = park(tx, 1_000_000);
+        let (more, more_answer) = park(tx, 10);
+        let (decision, decision_answer) = commit(tx, 10, true);
+        bench.write([lost, more, decision]);
+        assert!(matches!(answer(lost_answer), Err(StoreError::Full(_))));
+        assert!(matches!(answer(more_answer), Err(StoreError::Full(_))));
+        assert!(matches!(answer(decision_answer), Err(StoreError::Full(_))));
+        assert_eq!(bench.told(), []);
+
+        let (end, end_answer) = rollback(tx);
+        bench.write([end]);
+        answer(end_answer).unwrap();
+    }
+    assert!(bench.writer.broken.is_empty());
+    bench.assert_sound();
+}
+
+#[test]
+fn a_failed_group_is_answered_as_failed_and_the_next_one_is_written() {
+    let mut bench = Bench::new();
+    let other = bench.lock_out();
+    let (first, second) = (origin(0), origin(1));
+    let (requests, answers): (Vec<_>, Vec<_>) =
+        [commit(&first, 10, false), commit(&second, 10, false)].into_iter().unzip();
+    bench.write(requests);
+    for answered in answers {
+        assert!(matches!(answer(answered), Err(StoreError::Io(_))));
+    }
+    assert_eq!(bench.told(), []);
+    assert_eq!(bench.stat(|stats| &stats.backlog), 0);
+    assert_eq!(bench.stat(|stats| &stats.errors), 1);
+    assert!(bench.writer.stats.failing.load(Ordering::Relaxed));
+    assert!(bench.writer.attempt(&[], true).is_err(), "an attempt to write writes");
+
+    drop(other);
+    bench.writer.attempt(&[], true).unwrap();
+    assert!(!bench.writer.stats.failing.load(Ordering::Relaxed));
+    let (request, answered) = commit(&second, 10, false);
+    bench.write([request]);
+    answer(answered).unwrap();
+    assert_eq!(bench.told(), [second.id]);
+    bench.assert_sound();
+}
+
+#[test]
+fn deletes_that_failed_are_kept_for_later() {
+    let mut bench = Bench::new();
+    let (request, answered) = commit(&origin(0), 10, false);
+    bench.write([request]);
+    bench.writer.gather(Call::Delivered(vec![answer(answered).unwrap()]), &mut Vec::new());
+
+    let other = bench.lock_out();
+    assert!(bench.writer.attempt(&[], true).is_err());
+    assert!(bench.writer.write_at.is_some_and(|at| at > Instant::now()));
+    assert_eq!(bench.stat(|stats| &stats.backlog), 1);
+
+    drop(other);
+    bench.writer.attempt(&[], true).unwrap();
+    assert_eq!(bench.stat(|stats| &stats.backlog), 0);
+    assert_eq!(bench.writer.write_at, None);
+}
