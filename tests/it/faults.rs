@@ -183,7 +183,7 @@ fn an_io_error_fails_commits_and_passes() {
 
 #[test]
 fn a_store_past_its_size_blocks_publishers_of_transactions() {
-    let (mut proxy, account) = prepared(&[("store.max_size", "'2MiB'")]);
+    let (mut proxy, account) = prepared(&[("store.max_size", "'2MiB'"), ("transaction.max_size", "'1MiB'")]);
     proxy.resume();
     let queue = unique("fault-max-size");
     broker().lock_out(&account);

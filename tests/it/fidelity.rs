@@ -160,12 +160,19 @@ fn routing_keys_and_exchange_names_need_not_be_utf8() {
 }
 
 #[test]
-fn a_header_near_the_frame_limit_can_still_be_forwarded() {
+fn a_header_that_nearly_fills_a_frame_passes_and_a_fuller_one_is_refused_at_once() {
+    let headers = |size| Properties::persistent().headers(Table::new().string("large", vec![b'x'; size]));
     same(|port| {
-        // With the id added, the header no longer fits a frame of the size that the client negotiated.
-        let sent = Properties::persistent().headers(Table::new().string("large", vec![b'x'; 131_000]));
+        let sent = headers(130_900);
         assert!(through(port, &sent, b"body").properties.without_half_id() == sent);
     });
+    // With x-half-id it would not fit the largest frame that RabbitMQ takes.
+    let mut raw = Raw::login(proxied_port());
+    raw.open_tx(1);
+    raw.publish_with(1, ("", b"nowhere"), 0, &headers(131_030), b"body");
+    raw.method(1, id::TX_COMMIT, |_| {}).unwrap();
+    let close = raw.expect_close(1);
+    assert!(close.code == 406 && close.text.contains("x-half-id"), "{close:?}");
 }
 
 #[test]

@@ -159,6 +159,7 @@ fn a_proxy_header_tells_rabbitmq_where_the_client_is() {
 /// An authority and a certificate of 127.0.0.1 from it, as PEM files in `folder`.
 fn certificates(folder: &Path) -> (PathBuf, PathBuf, PathBuf) {
     let mut authority = CertificateParams::new(Vec::new()).expect("parameters");
+    authority.distinguished_name.push(rcgen::DnType::CommonName, "authority of the tests");
     authority.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
     let authority = CertifiedIssuer::self_signed(authority, KeyPair::generate().expect("a key")).expect("an authority");
     let key = KeyPair::generate().expect("a key");
