@@ -22,6 +22,8 @@ const LOGIN_FRAME_BYTES_MAX: usize = 128 << 10;
 const FRAME_BYTES_MAX: usize = 256 << 20;
 /// RabbitMQ leaves a refused login unanswered for so long before it closes.
 const REFUSED_FOR: Duration = Duration::from_secs(3);
+/// Bytes that may wait on a channel that RabbitMQ has not closed yet before the client has to wait.
+const REFUSED_BEHIND_BYTES_MAX: usize = 64 << 10;
 /// How long a client may take to answer connection.close.
 const CLOSE_OK_WITHIN: Duration = Duration::from_secs(5);
 
@@ -184,7 +186,7 @@ enum End {
 #[derive(Debug)]
 enum Slot {
     Tx(Box<Channel>),
-    /// Closed by the proxy; the client has not answered yet.
+    /// Closed by the proxy; the client, or RabbitMQ, has not answered yet.
     Refused(Refused),
 }
 
@@ -193,6 +195,9 @@ struct Refused {
     /// channel.close, if it waits for the end of a content.
     close: Vec<u8>,
     content: Content,
+    client_answered: bool,
+    /// What the client sent after its answer. RabbitMQ takes no channel.open before it has answered too.
+    behind: Vec<u8>,
 }
 
 /// The protocol logic of one session.
@@ -420,16 +425,40 @@ impl Connection {
 
     /// A channel that the proxy closed: the client's frames are ignored until it has answered.
     fn refused_client_frame(&mut self, frame: &Frame<'_>) {
+        let Some(Slot::Refused(refused)) = self.channels.get_mut(&frame.channel) else { return };
         match frame.method_id() {
-            Some(id::CHANNEL_CLOSE) => {
+            Some(id::CHANNEL_CLOSE) if !refused.client_answered => {
                 method::write_bare(&mut self.io.to_client, frame.channel, id::CHANNEL_CLOSE_OK);
             }
-            Some(id::CHANNEL_CLOSE_OK) => drop(self.channels.remove(&frame.channel)),
+            Some(id::CHANNEL_CLOSE_OK) if !refused.client_answered => {
+                refused.client_answered = true;
+                self.reopen_if_answered(frame.channel);
+            }
             Some(id::CHANNEL_OPEN) => {
-                self.channels.remove(&frame.channel);
-                self.io.to_upstream.extend_from_slice(frame.raw);
+                refused.client_answered = true;
+                refused.behind.extend_from_slice(frame.raw);
+                self.reopen_if_answered(frame.channel);
+            }
+            _ if refused.client_answered => {
+                refused.behind.extend_from_slice(frame.raw);
+                if refused.behind.len() > REFUSED_BEHIND_BYTES_MAX {
+                    self.congested.insert(frame.channel);
+                }
             }
             _ => {}
+        }
+    }
+
+    /// The channel is free again when both sides have answered.
+    fn reopen_if_answered(&mut self, number: u16) {
+        if self.closing_upstream.contains(&number) {
+            return;
+        }
+        if let Some(Slot::Refused(Refused { client_answered: true, behind, .. })) = self.channels.get_mut(&number) {
+            let behind = std::mem::take(behind);
+            self.channels.remove(&number);
+            self.congested.remove(&number);
+            self.replay(&behind);
         }
     }
 
@@ -549,7 +578,8 @@ impl Connection {
         };
         channel.abandon(ended, &mut self.io);
         self.congested.remove(&number);
-        let mut refused = Refused { close: Vec::new(), content: channel.content() };
+        let behind = channel.take_behind();
+        let mut refused = Refused { content: channel.content(), ..Refused::default() };
         let text = code.text(detail);
         Close { code, text: text.as_bytes(), method }.write(&mut refused.close, number);
         if refused.content == Content::Idle {
@@ -560,6 +590,7 @@ impl Connection {
             Close { code: ReplyCode::SUCCESS, text: b"", method: (0, 0) }.write(&mut self.io.to_upstream, number);
             self.closing_upstream.insert(number);
         }
+        self.replay(&behind);
         self.end_if_idle();
     }
 
@@ -655,7 +686,10 @@ impl Connection {
             return;
         }
         match frame.method_id() {
-            Some(id::CHANNEL_CLOSE_OK) => drop(self.closing_upstream.remove(&frame.channel)),
+            Some(id::CHANNEL_CLOSE_OK) => {
+                self.closing_upstream.remove(&frame.channel);
+                self.reopen_if_answered(frame.channel);
+            }
             Some(id::CHANNEL_CLOSE) => {
                 method::write_bare(&mut self.io.to_upstream, frame.channel, id::CHANNEL_CLOSE_OK);
             }
