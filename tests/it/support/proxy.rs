@@ -81,6 +81,10 @@ impl Proxy {
         let mut words: Vec<&str> = wrapper.to_vec();
         words.push(env!("CARGO_BIN_EXE_halfway"));
         let mut command = Command::new(words[0]);
+        // The configuration file alone counts: the proxy would take variables of the tests for settings of its own.
+        for (name, _) in std::env::vars_os().filter(|(name, _)| name.as_encoded_bytes().starts_with(b"HALFWAY_")) {
+            command.env_remove(name);
+        }
         command.args(&words[1..]).args(["serve", "--config"]).arg(self.configuration());
         self.process = Some(Process::start(command, self.folder.path(), "proxy.log"));
     }
