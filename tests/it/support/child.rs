@@ -35,7 +35,7 @@ impl Process {
         // The guard's standard input is a pipe from this process: a line means that all is well, its end that this
         // process is gone.
         let guard = Command::new("sh")
-            .args(["-c", r#"read line || { kill -KILL -- "-$0"; sleep 0.2; rm -rf "$1"; }"#, &child.id().to_string()])
+            .args(["-c", r#"read line || { kill -s KILL -- "-$0"; sleep 0.2; rm -rf "$1"; }"#, &child.id().to_string()])
             .arg(folder)
             .process_group(0)
             .stdin(Stdio::piped())
