@@ -210,6 +210,7 @@ async fn a_page_goes_on_where_the_last_one_ended(store: &dyn Store, relay: &Rela
             let Some(last) = packs.last() else { break };
             after = Some(Cursor { sequence: last.sequence, pack: last.number });
             found.push(page_bodies(&packs).concat());
+            assert!(found.len() <= pages.len(), "pages of {bytes_max} bytes: {found:?}");
         }
         assert_eq!(found, pages, "pages of {bytes_max} bytes");
     }

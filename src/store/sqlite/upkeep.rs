@@ -171,7 +171,7 @@ impl Upkeep {
         let Some(max) = self.bytes_max else { return };
         self.full.send_if_modified(|full| {
             let was = *full;
-            *full = if was { used > max / 100 * ROOM_AGAIN_PERCENT } else { used >= max };
+            *full = is_full(was, used, max);
             if *full != was {
                 tracing::warn!(used, max, full, "the store's size limit");
             }
@@ -183,6 +183,10 @@ impl Upkeep {
         add(&self.stats.errors, 1);
         tracing::warn!(%error, chore, "a chore of the store failed; it will be tried again");
     }
+}
+
+fn is_full(was: bool, used: u64, max: u64) -> bool {
+    if was { used > max / 100 * ROOM_AGAIN_PERCENT } else { used >= max }
 }
 
 /// Counts what the gauges start with. Counts entries of small indexes, never rows.
@@ -258,4 +262,19 @@ fn purge_packs(sql: &Connection, number: i64) -> rusqlite::Result<()> {
         None => sql.prepare_cached("DELETE FROM garbage WHERE number = ?1")?.execute([number])?,
     };
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn full_at_the_limit_and_until_there_is_some_room() {
+        let mut full = false;
+        let told = [99, 100, 99, 96, 95, 96, 99, 100].map(|used| {
+            full = is_full(full, used * 1000, 100_000);
+            full
+        });
+        assert_eq!(told, [false, true, true, true, false, false, false, true]);
+    }
 }
