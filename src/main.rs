@@ -3,6 +3,7 @@
 use std::{
     error::Error,
     io::{self, stderr, stdout},
+    num::NonZero,
     process::ExitCode,
 };
 
@@ -81,5 +82,8 @@ fn store(command: &StoreCommand) -> Result<ExitCode, Box<dyn Error>> {
 }
 
 fn runtime() -> io::Result<Runtime> {
-    tokio::runtime::Builder::new_multi_thread().enable_all().build()
+    // Half of the cores: sessions spend their time in the kernel, and the store's writer, and often RabbitMQ, want the
+    // others. Fewer threads also wake each other less.
+    let cores = std::thread::available_parallelism().map_or(1, NonZero::get);
+    tokio::runtime::Builder::new_multi_thread().worker_threads(cores.div_ceil(2)).enable_all().build()
 }

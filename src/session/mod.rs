@@ -17,8 +17,8 @@ use crate::tx::id::TransactionId;
 use crate::upstream::Upstream;
 use std::fmt;
 use std::sync::Arc;
-use std::time::Duration;
-use uuid::Uuid;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use uuid::Builder;
 
 /// What all sessions share.
 pub struct Shared {
@@ -77,7 +77,17 @@ impl Shared {
             message_bytes_max,
             message_bytes_auto,
             memory_bytes_max: usize::try_from(transaction.memory).unwrap_or(usize::MAX),
-            new_id: || TransactionId(Uuid::now_v7()),
+            new_id,
         }
     }
+}
+
+/// A new id. Its 74 random bits come from a generator in this process: ids have to differ, not to be secret, and asking
+/// the system for each is a call per transaction.
+fn new_id() -> TransactionId {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    let mut random = [0; 10];
+    random.fill_with(|| fastrand::u8(..));
+    let millis = u64::try_from(since.as_millis()).unwrap_or(u64::MAX);
+    TransactionId(Builder::from_unix_timestamp_millis(millis, &random).into_uuid())
 }
