@@ -55,6 +55,11 @@ impl<T> Confirms<T> {
         self.unconfirmed.first_key_value().map(|(tag, _)| *tag)
     }
 
+    /// The unconfirmed message, if there is one alone.
+    pub fn only(&self) -> Option<&T> {
+        self.unconfirmed.values().next().filter(|_| self.len() == 1)
+    }
+
     /// Messages that are not confirmed.
     pub fn len(&self) -> usize {
         self.unconfirmed.len()

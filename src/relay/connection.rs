@@ -5,36 +5,28 @@ use super::lane::{Fault, Lane, Policy};
 use super::login::{Connection, LoginError};
 use super::queue::{Budget, Next, Queue};
 use super::status::{Link, VhostStatus, add};
-use crate::amqp::frame::{self, Frame, Split};
-use crate::amqp::method::{Close, id};
+use super::wire::{WRITE_BYTES, Wire};
+use crate::amqp::frame::{self, Frame};
+use crate::amqp::method::{self, Close, id};
 use crate::amqp::reply_code::ReplyCode;
 use crate::amqp::wire::{Malformed, Reader};
 use crate::store::{Committed, DeadLetter, Pack, Sequence, Store, StoreError};
-use crate::upstream::{ConnectError, Stream, Upstream};
-use bytes::{Buf, BytesMut};
+use crate::upstream::{ConnectError, Upstream};
 use futures_util::future::BoxFuture;
 use futures_util::stream::{FuturesUnordered, StreamExt};
 use std::collections::BTreeMap;
 use std::io;
-use std::pin::{Pin, pin};
+use std::pin::pin;
 use std::sync::atomic::{AtomicI64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant};
-use tokio::io::{AsyncReadExt, AsyncWrite, ReadHalf, WriteHalf};
 use tokio::sync::{Notify, watch};
 use tokio::time::{sleep, sleep_until, timeout};
 
-/// Bytes of frames that are gathered for one write; the last message may go over it.
-const WRITE_BYTES: usize = 64 << 10;
-/// Bytes that one read may bring.
-const READ_BYTES: usize = 64 << 10;
 /// Bytes of messages that a lane has at hand to send; more waits in its queue.
 const UNSENT_BYTES: usize = 256 << 10;
 /// Bytes that are asked of the store at once.
 const PAGE_BYTES: usize = 512 << 10;
-/// A buffer that a large message has blown up is given back.
-const BUFFER_BYTES_KEPT: usize = 1 << 20;
 /// Transactions that are reported to the store at once, and how long a few may wait for more.
 const DELIVERED_MAX: usize = 512;
 const DELIVERED_WAIT: Duration = Duration::from_millis(10);
@@ -42,6 +34,12 @@ const DELIVERED_WAIT: Duration = Duration::from_millis(10);
 const STORE_PAUSE: Duration = Duration::from_secs(1);
 /// A connection that held this long, or confirmed something, was no failure.
 const USEFUL_AFTER: Duration = Duration::from_secs(30);
+/// Connections in a row that RabbitMQ may close before a message of ours is suspected.
+const CLOSES_BORNE: u32 = 2;
+/// How often a message that is alone in flight may cost the connection before it is given up.
+const STRIKES_MAX: u32 = 5;
+/// The timer is never set to less, should a lane's deadline have passed while it may not act.
+const TIMER_MIN: Duration = Duration::from_millis(1);
 /// How long RabbitMQ may take for a polite goodbye.
 const GOODBYE_TIMEOUT: Duration = Duration::from_secs(1);
 
@@ -106,6 +104,17 @@ pub(super) struct Vhost {
     delivered_since: Option<Instant>,
     confirmed_something: bool,
     blocked: bool,
+    suspicion: Suspicion,
+}
+
+/// A message can make RabbitMQ close the whole connection, each time it is sent. After some such closes one message at a
+/// time is sent, over all lanes, until nothing has to be sent again; one that was alone in flight each time is given up.
+#[derive(Default)]
+struct Suspicion {
+    /// Connections in a row that RabbitMQ closed because of an error.
+    closes: u32,
+    /// The lane and the message that was alone in flight, and how often.
+    suspect: Option<(u16, (Sequence, u32), u32)>,
 }
 
 /// What the store said.
@@ -126,6 +135,8 @@ enum Lost {
     Closed(ReplyCode, String),
     #[error("the connection broke: {0}")]
     Io(#[from] io::Error),
+    #[error("RabbitMQ said goodbye")]
+    Goodbye,
     #[error("RabbitMQ gives no sign of life")]
     Silent,
     #[error("RabbitMQ sent what can't be read")]
@@ -138,22 +149,6 @@ impl From<Malformed> for Lost {
     fn from(Malformed: Malformed) -> Self {
         Self::Malformed
     }
-}
-
-/// What a connection needs while it lives.
-struct Wire {
-    reader: ReadHalf<Stream>,
-    writer: WriteHalf<Stream>,
-    input: BytesMut,
-    payload_bytes_max: usize,
-    frame_bytes_max: u32,
-    heartbeat: Duration,
-    out: Vec<u8>,
-    /// How much of `out` is written.
-    written: usize,
-    last_read: Instant,
-    last_write: Instant,
-    said_goodbye: bool,
 }
 
 impl Vhost {
@@ -171,6 +166,7 @@ impl Vhost {
             delivered_since: None,
             confirmed_something: false,
             blocked: false,
+            suspicion: Suspicion::default(),
         }
     }
 
@@ -192,8 +188,15 @@ impl Vhost {
                     add(&self.status.counters.reconnects, u64::from(connections > 0));
                     connections += 1;
                     let end = self.converse(connection).await;
+                    let lone = self.lone_message();
                     self.disconnected();
                     let Err(lost) = end else { break };
+                    if began.elapsed() > USEFUL_AFTER {
+                        self.suspicion = Suspicion::default();
+                    }
+                    if let Lost::Closed(code, text) = &lost {
+                        self.suspect(lone, *code, text);
+                    }
                     let useful = self.confirmed_something || began.elapsed() > USEFUL_AFTER;
                     (failures, node) = if useful { (0, 0) } else { (failures, number + 1) };
                     lost
@@ -214,6 +217,33 @@ impl Vhost {
         }
         self.report_delivered();
         self.status.set_link(Link::Connecting(None));
+    }
+
+    /// The lane and the message that is alone in flight.
+    fn lone_message(&self) -> Option<(u16, (Sequence, u32))> {
+        let mut busy = self.lanes.iter().filter(|(_, lane)| lane.in_flight() > 0);
+        let (number, lane) = busy.next()?;
+        lane.lone_message().filter(|_| busy.next().is_none()).map(|message| (*number, message))
+    }
+
+    /// RabbitMQ closed the connection while `lone` was alone in flight, or nothing, or more.
+    fn suspect(&mut self, lone: Option<(u16, (Sequence, u32))>, code: ReplyCode, text: &str) {
+        if code == ReplyCode::CONNECTION_FORCED {
+            return;
+        }
+        self.suspicion.closes += 1;
+        let Some((lane, message)) = lone else { return };
+        let strikes = match self.suspicion.suspect {
+            Some((_, suspect, strikes)) if suspect == message => strikes + 1,
+            _ => 1,
+        };
+        self.suspicion.suspect = Some((lane, message, strikes));
+        if strikes >= STRIKES_MAX
+            && let Some(lane) = self.lanes.get_mut(&lane)
+        {
+            self.suspicion.suspect = None;
+            lane.give_up(message, code, text.to_owned());
+        }
     }
 
     /// `None`: the relay drains.
@@ -263,9 +293,25 @@ impl Vhost {
         let mut wire = Wire::new(connection);
         self.blocked = false;
         for lane in self.lanes.values_mut() {
-            lane.connected(&mut wire.out);
+            lane.connected(&mut wire.writer.out);
         }
-        wire.handle_input(self)?;
+        let end = self.forward(&mut wire).await;
+        let goodbye = match &end {
+            Ok(()) => self.say_goodbye(wire).await,
+            Err(Lost::Closed(..)) => {
+                method::write_bare(&mut wire.writer.out, 0, id::CONNECTION_CLOSE_OK);
+                timeout(GOODBYE_TIMEOUT, wire.writer.write()).await.unwrap_or(Ok(())).map_err(Lost::from)
+            }
+            Err(_) => Ok(()),
+        };
+        if let Err(error) = goodbye {
+            tracing::debug!(vhost = %self.name, %error, "the connection did not end politely");
+        }
+        end
+    }
+
+    async fn forward(&mut self, wire: &mut Wire) -> Result<(), Lost> {
+        self.handle_frames(wire)?;
         let mut armed = Instant::now() + wire.heartbeat;
         let mut timer = pin!(sleep_until(armed.into()));
         let (inbox, mut draining) = (Arc::clone(&self.inbox), self.draining.clone());
@@ -273,41 +319,34 @@ impl Vhost {
             let now = Instant::now();
             let drains = *draining.borrow_and_update();
             if !drains {
-                self.feed(&mut wire, now);
+                self.feed(wire, now);
             }
             self.collect();
             if drains && self.lanes.values().all(Lane::is_settled) {
                 self.report_delivered();
-                return self.say_goodbye(wire).await;
+                return Ok(());
             }
             if self.delivered_is_due(now) {
                 self.report_delivered();
             }
             // A timer that rings too early costs less than one that is set each time.
-            let deadline = self.deadline(&wire);
+            let deadline = self.deadline(wire).max(now + TIMER_MIN);
             if deadline < armed || armed <= now {
                 armed = deadline;
                 timer.as_mut().reset(deadline.into());
             }
-            let dirty = wire.written < wire.out.len();
-            let Wire { reader, writer, input, out, written, .. } = &mut wire;
-            input.reserve(READ_BYTES);
+            let Wire { reader, writer, .. } = &mut *wire;
+            let dirty = !writer.out.is_empty();
             tokio::select! {
-                result = write_all(writer, out, written), if dirty => {
+                result = writer.write(), if dirty => result?,
+                result = reader.read() => {
                     result?;
-                    wire.wrote();
-                }
-                result = reader.read_buf(input) => {
-                    if result? == 0 {
-                        return Err(io::Error::from(io::ErrorKind::UnexpectedEof).into());
-                    }
-                    wire.last_read = Instant::now();
-                    wire.handle_input(self)?;
+                    self.handle_frames(wire)?;
                 }
                 () = inbox.wake.notified() => {}
                 Some(answer) = self.questions.next() => self.hear(answer),
                 _ = draining.changed() => {}
-                () = &mut timer => self.handle_timeout(&mut wire)?,
+                () = &mut timer => self.handle_timeout(wire)?,
             }
         }
     }
@@ -320,7 +359,7 @@ impl Vhost {
             let Some(channel) = number.checked_add(1) else { continue };
             let lane = self.lanes.entry(*number).or_insert_with(|| {
                 let mut lane = Lane::new(channel, self.shared.settings.policy(), Arc::clone(&self.status));
-                lane.connected(&mut wire.out);
+                lane.connected(&mut wire.writer.out);
                 lane.set_blocked(self.blocked, now);
                 lane
             });
@@ -341,12 +380,30 @@ impl Vhost {
             let page = self.shared.store.page(&lane, after, PAGE_BYTES);
             self.questions.push(Box::pin(async move { Answer::Page { lane: number, packs: page.await } }));
         }
+        self.fill(&mut wire.writer.out, wire.frame_bytes_max, now);
+    }
+
+    /// Writes what the lanes may send. Each time another lane comes first.
+    fn fill(&mut self, out: &mut Vec<u8>, frame_bytes_max: u32, now: Instant) {
         let first = self.turn;
-        let ends = self.lanes.range(first..).chain(self.lanes.range(..first)).nth(1);
-        self.turn = ends.map_or(0, |(number, _)| *number);
-        let mut fill = |lane: &mut Lane| lane.fill(&mut wire.out, WRITE_BYTES, wire.frame_bytes_max, now);
-        self.lanes.range_mut(first..).for_each(|(_, lane)| fill(lane));
-        self.lanes.range_mut(..first).for_each(|(_, lane)| fill(lane));
+        let next = self.lanes.range(first..).chain(self.lanes.range(..first)).nth(1);
+        self.turn = next.map_or(0, |(number, _)| *number);
+        if self.suspicion.closes >= CLOSES_BORNE {
+            if self.lanes.values().any(|lane| lane.in_flight() > 0) {
+                return;
+            }
+            let mut send = |(_, lane): (&u16, &mut Lane)| lane.send_again(out, frame_bytes_max, now);
+            if self.lanes.range_mut(first..).any(&mut send) || self.lanes.range_mut(..first).any(&mut send) {
+                return;
+            }
+            if self.lanes.values().any(Lane::owes) {
+                return;
+            }
+            self.suspicion = Suspicion::default();
+        }
+        let mut fill = |(_, lane): (&u16, &mut Lane)| lane.fill(out, WRITE_BYTES, frame_bytes_max, now);
+        self.lanes.range_mut(first..).for_each(&mut fill);
+        self.lanes.range_mut(..first).for_each(&mut fill);
     }
 
     /// Takes what the lanes have for the store.
@@ -426,33 +483,38 @@ impl Vhost {
     fn deadline(&self, wire: &Wire) -> Instant {
         let lanes = self.lanes.values().filter_map(Lane::deadline);
         let delivered = self.delivered_since.map(|since| since + DELIVERED_WAIT);
-        let signs_of_life = (wire.last_write + wire.heartbeat / 2).min(wire.last_read + wire.heartbeat * 2);
+        let signs_of_life =
+            (wire.writer.last_write + wire.heartbeat / 2).min(wire.reader.last_read + wire.heartbeat * 2);
         lanes.chain(delivered).fold(signs_of_life, Instant::min)
     }
 
     fn handle_timeout(&mut self, wire: &mut Wire) -> Result<(), Lost> {
         let now = Instant::now();
-        if now >= wire.last_read + wire.heartbeat * 2 {
+        if now >= wire.reader.last_read + wire.heartbeat * 2 {
             return Err(Lost::Silent);
         }
-        if now >= wire.last_write + wire.heartbeat / 2 {
+        if now >= wire.writer.last_write + wire.heartbeat / 2 {
             // While RabbitMQ does not read, what waits to be written is all the sign of life that we can give.
-            if wire.out.is_empty() {
-                wire.out.extend_from_slice(&frame::HEARTBEAT);
+            if wire.writer.out.is_empty() {
+                wire.writer.out.extend_from_slice(&frame::HEARTBEAT);
             }
-            wire.last_write = now;
+            wire.writer.last_write = now;
         }
         for lane in self.lanes.values_mut() {
-            lane.handle_timeout(&mut wire.out, now)?;
+            lane.handle_timeout(&mut wire.writer.out, now)?;
         }
         Ok(())
     }
 
-    fn handle_frame(&mut self, frame: Frame<'_>, wire: &mut Sink<'_>) -> Result<(), Lost> {
-        let now = Instant::now();
+    fn handle_frames(&mut self, wire: &mut Wire) -> Result<(), Lost> {
+        let (now, Wire { reader, writer, .. }) = (Instant::now(), wire);
+        reader.frames(|frame| self.handle_frame(frame, &mut writer.out, now))
+    }
+
+    fn handle_frame(&mut self, frame: Frame<'_>, out: &mut Vec<u8>, now: Instant) -> Result<(), Lost> {
         if let Some(lane) = frame.channel.checked_sub(1) {
             if let Some(lane) = self.lanes.get_mut(&lane) {
-                lane.handle_frame(frame, wire.out, now)?;
+                lane.handle_frame(frame, out, now)?;
             }
             return Ok(());
         }
@@ -461,7 +523,7 @@ impl Vhost {
                 let close = Close::parse(frame.arguments())?;
                 return Err(Lost::Closed(close.code, String::from_utf8_lossy(close.text).into_owned()));
             }
-            Some(id::CONNECTION_CLOSE_OK) => *wire.said_goodbye = true,
+            Some(id::CONNECTION_CLOSE_OK) => return Err(Lost::Goodbye),
             Some(id::CONNECTION_BLOCKED) => {
                 let reason = String::from_utf8_lossy(Reader::new(frame.arguments()).short_string()?).into_owned();
                 tracing::warn!(vhost = %self.name, %reason, "RabbitMQ takes no messages for now");
@@ -487,82 +549,20 @@ impl Vhost {
 
     /// Closes the connection as the protocol wants it, as far as RabbitMQ plays along.
     async fn say_goodbye(&mut self, mut wire: Wire) -> Result<(), Lost> {
-        Close { code: ReplyCode::SUCCESS, text: b"goodbye", method: (0, 0) }.write(&mut wire.out, 0);
+        Close { code: ReplyCode::SUCCESS, text: b"goodbye", method: (0, 0) }.write(&mut wire.writer.out, 0);
         let goodbye = async {
-            write_all(&mut wire.writer, &wire.out, &mut wire.written).await?;
-            while !wire.said_goodbye && wire.reader.read_buf(&mut wire.input).await? > 0 {
-                wire.handle_input(self)?;
+            wire.writer.write().await?;
+            loop {
+                wire.reader.read().await?;
+                match self.handle_frames(&mut wire) {
+                    Ok(()) => {}
+                    Err(Lost::Goodbye) => return Ok(()),
+                    Err(lost) => return Err(lost),
+                }
             }
-            Ok(())
         };
         timeout(GOODBYE_TIMEOUT, goodbye).await.unwrap_or(Ok(()))
     }
-}
-
-/// What a frame may change of the connection that it came on.
-struct Sink<'a> {
-    out: &'a mut Vec<u8>,
-    said_goodbye: &'a mut bool,
-}
-
-impl Wire {
-    fn new(connection: Connection) -> Self {
-        let (payload_bytes_max, now) = (connection.payload_bytes_max(), Instant::now());
-        let Connection { stream, input, frame_bytes_max, heartbeat } = connection;
-        let (reader, writer) = tokio::io::split(stream);
-        Self {
-            reader,
-            writer,
-            input,
-            payload_bytes_max,
-            frame_bytes_max,
-            heartbeat,
-            out: Vec::with_capacity(2 * WRITE_BYTES),
-            written: 0,
-            last_read: now,
-            last_write: now,
-            said_goodbye: false,
-        }
-    }
-
-    /// Hands the whole frames of the input to `vhost`.
-    fn handle_input(&mut self, vhost: &mut Vhost) -> Result<(), Lost> {
-        let mut consumed = 0;
-        loop {
-            match frame::split(&self.input[consumed..], self.payload_bytes_max) {
-                Split::Frame(frame) => {
-                    consumed += frame.raw.len();
-                    vhost
-                        .handle_frame(frame, &mut Sink { out: &mut self.out, said_goodbye: &mut self.said_goodbye })?;
-                }
-                Split::NeedBytes(_) => break,
-                Split::Malformed => return Err(Lost::Malformed),
-            }
-        }
-        self.input.advance(consumed);
-        Ok(())
-    }
-
-    fn wrote(&mut self) {
-        self.last_write = Instant::now();
-        self.written = 0;
-        self.out.clear();
-        self.out.shrink_to(BUFFER_BYTES_KEPT);
-    }
-}
-
-/// Writes what of `out` is not `written` yet, and flushes. May be dropped at any moment and called again.
-async fn write_all(writer: &mut WriteHalf<Stream>, out: &[u8], written: &mut usize) -> io::Result<()> {
-    let poll = |cx: &mut Context<'_>| -> Poll<io::Result<()>> {
-        while *written < out.len() {
-            match ready!(Pin::new(&mut *writer).poll_write(cx, &out[*written..]))? {
-                0 => return Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
-                count => *written += count,
-            }
-        }
-        Pin::new(&mut *writer).poll_flush(cx)
-    };
-    std::future::poll_fn(poll).await
 }
 
 /// Asks the store to keep a dead letter.

@@ -283,6 +283,29 @@ impl Lane {
         }
     }
 
+    /// Sends the next message that has to go again, and nothing else; says whether there was one that may go.
+    pub(super) fn send_again(&mut self, out: &mut Vec<u8>, frame_bytes_max: u32, now: Instant) -> bool {
+        let message = if self.again.is_empty() { None } else { self.next_message(now) };
+        message.map(|message| self.send(message, out, frame_bytes_max, now)).is_some()
+    }
+
+    /// Whether something has to go again.
+    pub(super) fn owes(&self) -> bool {
+        !self.again.is_empty()
+    }
+
+    /// The one message in flight, if it is the only one.
+    pub(super) fn lone_message(&self) -> Option<(Sequence, u32)> {
+        self.confirms.only().map(|message| (message.sequence, message.id.index))
+    }
+
+    /// Gives up a message that has to go again: it makes RabbitMQ close the connection.
+    pub(super) fn give_up(&mut self, message: (Sequence, u32), code: ReplyCode, text: String) {
+        if let Some(message) = self.again.remove(&message) {
+            self.bury(message, code, text);
+        }
+    }
+
     fn next_message(&mut self, now: Instant) -> Option<Message> {
         if self.phase != Phase::Open || self.blocked {
             return None;

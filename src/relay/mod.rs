@@ -14,6 +14,7 @@ mod login;
 mod probe;
 mod queue;
 mod status;
+mod wire;
 
 pub use backoff::Backoff;
 pub use login::{Credentials, LoginError};

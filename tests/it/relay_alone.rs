@@ -61,9 +61,14 @@ impl Alone {
 
     /// Commits one message to a queue.
     fn commit(&self, vhost: &str, queue: &str, body: &str) -> oneshot::Receiver<Forwarded> {
+        self.commit_with(vhost, queue, body, 3, 0)
+    }
+
+    /// Commits one message on a lane, with the bits mandatory and immediate.
+    fn commit_with(&self, vhost: &str, queue: &str, body: &str, lane: u16, bits: u8) -> oneshot::Receiver<Forwarded> {
         let mut publish = vec![0, 0, 0, queue.len() as u8];
         publish.extend_from_slice(queue.as_bytes());
-        publish.push(0);
+        publish.push(bits);
         let header = Properties::persistent().encode(body.len() as u64);
         let mut batch = Batch::default();
         batch.push(HalfMessage { publish: &publish, header: &header, body: body.as_bytes() });
@@ -71,7 +76,7 @@ impl Alone {
         let origin = Origin {
             id: TransactionId(Uuid::now_v7()),
             user: "guest".into(),
-            lane: Lane { vhost: vhost.into(), number: 3 },
+            lane: Lane { vhost: vhost.into(), number: lane },
             created_at: Timestamp(0),
         };
         let commit = Commit { origin, batch, parked: false, forwarded: Some(sender) };
@@ -166,7 +171,7 @@ fn a_virtual_host_that_is_not_there_troubles_no_other() {
     drop(alone.commit("/", &queue, "1"));
     assert_eq!(arrivals(&mut raw, &queue, 1), [(1, false)]);
     wait_until(deadline(PATIENCE), "the refusal", || matches!(link(&relay, &vhost), Some(Link::Refused(530, _))));
-    assert_eq!(alone.store.backlog(), 1);
+    wait_until(deadline(PATIENCE), "the other to be delivered", || alone.store.backlog() == 1);
 
     broker().add_vhost(&vhost);
     let mut raw = reader(broker(), &vhost, &queue);
@@ -187,6 +192,29 @@ fn a_node_that_accepts_and_says_nothing_sensible_is_passed_over() {
     let relay = alone.start(&[port, broker().port]);
     drop(alone.commit("/", &queue, "0"));
     assert_eq!(arrivals(&mut raw, &queue, 1), [(0, false)]);
+    alone.runtime.block_on(relay.drain(PATIENCE));
+}
+
+#[test]
+fn a_message_that_costs_the_connection_each_time_is_found_and_given_up() {
+    const IMMEDIATE: u8 = 2;
+    let (alone, queue) = (Alone::new(), unique("alone-poison"));
+    let mut raw = reader(broker(), "/", &queue);
+    broker().add_relay_account(&alone.account);
+    // All of them are there when the relay starts, on two lanes; RabbitMQ answers 540 to one, and closes the connection.
+    for number in 0..20 {
+        let bits = if number == 7 { IMMEDIATE } else { 0 };
+        drop(alone.commit_with("/", &queue, &number.to_string(), number % 2, bits));
+    }
+    let relay = alone.start(&[broker().port]);
+    alone.wait_for_empty_store();
+    let mut numbers: Vec<usize> = raw.drain(1, &queue).iter().map(|text| text.parse().unwrap()).collect();
+    numbers.sort_unstable();
+    numbers.dedup();
+    assert_eq!(numbers, (0..20).filter(|number| *number != 7).collect::<Vec<_>>());
+    let letters = alone.store.dead_letters();
+    assert_eq!(letters.len(), 1);
+    assert_eq!(letters[0].0.reply_code, 540);
     alone.runtime.block_on(relay.drain(PATIENCE));
 }
 
