@@ -185,7 +185,16 @@ fn a_file_that_is_not_a_store_is_refused_and_left_alone() {
 fn an_empty_file_becomes_a_store() {
     let folder = Folder::new();
     std::fs::write(folder.db(), b"").unwrap();
-    open(&folder.db());
+    drop(open(&folder.db()));
+    assert_sound(&folder.db());
+
+    // What a first start leaves that was cut off before it made the tables.
+    std::fs::remove_file(folder.db()).unwrap();
+    let sql = rusqlite::Connection::open(folder.db()).unwrap();
+    sql.pragma_update(None, "journal_mode", "wal").unwrap();
+    drop(sql);
+    assert_ne!(std::fs::metadata(folder.db()).unwrap().len(), 0);
+    drop(open(&folder.db()));
     assert_sound(&folder.db());
 }
 

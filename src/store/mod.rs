@@ -175,7 +175,8 @@ pub trait Store: Send + Sync + 'static {
     /// Commits. Once answered, every message of the transaction reaches RabbitMQ, whatever crashes.
     fn commit(&self, commit: Commit) -> Reply<Sequence>;
 
-    /// Rolls back a parked transaction: its messages go.
+    /// Rolls back a parked transaction: its messages go. If this fails it stays undecided, and one without a name is
+    /// rolled back at the next start.
     fn rollback(&self, id: TransactionId) -> Reply<()>;
 
     /// RabbitMQ has confirmed, or a dead letter keeps, every message of these. Need not be durable before the next

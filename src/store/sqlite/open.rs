@@ -213,8 +213,9 @@ pub(super) fn schema_version(sql: &Connection, path: &Path) -> Result<i64, OpenE
     let number = |pragma: &str| sql.pragma_query_value(None, pragma, |row| row.get::<_, i64>(0)).map_err(failed);
     let (version, application) = (number("user_version")?, number("application_id")?);
     if application != i64::from(APPLICATION_ID) {
-        let is_new = application == 0 && version == 0 && number("page_count")? == 0;
-        return if is_new {
+        // A start that was cut off before its first migration leaves a file with a header and nothing in it.
+        let tables = sql.query_row("SELECT count(*) FROM sqlite_schema", [], |row| row.get::<_, i64>(0));
+        return if application == 0 && version == 0 && tables.map_err(failed)? == 0 {
             Ok(0)
         } else {
             Err(OpenError::NotAStore { path: path.into(), reason: "it is another program's SQLite file".into() })

@@ -241,7 +241,13 @@ impl Writer {
         for request in requests {
             outcomes.push(match request {
                 Request::Park { origin, messages, .. } => match self.broken.get(&origin.id) {
-                    None => rows.park(origin, messages)?,
+                    None => {
+                        let outcome = rows.park(origin, messages)?;
+                        if let Outcome::Refused(error @ StoreError::Full(_)) = &outcome {
+                            self.broken.insert(origin.id, error.clone());
+                        }
+                        outcome
+                    }
                     Some(error) => Outcome::Refused(error.clone()),
                 },
                 Request::Commit { origin, messages, parked, .. } => match self.broken.get(&origin.id) {

@@ -176,6 +176,23 @@ fn a_transaction_that_lost_a_part_can_only_be_rolled_back() {
 }
 
 #[test]
+fn a_transaction_in_too_many_parts_is_refused_as_a_whole() {
+    let mut bench = Bench::new();
+    let tx = origin(0);
+    let (first, first_answer) = park(&tx, 10);
+    bench.write([first]);
+    answer(first_answer).unwrap();
+    bench.writer.sql.execute("UPDATE transactions SET packs = (1 << 20) - 1", []).unwrap();
+
+    let (last, last_answer) = park(&tx, 10);
+    let (decision, decision_answer) = commit(&tx, 10, true);
+    bench.write([last, decision]);
+    assert!(matches!(answer(last_answer), Err(StoreError::Full(_))));
+    assert!(matches!(answer(decision_answer), Err(StoreError::Full(_))));
+    assert_eq!(bench.told(), []);
+}
+
+#[test]
 fn a_failed_group_is_answered_as_failed_and_the_next_one_is_written() {
     let mut bench = Bench::new();
     let other = bench.lock_out();
