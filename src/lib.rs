@@ -8,13 +8,13 @@
 //! - [`protocol`]: what one client connection says and is told, pure.
 //! - [`store`]: what survives a crash.
 //! - [`config`]: what an operator can set, checked at the edge.
+//! - [`telemetry`] and [`signals`]: logs, and what the operator says while the proxy runs.
 //! - [`metrics`] and [`health`]: what every part reports.
 //! - [`tls`]: certificates and trust, on both sides.
 //! - [`upstream`]: dialing RabbitMQ.
 //! - [`relay`]: committed half messages to RabbitMQ.
 //! - [`session`]: one task for each client connection.
 //! - [`admin`]: the HTTP port.
-//! - [`telemetry`] and [`signals`]: logs, and what the operator says while the proxy runs.
 //! - [`report`]: brings together what the parts count.
 //! - [`app`]: builds every part in order.
 //! - [`doctor`]: looks at what the proxy needs.

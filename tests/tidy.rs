@@ -1,0 +1,228 @@
+//! The form of the house: what the compiler can't see, and what a reader relies on. Each rule is a function from text to
+//! faults, and is shown a bad sample beside the real files.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+/// Lines of one source file.
+const LINES_MAX: usize = 900;
+/// Modules that are values and rules only: they are given the time, and return what is to be done.
+const PURE: [&str; 3] = ["amqp", "tx", "protocol"];
+/// What has no place in them. `std::net` has only addresses there, which are values.
+const IMPURE: [&str; 15] = [
+    "tokio",
+    "rusqlite",
+    "tracing",
+    "serde",
+    "figment",
+    "clap",
+    "std::fs",
+    "std::io",
+    "std::env",
+    "std::process",
+    "std::thread",
+    "std::sync",
+    "SystemTime",
+    "Instant::now",
+    "now_v7",
+];
+/// Modules on one level, which must not know each other: the app alone brings them together.
+const STRANGERS: [(&str, &str); 3] = [("session", "relay"), ("admin", "session"), ("admin", "relay")];
+
+#[test]
+fn pure_modules_stay_pure() {
+    each_source(|path, text| PURE.iter().find(|pure| within(path, pure)).map_or(Vec::new(), |_| impurities(text)));
+    assert_eq!(impurities("use tokio::net::TcpStream;"), ["tokio"]);
+    assert_eq!(impurities("use std::net::{IpAddr, TcpStream};"), ["std::net"]);
+    assert_eq!(impurities("use std::net::TcpStream;"), ["std::net"]);
+    assert_eq!(impurities("let now = std::time::Instant::now();"), ["Instant::now"]);
+    assert_eq!(impurities("#[derive(Serialize)] struct S; use serde::Serialize;"), ["serde"]);
+    let fine = "use std::net::IpAddr;\n// No tokio here.\n#[cfg(test)]\nmod tests { use std::fs; }";
+    assert!(impurities(fine).is_empty());
+}
+
+#[test]
+fn a_module_knows_only_those_above_it_in_the_table_of_contents() {
+    let order = table_of_contents(&read(&root().join("src/lib.rs")));
+    assert!(order.iter().any(|name| name == "amqp") && order.last().is_some_and(|name| name == "cli"), "{order:?}");
+    each_source(|path, text| module(path).map_or(Vec::new(), |module| upward(&module, text, &order)));
+
+    let order = ["amqp", "tx", "store", "relay", "session"].map(String::from);
+    assert_eq!(upward("amqp", "use crate::tx::id::MessageId;", &order), ["amqp knows tx"]);
+    assert_eq!(upward("tx", "use crate::{amqp::frame, store::{Store, Lane}};", &order), ["tx knows store"]);
+    assert_eq!(upward("store", "let x = crate::nowhere::f();", &order), ["store knows nowhere"]);
+    assert_eq!(upward("session", "use crate::relay::Relay;", &order), ["session knows relay"]);
+    assert!(upward("store", "use crate::amqp::frame; use crate::store::Lane;", &order).is_empty());
+    assert_eq!(table_of_contents("//! - [`a`]: x\n//! - [`b`] and [`c`]: y, see [`z`]\n"), ["a", "b", "c"]);
+}
+
+#[test]
+fn no_source_file_is_too_long() {
+    each_source(|_, text| too_long(text));
+    assert!(too_long(&"x\n".repeat(LINES_MAX)).is_empty());
+    assert_eq!(too_long(&"x\n".repeat(LINES_MAX + 1)).len(), 1);
+}
+
+#[test]
+fn nothing_is_left_to_do_and_no_machine_is_named() {
+    let mut seen = 0;
+    for path in files(&root()) {
+        // What is not text has no words.
+        let Ok(text) = fs::read_to_string(&path) else { continue };
+        seen += 1;
+        assert_eq!(left_over(&text), Vec::<String>::new(), "in {}", path.display());
+    }
+    assert!(seen > 50, "only {seen} files were read");
+    assert_eq!(left_over(concat!("// TO", "DO: later")).len(), 1);
+    assert_eq!(left_over(concat!("cd /ho", "me/somebody/halfway")).len(), 1);
+    assert!(left_over("what is done is done").is_empty());
+}
+
+#[test]
+fn links_in_the_documents_lead_somewhere() {
+    for path in files(&root()).into_iter().filter(|path| path.extension().is_some_and(|end| end == "md")) {
+        let folder = path.parent().expect("a file is in a folder").to_owned();
+        let dead = dead_links(&read(&path), |target| folder.join(target).exists());
+        assert_eq!(dead, Vec::<String>::new(), "in {}", path.display());
+    }
+    let exists = |target: &str| target == "docs/a.md";
+    let text = "[a](docs/a.md#part) [b](docs/b.md) [c](https://example.org/c) [d](#here)";
+    assert_eq!(dead_links(text, exists), ["docs/b.md"]);
+}
+
+/// Shows `rule` every file of `src/` and fails with what it finds.
+fn each_source(rule: impl Fn(&Path, &str) -> Vec<String>) {
+    let sources: Vec<_> =
+        files(&root()).into_iter().filter(|path| path.extension().is_some_and(|e| e == "rs")).collect();
+    assert!(sources.len() > 50, "only {} sources were found", sources.len());
+    for path in sources {
+        assert_eq!(rule(&path, &read(&path)), Vec::<String>::new(), "in {}", path.display());
+    }
+}
+
+/// The parts of `IMPURE`, and sockets, that the code of a file names outside its tests.
+fn impurities(text: &str) -> Vec<String> {
+    let code = code(text);
+    let mut found: Vec<String> = IMPURE.iter().filter(|word| has_word(&code, word)).map(|&word| word.into()).collect();
+    if code.replace("std::net::IpAddr", "").contains("std::net") {
+        found.push("std::net".into());
+    }
+    found
+}
+
+/// Whether `word` stands in `code` with nothing before or behind it that would make it part of another name.
+fn has_word(code: &str, word: &str) -> bool {
+    let part = |c: char| c.is_alphanumeric() || c == '_';
+    code.match_indices(word).any(|(at, _)| {
+        !code[..at].chars().next_back().is_some_and(part) && !code[at + word.len()..].chars().next().is_some_and(part)
+    })
+}
+
+/// A file's code without comments and without its tests, which stand last.
+fn code(text: &str) -> String {
+    let code = text.split("#[cfg(test)]\nmod tests").next().unwrap_or_default();
+    let code = code.split("#[cfg(test)]\npub(crate) mod tests").next().unwrap_or_default();
+    code.lines().map(|line| line.split("//").next().unwrap_or_default()).collect::<Vec<_>>().join("\n")
+}
+
+/// The modules of the crate in the order in which `lib.rs` lists them.
+fn table_of_contents(lib: &str) -> Vec<String> {
+    let entries = lib.lines().filter_map(|line| line.strip_prefix("//! - ")?.split_once(':')).map(|(names, _)| names);
+    entries.flat_map(|names| names.split('`').skip(1).step_by(2).map(String::from).collect::<Vec<_>>()).collect()
+}
+
+/// What a module uses of the crate that is not above it in `order`.
+fn upward(module: &str, text: &str, order: &[String]) -> Vec<String> {
+    let place = |name: &str| order.iter().position(|known| known == name);
+    let strange = |used: &str| STRANGERS.contains(&(module, used));
+    let may = |used: &String| place(used) <= place(module) && place(used).is_some() && !strange(used);
+    let used = used_modules(&code(text));
+    used.into_iter().filter(|used| !may(used)).map(|used| format!("{module} knows {used}")).collect()
+}
+
+/// The names behind `crate::`, those in braces included.
+fn used_modules(code: &str) -> Vec<String> {
+    let name = |text: &str| text.chars().take_while(|c| c.is_alphanumeric() || *c == '_').collect::<String>();
+    let mut found = Vec::new();
+    for (at, prefix) in code.match_indices("crate::") {
+        let rest = &code[at + prefix.len()..];
+        let Some(list) = rest.strip_prefix('{') else {
+            found.push(name(rest));
+            continue;
+        };
+        let mut depth = 0;
+        let end = list.find(|c| {
+            depth += i32::from(c == '{') - i32::from(c == '}');
+            depth < 0
+        });
+        let mut depth = 0;
+        let items = list[..end.unwrap_or(list.len())].split(|c| {
+            depth += i32::from(c == '{') - i32::from(c == '}');
+            c == ',' && depth == 0
+        });
+        found.extend(items.map(|item| name(item.trim())).filter(|name| !name.is_empty()));
+    }
+    found
+}
+
+fn too_long(text: &str) -> Vec<String> {
+    let lines = text.lines().count();
+    if lines > LINES_MAX { vec![format!("{lines} lines, {LINES_MAX} may be")] } else { Vec::new() }
+}
+
+/// Lines that put something off, or name a folder of somebody's machine. The words are cut in two so that this file
+/// may stand among those it looks at.
+fn left_over(text: &str) -> Vec<String> {
+    let words = [
+        concat!("TO", "DO"),
+        concat!("FIX", "ME"),
+        concat!("/ho", "me/"),
+        concat!("/ro", "ot/"),
+        concat!("/Use", "rs/"),
+        concat!("/wo", "rk/"),
+        concat!("/tm", "p/"),
+    ];
+    text.lines().filter(|line| words.iter().any(|word| line.contains(word))).map(String::from).collect()
+}
+
+/// Targets of Markdown links to files that are not there.
+fn dead_links(text: &str, exists: impl Fn(&str) -> bool) -> Vec<String> {
+    let targets = text.split("](").skip(1).filter_map(|rest| rest.split(')').next());
+    let files = targets.filter(|target| !target.contains("://") && !target.starts_with('#'));
+    let files = files.map(|target| target.split('#').next().unwrap_or_default());
+    files.filter(|target| !exists(target)).map(String::from).collect()
+}
+
+/// The module of the crate that a file belongs to; `None` outside `src/`, and for the root and the binary.
+fn module(path: &Path) -> Option<String> {
+    let relative = path.strip_prefix(root().join("src")).ok()?;
+    if relative.ends_with("tests.rs") {
+        return None;
+    }
+    let name = relative.components().next()?.as_os_str().to_str()?.trim_end_matches(".rs");
+    (!["lib", "main"].contains(&name)).then(|| name.to_owned())
+}
+
+fn within(path: &Path, name: &str) -> bool {
+    module(path).is_some_and(|module| module == name)
+}
+
+fn root() -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR"))
+}
+
+fn read(path: &Path) -> String {
+    fs::read_to_string(path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
+}
+
+/// The files of the project, without what tools make.
+fn files(folder: &Path) -> Vec<PathBuf> {
+    const MADE: [&str; 8] =
+        ["target", ".git", ".venv", "node_modules", "corpus", "artifacts", "__pycache__", "Cargo.lock"];
+    let entries = fs::read_dir(folder).unwrap_or_else(|error| panic!("{}: {error}", folder.display()));
+    let paths = entries.map(|entry| entry.expect("the folder can be read").path());
+    paths
+        .filter(|path| !path.file_name().is_some_and(|name| MADE.iter().any(|made| name == *made)))
+        .flat_map(|path| if path.is_dir() { files(&path) } else { vec![path] })
+        .collect()
+}
