@@ -32,6 +32,12 @@ const PURGED_BYTES: i64 = 8 << 20;
 /// Transactions deleted in one step.
 const PURGED_TRANSACTIONS: usize = 512;
 
+/// How often to look how full the file is, while it is far from full.
+const MEASURE_INTERVAL: Duration = Duration::from_millis(50);
+
+/// Hundredths of the limit from which to look after every commit.
+const MEASURE_ALWAYS_PERCENT: u64 = 90;
+
 /// A store that was full takes messages again below this many hundredths of its limit, so that publishers are not
 /// stopped and let go with every message.
 const ROOM_AGAIN_PERCENT: u64 = 95;
@@ -50,6 +56,9 @@ pub(super) struct Upkeep {
     checkpoint_at: u32,
     empty_log_at: Option<Instant>,
     purge_at: Instant,
+    measured_at: Instant,
+    /// Bytes of messages that came since.
+    unmeasured_bytes: u64,
 }
 
 impl Upkeep {
@@ -77,6 +86,8 @@ impl Upkeep {
             checkpoint_at: LOG_PAGES_MAX,
             empty_log_at: Some(now + IDLE),
             purge_at: now,
+            measured_at: now,
+            unmeasured_bytes: 0,
         };
         upkeep.measure(sql);
         Ok(upkeep)
@@ -102,10 +113,16 @@ impl Upkeep {
         self.purge_at = self.purge_at.min(Instant::now() + PURGE_PAUSE);
     }
 
-    /// After a commit.
-    pub(super) fn wrote(&mut self, sql: &Connection) {
-        self.measure(sql);
-        self.empty_log_at = Some(Instant::now() + IDLE);
+    /// After a commit that brought so many bytes of messages.
+    pub(super) fn wrote(&mut self, sql: &Connection, bytes: usize) {
+        let now = Instant::now();
+        self.unmeasured_bytes += bytes as u64;
+        if now >= self.measured_at + MEASURE_INTERVAL || self.is_near_full() {
+            self.measured_at = now;
+            self.unmeasured_bytes = 0;
+            self.measure(sql);
+        }
+        self.empty_log_at = Some(now + IDLE);
         let pages = self.log_pages.load(Ordering::Relaxed);
         if pages < self.log_pages_before {
             self.checkpoint_at = LOG_PAGES_MAX;
@@ -146,7 +163,7 @@ impl Upkeep {
         let pause = match purge(sql, now.0.saturating_sub(kept)) {
             Ok(Purged { wrote, more }) => {
                 if wrote {
-                    self.wrote(sql);
+                    self.wrote(sql, 0);
                 }
                 if more { PURGE_PAUSE } else { PURGE_INTERVAL }
             }
@@ -156,6 +173,12 @@ impl Upkeep {
             }
         };
         self.purge_at = Instant::now() + pause;
+    }
+
+    fn is_near_full(&self) -> bool {
+        // Rows take more room than their messages alone.
+        let used = self.stats.used_bytes.load(Ordering::Relaxed) + 2 * self.unmeasured_bytes;
+        self.bytes_max.is_some_and(|max| used >= max / 100 * MEASURE_ALWAYS_PERCENT)
     }
 
     /// Looks how much of the file is in use, which SQLite knows without counting.

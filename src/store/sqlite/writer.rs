@@ -222,7 +222,7 @@ impl Writer {
                 if self.stats.failing.swap(false, Ordering::Relaxed) {
                     tracing::info!("the store can write again");
                 }
-                self.upkeep.wrote(&self.sql);
+                self.upkeep.wrote(&self.sql, requests.iter().map(Request::bytes).sum());
                 Ok(outcomes)
             }
             Err(error) => {
