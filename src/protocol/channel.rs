@@ -11,7 +11,7 @@
 //! Frames that the client sends behind a commit wait for its end (RabbitMQ answers 504 to some of them; waiting is
 //! kinder and just as correct).
 
-use super::connection::{Command, Ended, Io};
+use super::command::{Command, Ended, Io};
 use super::probe;
 use super::transaction::{Transaction, write_native, write_return};
 use crate::amqp::frame::{self, Frame, kind};

@@ -3,6 +3,7 @@
 //! tested, fuzzed and simulated by itself.
 
 pub mod channel;
+pub mod command;
 pub mod connection;
 pub mod handshake;
 pub mod probe;

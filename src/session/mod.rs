@@ -9,7 +9,7 @@ pub mod listener;
 use crate::config::{self, Config, MessageSizeLimit};
 use crate::health::Health;
 use crate::metrics::Metrics;
-use crate::protocol::connection::Settings;
+use crate::protocol::command::Settings;
 use crate::protocol::handshake::LoginRules;
 use crate::signals::Shutdown;
 use crate::store::Store;

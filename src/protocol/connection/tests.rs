@@ -1,5 +1,6 @@
 //! A session as a script: bytes and events in, bytes and commands out.
 
+use super::super::handshake::LoginRules;
 use super::*;
 use crate::amqp::method::{Publish, Return, Settle};
 use crate::amqp::properties::tests::{empty, full};

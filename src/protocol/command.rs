@@ -1,0 +1,152 @@
+//! What goes between a connection, its channels and the session: commands out, limits in, and the bytes that all of them
+//! write to.
+
+use super::handshake::LoginRules;
+use crate::tx::batch::Batch;
+use crate::tx::id::TransactionId;
+use std::collections::{BTreeSet, VecDeque};
+use std::time::{Duration, Instant};
+
+/// Limits and waits: see `config.toml` for what users may set.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// Who may log in from here.
+    pub login: LoginRules,
+    /// How long tx.commit-ok may wait for the relay; zero answers as soon as the decision is durable.
+    pub forward_wait: Duration,
+    /// The same where a message is mandatory and its return has to come first.
+    pub mandatory_wait: Duration,
+    /// Messages in a transaction.
+    pub messages_max: u64,
+    /// Bytes in a transaction.
+    pub bytes_max: u64,
+    /// Bytes of one message's body in a transaction. Set from RabbitMQ's version where the user set nothing.
+    pub message_bytes_max: u64,
+    /// Whether `message_bytes_max` follows RabbitMQ's version.
+    pub message_bytes_auto: bool,
+    /// Bytes of a transaction that are gathered in memory before they are parked in the store.
+    pub memory_bytes_max: usize,
+    /// Makes transaction ids.
+    pub new_id: fn() -> TransactionId,
+}
+
+/// What the session has to do for the connection.
+#[derive(Debug)]
+pub enum Command {
+    /// Connect to RabbitMQ: the client has greeted.
+    Connect,
+    /// The handshake is through.
+    Opened(Opened),
+    /// Keep messages of an undecided transaction; answer with [`super::connection::Connection::handle_parked`].
+    Park {
+        /// The client's channel.
+        channel: u16,
+        /// Whose messages.
+        transaction: TransactionId,
+        /// The messages.
+        batch: Batch,
+    },
+    /// Make a transaction durable as committed; answer with [`super::connection::Connection::handle_committed`].
+    Commit {
+        /// The client's channel.
+        channel: u16,
+        /// Which.
+        transaction: TransactionId,
+        /// Its messages, but for those parked before.
+        batch: Batch,
+        /// Whether some were parked before.
+        parked: bool,
+        /// Whether [`super::connection::Connection::handle_forwarded`] is waited for.
+        wait: bool,
+    },
+    /// Forget a parked transaction.
+    RollBack {
+        /// Which.
+        transaction: TransactionId,
+    },
+    /// A transaction has its first message.
+    Began,
+    /// A transaction that began is over.
+    Ended(Ended),
+    /// Send what is to be sent, then close both sockets.
+    Close,
+    /// Close both sockets at once.
+    Abort,
+}
+
+/// How a transaction ended, to be counted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Ended {
+    /// So long after tx.commit it was answered, or given up waiting for.
+    Committed(Duration),
+    /// By the client, or with its channel or connection.
+    RolledBack,
+    /// RabbitMQ refused a message of it, or a limit did.
+    Refused,
+    /// The store could not keep it.
+    Failed,
+}
+
+/// What both sides agreed on.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Opened {
+    /// The login name; empty where the mechanism doesn't tell.
+    pub user: String,
+    /// The virtual host.
+    pub vhost: String,
+    /// Seconds; 0 is none.
+    pub heartbeat: u16,
+    /// The client's library, such as `pika 1.3.2`; empty if it doesn't say.
+    pub product: String,
+    /// The client's name for the connection, if it gave one.
+    pub name: Option<String>,
+}
+
+/// What channels write to and read from: the connection's outputs, limits and shared counters.
+#[derive(Debug)]
+pub struct Io {
+    /// For the client, whole frames.
+    pub to_client: Vec<u8>,
+    /// For RabbitMQ, whole frames.
+    pub to_upstream: Vec<u8>,
+    /// For the session.
+    pub commands: VecDeque<Command>,
+    /// See [`Settings`].
+    pub settings: Settings,
+    /// The negotiated frame_max; 0 is no limit.
+    pub frame_max: u32,
+    /// The frame_max that RabbitMQ offered, which the relay gets too; 0 is no limit.
+    pub server_frame_max: u32,
+    /// When channels stop waiting for the relay.
+    pub timers: BTreeSet<(Instant, u16)>,
+    /// Channels in the middle of a commit.
+    pub committing: usize,
+    /// Commits wait for the relay no more: the connection is about to end.
+    pub hurried: bool,
+    /// RabbitMQ is gone.
+    pub upstream_lost: bool,
+    /// A message in a transaction has begun since this was last looked at.
+    pub published: bool,
+    /// What time it is, as the session last said.
+    pub now: Instant,
+}
+
+impl Io {
+    /// Nothing said yet.
+    pub fn new(settings: Settings, now: Instant) -> Self {
+        Self {
+            to_client: Vec::new(),
+            to_upstream: Vec::new(),
+            commands: VecDeque::new(),
+            settings,
+            frame_max: 0,
+            server_frame_max: 0,
+            timers: BTreeSet::new(),
+            committing: 0,
+            hurried: false,
+            upstream_lost: false,
+            published: false,
+            now,
+        }
+    }
+}
