@@ -28,7 +28,7 @@ fn through(port: u16, properties: &Properties, body: &[u8]) -> crate::support::r
 /// Every type of field value that RabbitMQ knows, duplicate keys, an order that is not sorted, nested tables.
 fn odd_table() -> Table {
     let nested = Table::new().string("z", "1").string("a", "2").string("z", "3");
-    let array = [&[b'S'][..], &long(b"text"), &[b'V'], &[b't', 1], &[b'F'], &long(&nested.0)].concat();
+    let array = [&[b'S'][..], &long(b"text"), b"V", &[b't', 1], b"F", &long(&nested.0)].concat();
     Table::new()
         .string("zebra", "last letter first")
         .string("twice", "one")
