@@ -3,6 +3,8 @@
 use super::child::Process;
 use super::{Raw, deadline, free_port, wait_until};
 use rustix::process::Signal;
+use std::fs::Permissions;
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::Command;
 use std::sync::{Mutex, MutexGuard};
@@ -89,7 +91,7 @@ impl Broker {
         );
         write("rabbitmq.conf", &(base + configuration + "\n"));
         write(".erlang.cookie", "halfway-tests");
-        let cookie: std::fs::Permissions = std::os::unix::fs::PermissionsExt::from_mode(0o400);
+        let cookie = Permissions::from_mode(0o400);
         std::fs::set_permissions(folder.path().join(".erlang.cookie"), cookie).expect("a mode can be set");
         // The first node of a cluster has the epmd; left alone, a node would start one that nobody ends.
         let epmd = first.is_none().then(|| {
