@@ -207,16 +207,33 @@ fn a_failed_group_is_answered_as_failed_and_the_next_one_is_written() {
     assert_eq!(bench.stat(|stats| &stats.backlog), 0);
     assert_eq!(bench.stat(|stats| &stats.errors), 1);
     assert!(bench.writer.stats.failing.load(Ordering::Relaxed));
-    assert!(bench.writer.attempt(&[], true).is_err(), "an attempt to write writes");
 
     drop(other);
-    bench.writer.attempt(&[], true).unwrap();
-    assert!(!bench.writer.stats.failing.load(Ordering::Relaxed));
     let (request, answered) = commit(&second, 10, false);
     bench.write([request]);
     answer(answered).unwrap();
     assert_eq!(bench.told(), [second.id]);
     bench.assert_sound();
+}
+
+#[test]
+fn it_notices_unasked_when_it_can_write_again() {
+    let mut bench = Bench::new();
+    let failing = |bench: &Bench| bench.writer.stats.failing.load(Ordering::Relaxed);
+    // Only what is really written fails: to begin and to end a SQL transaction proves nothing.
+    let spoil = "CREATE TEMP TRIGGER bad_disk BEFORE UPDATE ON main.store BEGIN SELECT RAISE(ABORT, 'bad disk'); END";
+    bench.writer.sql.execute_batch(spoil).unwrap();
+    let (request, answered) = commit(&origin(0), 10, false);
+    bench.write([request]);
+    assert!(matches!(answer(answered), Err(StoreError::Io(_))));
+    assert!(failing(&bench) && bench.writer.write_at.is_some());
+    assert!(bench.writer.attempt(&[], true).is_err(), "an attempt to write writes");
+    assert!(failing(&bench) && bench.writer.write_at.is_some());
+
+    bench.writer.sql.execute_batch("DROP TRIGGER bad_disk").unwrap();
+    bench.writer.attempt(&[], true).unwrap();
+    assert!(!failing(&bench));
+    assert_eq!(bench.writer.write_at, None);
 }
 
 #[test]
