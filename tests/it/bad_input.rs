@@ -1,6 +1,7 @@
 //! Whatever a client sends, it gets what RabbitMQ gives, and nobody else notices.
 
-use crate::support::raw::{Login, id};
+use crate::support::id;
+use crate::support::raw::Login;
 use crate::support::table::{Properties, Table, long};
 use crate::support::{Raw, broker, proxied_port, proxy};
 use halfway::amqp::frame::{self, kind};

@@ -4,7 +4,7 @@
 //! The moments come from a seed, which is printed; `HALFWAY_CRASH_SEED` sets it, `HALFWAY_CRASH_KILLS` the number of
 //! kills. The seed repeats what is done and when, not how the machine interleaves it.
 
-use crate::support::raw::id;
+use crate::support::id;
 use crate::support::table::Properties;
 use crate::support::{Broker, PATIENCE, Proxy, Raw, deadline, wait_until};
 use halfway::amqp::frame;

@@ -1,7 +1,7 @@
 //! What fails, and what then: each row of the table in the design, provoked for real.
 
-use crate::support::raw::id;
-use crate::support::{Broker, PATIENCE, Proxy, Raw, broker, deadline, unique, wait_until};
+use crate::support::id;
+use crate::support::{Broker, PATIENCE, Proxy, Raw, broker, deadline, transactional, unique, wait_until};
 use std::io::ErrorKind;
 use std::process::Command;
 use std::time::{Duration, Instant};
@@ -21,22 +21,13 @@ fn prepared(settings: &[(&str, &str)]) -> (Proxy, String) {
     (Proxy::prepare(broker().port, &all), account)
 }
 
-/// A connection with channel 1 in transaction mode, and a plain channel 2 with an empty queue.
-fn client(port: u16, queue: &str) -> Raw {
-    let mut raw = Raw::login(port);
-    raw.open(2);
-    raw.declare(2, queue);
-    raw.open_tx(1);
-    raw
-}
-
 #[test]
 fn a_killed_proxy_keeps_what_was_committed_and_nothing_else() {
     let (mut proxy, account) = prepared(&[]);
     proxy.resume();
     let queue = unique("fault-killed");
     broker().lock_out(&account);
-    let mut raw = client(proxy.port, &queue);
+    let mut raw = transactional(proxy.port, &queue);
     raw.publish(1, &queue, "committed");
     raw.commit(1);
     raw.publish(1, &queue, "rolled back");
@@ -51,7 +42,7 @@ fn a_killed_proxy_keeps_what_was_committed_and_nothing_else() {
     assert!(raw.read(PATIENCE).is_err_and(|error| error.kind() != ErrorKind::TimedOut));
     broker().let_in(&account);
     proxy.resume();
-    let mut raw = client(proxy.port, &queue);
+    let mut raw = transactional(proxy.port, &queue);
     assert_eq!(raw.get_soon(2, &queue).text(), "committed");
     raw.publish(1, &queue, "later");
     raw.commit(1);
@@ -76,7 +67,7 @@ fn without_rabbitmq_a_connection_ends_in_its_handshake_and_the_proxy_lives() {
 fn a_frozen_rabbitmq_stops_its_own_sessions_and_the_proxy_answers() {
     let own = Broker::start();
     let proxy = Proxy::start(own.port);
-    let mut raw = client(proxy.port, "fault-frozen");
+    let mut raw = transactional(proxy.port, "fault-frozen");
     raw.publish(1, "fault-frozen", "body");
     own.freeze();
     raw.method(1, id::TX_COMMIT, |_| {}).unwrap();
@@ -107,7 +98,7 @@ fn try_commit(raw: &mut Raw, queue: &str, body: Vec<u8>) -> Result<(), u16> {
 fn fill_and_heal(proxy: &Proxy, account: &str, expected_code: u16, heal: impl FnOnce()) {
     let queue = unique("fault-full");
     broker().lock_out(account);
-    let mut raw = client(proxy.port, &queue);
+    let mut raw = transactional(proxy.port, &queue);
     let body = |number: usize| [format!("{number} ").into_bytes(), vec![b'x'; 60_000]].concat();
     let mut committed = Vec::new();
     let mut number = 0;
@@ -185,7 +176,7 @@ fn a_store_past_its_size_blocks_publishers_of_transactions() {
     proxy.resume();
     let queue = unique("fault-max-size");
     broker().lock_out(&account);
-    let mut raw = client(proxy.port, &queue);
+    let mut raw = transactional(proxy.port, &queue);
     let mut sent = 0;
     loop {
         raw.publish(1, &queue, format!("{sent} {}", "x".repeat(60_000)));
@@ -282,7 +273,7 @@ fn the_store_can_be_looked_at_and_copied() {
     proxy.resume();
     let queue = unique("fault-backup");
     broker().lock_out(&account);
-    let mut raw = client(proxy.port, &queue);
+    let mut raw = transactional(proxy.port, &queue);
     for _ in 0..3 {
         raw.publish(1, &queue, "body");
         raw.commit(1);
@@ -302,7 +293,7 @@ fn the_store_can_be_looked_at_and_copied() {
     proxy.set("store.url", &format!("'sqlite:{}'", copy.display()));
     broker().let_in(&account);
     proxy.resume();
-    let mut raw = client(proxy.port, &queue);
+    let mut raw = transactional(proxy.port, &queue);
     for _ in 0..3 {
         raw.get_soon(2, &queue);
     }

@@ -1,6 +1,6 @@
 //! What the client published in a transaction is what the consumer gets, byte for byte.
 
-use crate::support::raw::id;
+use crate::support::id;
 use crate::support::table::{Properties, Table, long, property};
 use crate::support::{Raw, proxied_port, same, unique};
 use std::time::Duration;

@@ -5,6 +5,7 @@
 
 #![allow(unreachable_pub)] // the whole is one binary: nothing is reachable from outside
 
+mod acks;
 mod bad_input;
 mod clients;
 mod command;

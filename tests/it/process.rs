@@ -1,6 +1,7 @@
 //! The process around it all: how it ends, whom it lets in, where it connects to.
 
-use crate::support::raw::{Login, id};
+use crate::support::id;
+use crate::support::raw::Login;
 use crate::support::{Broker, PATIENCE, Proxy, Raw, broker, deadline, free_port, unique, wait_until};
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
 use rustix::process::Signal;

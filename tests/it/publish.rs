@@ -1,6 +1,7 @@
 //! Clients that use no transaction cannot tell the proxy from RabbitMQ.
 
-use crate::support::raw::{Login, describe, id};
+use crate::support::id;
+use crate::support::raw::{Login, describe};
 use crate::support::table::{Properties, Table, property};
 use crate::support::{Raw, broker, proxied_port, same, unique};
 use halfway::amqp::frame::kind;

@@ -1,8 +1,8 @@
 //! What is committed reaches RabbitMQ, whatever RabbitMQ does meanwhile.
 
-use crate::support::raw::id;
+use crate::support::id;
 use crate::support::table::{Properties, Table};
-use crate::support::{Broker, PATIENCE, Proxy, Raw, broker, deadline, unique, wait_until};
+use crate::support::{Broker, PATIENCE, Proxy, Raw, broker, deadline, transactional, unique, wait_until};
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
@@ -21,15 +21,6 @@ fn with_own_account(settings: &[(&str, &str)]) -> (Proxy, String) {
     (Proxy::start_with(broker().port, &all), account)
 }
 
-/// A connection through the proxy with channel 1 in transaction mode, and a plain channel 2 with an empty queue.
-fn client(proxy: &Proxy, queue: &str) -> Raw {
-    let mut raw = Raw::login(proxy.port);
-    raw.open(2);
-    raw.declare(2, queue);
-    raw.open_tx(1);
-    raw
-}
-
 /// Gets `count` messages; their bodies.
 fn arrivals(raw: &mut Raw, queue: &str, count: usize) -> Vec<String> {
     (0..count).map(|_| raw.get_soon(2, queue).text()).collect()
@@ -39,7 +30,7 @@ fn arrivals(raw: &mut Raw, queue: &str, count: usize) -> Vec<String> {
 fn a_commit_succeeds_while_the_relay_is_locked_out_and_arrives_in_order_later() {
     let (proxy, account) = with_own_account(&[]);
     let queue = unique("relay-locked");
-    let mut raw = client(&proxy, &queue);
+    let mut raw = transactional(proxy.port, &queue);
     broker().lock_out(&account);
     for number in 0..20 {
         raw.publish(1, &queue, format!("{number}"));
@@ -60,7 +51,7 @@ fn a_commit_succeeds_while_the_relay_is_locked_out_and_arrives_in_order_later() 
 fn a_lost_connection_costs_nothing_but_marked_duplicates() {
     let (proxy, account) = with_own_account(&[]);
     let queue = unique("relay-lost");
-    let mut reader = client(&proxy, &queue);
+    let mut reader = transactional(proxy.port, &queue);
     let end = Instant::now() + Duration::from_secs(8);
     let committed: Vec<usize> = std::thread::scope(|scope| {
         let writers: Vec<_> = (0..3)
@@ -136,7 +127,7 @@ fn a_full_queue_gets_its_messages_when_it_has_room_again() {
 fn a_message_that_rabbitmq_cannot_take_becomes_a_dead_letter_and_the_rest_arrives() {
     let (proxy, account) = with_own_account(&[]);
     let (queue, exchange) = (unique("relay-rest"), unique("relay-gone"));
-    let mut raw = client(&proxy, &queue);
+    let mut raw = transactional(proxy.port, &queue);
     raw.declare_exchange(2, &exchange, "fanout");
     broker().lock_out(&account);
     for number in 0..9 {
@@ -163,7 +154,7 @@ fn a_message_that_rabbitmq_cannot_take_becomes_a_dead_letter_and_the_rest_arrive
 fn dead_letters_outlive_a_restart_and_are_not_sent_again() {
     let (mut proxy, account) = with_own_account(&[]);
     let (queue, exchange) = (unique("relay-kept"), unique("relay-kept-gone"));
-    let mut raw = client(&proxy, &queue);
+    let mut raw = transactional(proxy.port, &queue);
     raw.declare_exchange(2, &exchange, "fanout");
     broker().lock_out(&account);
     raw.publish_with(1, (&exchange, b""), 0, &Properties::persistent(), b"lost its exchange");
@@ -173,7 +164,7 @@ fn dead_letters_outlive_a_restart_and_are_not_sent_again() {
     wait_until(deadline(PATIENCE), "a dead letter", || proxy.metric("halfway_dead_letters") == 1.0);
     proxy.kill();
     proxy.resume();
-    let mut raw = client(&proxy, &queue);
+    let mut raw = transactional(proxy.port, &queue);
     raw.publish(1, &queue, "new");
     raw.commit(1);
     assert_eq!(arrivals(&mut raw, &queue, 1), ["new"]);
@@ -184,7 +175,7 @@ fn dead_letters_outlive_a_restart_and_are_not_sent_again() {
 fn a_permission_that_the_relay_lacks_makes_dead_letters_not_a_standstill() {
     let (proxy, account) = with_own_account(&[]);
     let (queue, exchange) = (unique("relay-allowed"), unique("relay-forbidden"));
-    let mut raw = client(&proxy, &queue);
+    let mut raw = transactional(proxy.port, &queue);
     raw.declare_exchange(2, &exchange, "fanout");
     broker().ctl(&["set_permissions", &account, "^$", "^amq\\.default$", "^$"]);
     raw.publish_with(1, (&exchange, b""), 0, &Properties::persistent(), b"forbidden");
@@ -199,7 +190,7 @@ fn what_finds_no_queue_is_counted_and_dropped_or_kept_as_told() {
     for (told, kept) in [("'drop'", 0.0), ("'dead_letter'", 1.0)] {
         let (proxy, _) = with_own_account(&[("transaction.unroutable", told)]);
         let queue = unique("relay-routed");
-        let mut raw = client(&proxy, &queue);
+        let mut raw = transactional(proxy.port, &queue);
         raw.publish(1, "relay-no-such-queue", "nowhere");
         raw.publish(1, &queue, "somewhere");
         raw.commit(1);
@@ -213,7 +204,7 @@ fn what_finds_no_queue_is_counted_and_dropped_or_kept_as_told() {
 fn a_mandatory_message_is_waited_for_and_its_return_comes_late_rather_than_never() {
     let (proxy, account) = with_own_account(&[("transaction.mandatory_wait", "'2s'")]);
     let queue = unique("relay-mandatory");
-    let mut raw = client(&proxy, &queue);
+    let mut raw = transactional(proxy.port, &queue);
     broker().lock_out(&account);
     raw.publish_with(1, ("", b"relay-no-such-queue"), 1, &Properties::persistent(), b"returned");
     let begin = Instant::now();
@@ -229,7 +220,7 @@ fn a_restart_of_the_broker_loses_nothing() {
     let mut proxy =
         Proxy::start_with(own.port, &[("relay.retry.max", "'500ms'"), ("transaction.forward_wait", "'100ms'")]);
     let queue = "relay-restart";
-    let mut raw = client(&proxy, queue);
+    let mut raw = transactional(proxy.port, queue);
     own.lock_out("relay");
     for number in 0..10 {
         raw.publish(1, queue, format!("{number}"));
@@ -244,7 +235,7 @@ fn a_restart_of_the_broker_loses_nothing() {
     own.resume();
     own.let_in("relay");
     let expected: Vec<String> = (0..10).map(|number| number.to_string()).collect();
-    let mut raw = client(&proxy, queue);
+    let mut raw = transactional(proxy.port, queue);
     assert_eq!(arrivals(&mut raw, queue, 10), expected);
     // And the other way round: RabbitMQ is there, the proxy comes later.
     raw.publish(1, queue, "last");
@@ -253,7 +244,7 @@ fn a_restart_of_the_broker_loses_nothing() {
     proxy.kill();
     own.resume();
     proxy.resume();
-    assert_eq!(arrivals(&mut client(&proxy, queue), queue, 1), ["last"]);
+    assert_eq!(arrivals(&mut transactional(proxy.port, queue), queue, 1), ["last"]);
 }
 
 #[test]

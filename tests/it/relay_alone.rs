@@ -1,7 +1,8 @@
 //! The relay without a proxy around it, between a store in memory and a real RabbitMQ: what can't be aimed at from a
 //! client's side.
 
-use crate::support::raw::{Login, id};
+use crate::support::id;
+use crate::support::raw::Login;
 use crate::support::table::Properties;
 use crate::support::{Broker, PATIENCE, Raw, broker, deadline, unique, wait_until};
 use halfway::relay::{Backoff, Credentials, Link, Relay, Settings, probe_account};

@@ -1,23 +1,14 @@
 //! Transactions behave as RabbitMQ's own, as far as RabbitMQ's own go: the same scripts, the same answers.
 
-use crate::support::raw::{Close, Login, describe, id};
+use crate::support::id;
+use crate::support::raw::{Close, Login};
 use crate::support::table::{Properties, Table, long, property};
-use crate::support::{Proxy, Raw, broker, proxied_port, proxy, same, unique};
+use crate::support::{Proxy, Raw, broker, proxied_port, proxy, same, transactional, unique};
 use halfway::amqp::frame;
 use halfway::amqp::wire::Write;
 use std::time::{Duration, Instant};
 
 const SOON: Duration = Duration::from_secs(10);
-
-/// Logs in, opens channel 1 in transaction mode, and channel 2 plain with an empty queue.
-fn begin(port: u16, queue: &str) -> Raw {
-    let mut raw = Raw::login(port);
-    raw.open(2);
-    raw.declare(2, queue);
-    raw.drain(2, queue);
-    raw.open_tx(1);
-    raw
-}
 
 #[test]
 fn mode_errors_have_the_brokers_texts() {
@@ -50,7 +41,7 @@ fn mode_errors_have_the_brokers_texts() {
 #[test]
 fn nothing_is_there_before_the_commit_and_everything_after() {
     same(|port| {
-        let mut raw = begin(port, "tx-visible");
+        let mut raw = transactional(port, "tx-visible");
         raw.publish(1, "tx-visible", "one");
         raw.publish(1, "tx-visible", "two");
         // A repeated select keeps what is pending.
@@ -69,7 +60,7 @@ fn nothing_is_there_before_the_commit_and_everything_after() {
 #[test]
 fn a_rolled_back_message_never_comes() {
     same(|port| {
-        let mut raw = begin(port, "tx-rollback");
+        let mut raw = transactional(port, "tx-rollback");
         raw.publish(1, "tx-rollback", "one");
         raw.rollback(1);
         raw.publish(1, "tx-rollback", "two");
@@ -120,7 +111,7 @@ fn a_refused_publish_closes_the_channel_at_once_and_takes_the_transaction_with_i
         cases
             .iter()
             .map(|(user, exchange, key, properties)| {
-                let mut watcher = begin(port, "tx-refused");
+                let mut watcher = transactional(port, "tx-refused");
                 let mut raw = Raw::login_as(port, &Login { user, password: user, ..Login::default() }).unwrap();
                 raw.open_tx(1);
                 if *user == "guest" {
@@ -147,12 +138,12 @@ fn a_refused_publish_closes_the_channel_at_once_and_takes_the_transaction_with_i
 fn errors_that_close_the_connection_do_so_in_a_transaction_too() {
     let closes = same(|port| {
         let immediate = {
-            let mut raw = begin(port, "tx-fatal");
+            let mut raw = transactional(port, "tx-fatal");
             raw.publish_with(1, ("", b"tx-fatal"), 0b10, &Properties::new(), b"body");
             raw.expect_close(0)
         };
         let unreadable = {
-            let mut raw = begin(port, "tx-fatal");
+            let mut raw = transactional(port, "tx-fatal");
             let broken = Table::new().entry("key", b'?', b"no such type");
             raw.publish_with(1, ("", b"tx-fatal"), 0, &Properties::new().headers(broken), b"body");
             raw.expect_close(0)
@@ -163,129 +154,9 @@ fn errors_that_close_the_connection_do_so_in_a_transaction_too() {
 }
 
 #[test]
-fn acks_count_from_the_commit_on() {
-    let lines = same(|port| {
-        let mut raw = begin(port, "tx-acks");
-        for number in 1..=4 {
-            raw.publish(2, "tx-acks", format!("message {number}"));
-        }
-        raw.call(1, id::QOS, id::QOS_OK, |out| {
-            out.put_u32(0);
-            out.put_u16(2);
-            out.put_u8(0);
-        });
-        raw.consume(1, "tx-acks", "c", false);
-        let tags = [raw.expect_content(1, id::DELIVER).tag(), raw.expect_content(1, id::DELIVER).tag()];
-        raw.ack(1, tags[1], true);
-        // The prefetch window is not released before the commit.
-        assert_eq!(raw.transcript(Duration::from_millis(300)), ["silence"]);
-        raw.rollback(1);
-        assert_eq!(raw.transcript(Duration::from_millis(300)), ["silence"]);
-        // They can be acked again; rejects and nacks wait for the commit as acks do.
-        raw.ack(1, tags[0], false);
-        raw.method(1, id::REJECT, |out| {
-            out.put_u64(tags[1]);
-            out.put_u8(1);
-        })
-        .unwrap();
-        raw.method(1, id::TX_COMMIT, |_| {}).unwrap();
-        // Commit-ok, the next message, and the one that was requeued: in an order that the broker does not promise.
-        let mut lines = Vec::new();
-        for _ in 0..3 {
-            let frame = raw.read(SOON).unwrap();
-            match frame.id() {
-                id::DELIVER => {
-                    let content = raw.content(1, id::DELIVER, frame.arguments().to_vec());
-                    lines.push(content.text());
-                    raw.ack(1, content.tag(), false);
-                }
-                _ => lines.push(describe(&frame)),
-            }
-        }
-        raw.commit(1);
-        let last = raw.expect_content(1, id::DELIVER);
-        lines.push(last.text());
-        lines.sort();
-        // Tag 0 with `multiple` is everything that is unacknowledged now.
-        raw.ack(1, 0, true);
-        raw.commit(1);
-        raw.close(1);
-        assert_eq!(raw.get(2, "tx-acks"), None);
-        lines
-    });
-    assert_eq!(lines.len(), 4, "{lines:?}");
-}
-
-#[test]
-fn unknown_delivery_tags_fail_at_once() {
-    let closes = same(|port| {
-        let mut raw = begin(port, "tx-tags");
-        raw.publish(2, "tx-tags", "message");
-        raw.ack(1, 7, false);
-        let unknown = raw.expect_close(1);
-        raw.open_tx(1);
-        let tag = raw.get_held_soon(1, "tx-tags").tag();
-        raw.ack(1, tag, false);
-        raw.ack(1, tag, false);
-        let twice = raw.expect_close(1);
-        // The channel's end undid the ack.
-        raw.open(1);
-        assert_eq!(raw.get_soon(1, "tx-tags").text(), "message");
-        [unknown, twice]
-    });
-    assert!(closes.iter().all(|close| close.code == 406 && close.text.contains("unknown delivery tag")), "{closes:?}");
-}
-
-#[test]
-fn recover_leaves_alone_what_the_transaction_has_acked() {
-    let recovered = same(|port| {
-        let mut raw = begin(port, "tx-recover");
-        raw.publish(2, "tx-recover", "acked");
-        raw.publish(2, "tx-recover", "not acked");
-        let acked = raw.get_held_soon(1, "tx-recover");
-        raw.get_held_soon(1, "tx-recover");
-        raw.ack(1, acked.tag(), false);
-        raw.call(1, id::RECOVER, id::RECOVER_OK, |out| out.put_u8(1));
-        let again = raw.get_soon(2, "tx-recover").text();
-        assert_eq!(raw.get(2, "tx-recover"), None);
-        raw.commit(1);
-        raw.close(1);
-        assert_eq!(raw.get(2, "tx-recover"), None);
-        again
-    });
-    assert_eq!(recovered, "not acked");
-}
-
-#[test]
-fn consume_process_produce_is_all_or_nothing() {
-    same(|port| {
-        let mut watcher = begin(port, "tx-in");
-        watcher.declare(2, "tx-out");
-        watcher.publish(2, "tx-in", "order");
-        for commit in [false, true] {
-            let mut worker = Raw::login(port);
-            worker.open_tx(1);
-            worker.consume(1, "tx-in", "c", false);
-            let order = worker.expect_content(1, id::DELIVER);
-            worker.ack(1, order.tag(), false);
-            worker.publish(1, "tx-out", "invoice");
-            if commit {
-                worker.commit(1);
-            } else {
-                // Whoever crashes here gets the order again, and has sent no invoice.
-                drop(worker);
-            }
-        }
-        assert_eq!(watcher.get_soon(2, "tx-out").text(), "invoice");
-        assert_eq!(watcher.get(2, "tx-out"), None);
-        assert_eq!(watcher.get(2, "tx-in"), None);
-    });
-}
-
-#[test]
 fn returns_come_before_commit_ok_and_never_after_a_rollback() {
     let lines = same(|port| {
-        let mut raw = begin(port, "tx-mandatory");
+        let mut raw = transactional(port, "tx-mandatory");
         let bcc = Table::new().entry("BCC", b'A', &long(&[&[b'S'][..], &long(b"nobody")].concat()));
         let properties = Properties::persistent().headers(bcc.string("other", "header"));
         raw.publish_with(1, ("", b"tx-no-such-queue"), 1, &properties, b"lost");
@@ -307,7 +178,7 @@ fn returns_come_before_commit_ok_and_never_after_a_rollback() {
 #[test]
 fn an_alternate_exchange_counts_as_a_route() {
     same(|port| {
-        let mut raw = begin(port, "tx-alternate");
+        let mut raw = transactional(port, "tx-alternate");
         raw.call(2, id::EXCHANGE_DECLARE, id::EXCHANGE_DECLARE_OK, |out| {
             out.put_u16(0);
             out.put_short_string(b"tx-with-alternate");
@@ -325,7 +196,7 @@ fn an_alternate_exchange_counts_as_a_route() {
 #[test]
 fn cc_and_bcc_reach_their_queues() {
     same(|port| {
-        let mut raw = begin(port, "tx-key");
+        let mut raw = transactional(port, "tx-key");
         let list = |key: &str| long(&[&[b'S'][..], &long(key.as_bytes())].concat());
         raw.declare(2, "tx-cc");
         raw.declare(2, "tx-bcc");
@@ -345,7 +216,7 @@ fn cc_and_bcc_reach_their_queues() {
 #[test]
 fn a_declare_right_before_a_publish_is_seen() {
     same(|port| {
-        let mut raw = begin(port, "tx-declare");
+        let mut raw = transactional(port, "tx-declare");
         for number in 0..40 {
             let exchange = format!("tx-new-{number}");
             // Pipelined on the transaction's own channel: no answer is awaited in between.
@@ -368,7 +239,7 @@ fn a_declare_right_before_a_publish_is_seen() {
 #[test]
 fn user_id_is_kept_and_other_names_are_refused() {
     same(|port| {
-        let mut raw = begin(port, "tx-user");
+        let mut raw = transactional(port, "tx-user");
         raw.publish_with(1, ("", b"tx-user"), 0, &Properties::persistent().text(property::USER_ID, "guest"), b"body");
         raw.commit(1);
         assert_eq!(raw.get_soon(2, "tx-user").properties.get(property::USER_ID), Some(&b"\x05guest"[..]));
@@ -379,7 +250,7 @@ fn user_id_is_kept_and_other_names_are_refused() {
 fn direct_reply_to_works_inside_transactions() {
     same(|port| {
         let queue = "tx-rpc";
-        let mut server = begin(port, queue);
+        let mut server = transactional(port, queue);
         let mut client = Raw::login(port);
         client.open_tx(1);
         client.consume(1, "amq.rabbitmq.reply-to", "replies", true);
@@ -401,7 +272,7 @@ fn direct_reply_to_works_inside_transactions() {
 #[test]
 fn exclusive_queues_can_be_published_to() {
     same(|port| {
-        let mut raw = begin(port, "tx-any");
+        let mut raw = transactional(port, "tx-any");
         raw.call(2, id::QUEUE_DECLARE, id::QUEUE_DECLARE_OK, |out| {
             out.put_u16(0);
             out.put_short_string(b"tx-exclusive");
@@ -418,7 +289,7 @@ fn exclusive_queues_can_be_published_to() {
 fn bodies_of_all_sizes_go_through_a_transaction() {
     for frame_max in [4096, 131_072] {
         same(|port| {
-            let mut watcher = begin(port, "tx-sizes");
+            let mut watcher = transactional(port, "tx-sizes");
             let mut raw = Raw::login_as(port, &Login { frame_max, ..Login::default() }).unwrap();
             raw.open_tx(1);
             let bodies = [0, 1, 4087, 4088, 4089, 131_064, 131_065, 3_000_000]
@@ -437,7 +308,7 @@ fn bodies_of_all_sizes_go_through_a_transaction() {
 #[test]
 fn channels_and_connections_have_transactions_of_their_own() {
     same(|port| {
-        let mut raw = begin(port, "tx-a");
+        let mut raw = transactional(port, "tx-a");
         raw.declare(2, "tx-b");
         raw.open_tx(3);
         let mut other = Raw::login(port);
@@ -458,7 +329,7 @@ fn channels_and_connections_have_transactions_of_their_own() {
 
 #[test]
 fn what_is_pipelined_behind_a_commit_is_done_in_its_turn() {
-    let mut raw = begin(proxied_port(), "tx-pipelined");
+    let mut raw = transactional(proxied_port(), "tx-pipelined");
     // RabbitMQ itself may answer 504 here; the proxy queues.
     let mut out = Vec::new();
     for number in 0..50 {
@@ -488,7 +359,7 @@ fn what_is_pipelined_behind_a_commit_is_done_in_its_turn() {
 #[test]
 fn a_close_behind_a_commit_loses_nothing() {
     same(|port| {
-        let mut raw = begin(port, "tx-close");
+        let mut raw = transactional(port, "tx-close");
         let mut out = Vec::new();
         raw.publish(1, "tx-close", "body");
         frame::write_method(&mut out, 1, id::TX_COMMIT, |_| {});
@@ -509,7 +380,7 @@ fn a_close_behind_a_commit_loses_nothing() {
 fn a_waiting_commit_holds_up_no_other_channel() {
     let own = Proxy::start_with(broker().port, &[("relay.password", "'wrong'"), ("transaction.forward_wait", "'4s'")]);
     let queue = unique("tx-waiting");
-    let mut raw = begin(own.port, &queue);
+    let mut raw = transactional(own.port, &queue);
     raw.publish(1, &queue, "body");
     let begin = Instant::now();
     raw.method(1, id::TX_COMMIT, |_| {}).unwrap();
@@ -527,7 +398,7 @@ fn a_waiting_commit_holds_up_no_other_channel() {
 fn a_transaction_may_be_larger_than_memory() {
     let own = Proxy::start_with(broker().port, &[("transaction.memory", "'1MiB'")]);
     let queue = unique("tx-large");
-    let mut raw = begin(own.port, &queue);
+    let mut raw = transactional(own.port, &queue);
     let before = own.memory_bytes();
     for _ in 0..150 {
         raw.publish(1, &queue, vec![9; 1 << 20]);
@@ -546,7 +417,7 @@ fn limits_close_the_channel_and_nothing_is_delivered() {
     let settings = [("transaction.max_messages", "10"), ("transaction.max_size", "'100KiB'")];
     let own = Proxy::start_with(broker().port, &settings);
     let queue = unique("tx-limits");
-    let mut raw = begin(own.port, &queue);
+    let mut raw = transactional(own.port, &queue);
     let few: Vec<usize> = vec![10; 11];
     let large: Vec<usize> = vec![40_000; 3];
     for sizes in [few, large] {
@@ -569,7 +440,7 @@ fn limits_close_the_channel_and_nothing_is_delivered() {
 #[test]
 fn a_user_may_publish_in_a_transaction_only_what_rabbitmq_allows_him() {
     broker().add_user("tx-writer", ["", "^tx-allowed$", ""]);
-    let mut watcher = begin(broker().port, "tx-of-writer");
+    let mut watcher = transactional(broker().port, "tx-of-writer");
     watcher.declare_exchange(2, "tx-allowed", "fanout");
     watcher.declare_exchange(2, "tx-forbidden", "fanout");
     watcher.bind(2, "tx-of-writer", "tx-allowed", "");
@@ -595,7 +466,7 @@ fn a_user_may_publish_in_a_transaction_only_what_rabbitmq_allows_him() {
 fn virtual_hosts_are_kept_apart() {
     broker().add_vhost("tx-other");
     same(|port| {
-        let mut here = begin(port, "tx-vhost");
+        let mut here = transactional(port, "tx-vhost");
         let mut there = Raw::login_as(port, &Login { vhost: "tx-other", ..Login::default() }).unwrap();
         there.open_tx(1);
         there.declare(1, "tx-vhost");
@@ -614,7 +485,7 @@ fn virtual_hosts_are_kept_apart() {
 #[test]
 fn a_transaction_is_counted_in_the_metrics() {
     let queue = unique("tx-metrics");
-    let mut raw = begin(proxy().port, &queue);
+    let mut raw = transactional(proxy().port, &queue);
     raw.publish(1, &queue, "body");
     raw.commit(1);
     let (status, text) = proxy().http("/metrics").expect("the admin port answers");

@@ -3,6 +3,7 @@
 pub mod broker;
 pub mod child;
 pub mod client;
+pub mod id;
 pub mod proxy;
 pub mod raw;
 pub mod table;
@@ -70,6 +71,17 @@ pub fn proxy() -> &'static Proxy {
 /// must not be able to tell the difference are themselves tested.
 pub fn proxied_port() -> u16 {
     if std::env::var_os("HALFWAY_TEST_DIRECT").is_some() { broker().port } else { proxy().port }
+}
+
+/// Logs in as guest, opens channel 1 in transaction mode, and channel 2 plain with an empty durable queue.
+#[track_caller]
+pub fn transactional(port: u16, queue: &str) -> Raw {
+    let mut raw = Raw::login(port);
+    raw.open(2);
+    raw.declare(2, queue);
+    raw.drain(2, queue);
+    raw.open_tx(1);
+    raw
 }
 
 /// Runs a script against RabbitMQ and against the proxy, which must give the same; returns that.

@@ -1,71 +1,12 @@
 //! A small AMQP client that sends exactly the bytes it is told to and shows exactly what comes back.
 
+use super::id::{self, Id};
 use super::table::Properties;
 use halfway::amqp::frame::{self, Split, kind};
 use halfway::amqp::wire::{Reader, Write as _};
 use std::io::{self, ErrorKind, Read, Write};
 use std::net::TcpStream;
 use std::time::{Duration, Instant};
-
-/// Methods by class and method id (AMQP 0-9-1, section 1.4).
-pub mod id {
-    #![allow(missing_docs)]
-    pub type Id = (u16, u16);
-    pub const START: Id = (10, 10);
-    pub const START_OK: Id = (10, 11);
-    pub const TUNE: Id = (10, 30);
-    pub const TUNE_OK: Id = (10, 31);
-    pub const OPEN: Id = (10, 40);
-    pub const OPEN_OK: Id = (10, 41);
-    pub const CLOSE: Id = (10, 50);
-    pub const CLOSE_OK: Id = (10, 51);
-    pub const BLOCKED: Id = (10, 60);
-    pub const UNBLOCKED: Id = (10, 61);
-    pub const UPDATE_SECRET: Id = (10, 70);
-    pub const UPDATE_SECRET_OK: Id = (10, 71);
-    pub const CHANNEL_OPEN: Id = (20, 10);
-    pub const CHANNEL_OPEN_OK: Id = (20, 11);
-    pub const CHANNEL_FLOW: Id = (20, 20);
-    pub const CHANNEL_FLOW_OK: Id = (20, 21);
-    pub const CHANNEL_CLOSE: Id = (20, 40);
-    pub const CHANNEL_CLOSE_OK: Id = (20, 41);
-    pub const EXCHANGE_DECLARE: Id = (40, 10);
-    pub const EXCHANGE_DECLARE_OK: Id = (40, 11);
-    pub const EXCHANGE_DELETE: Id = (40, 20);
-    pub const EXCHANGE_DELETE_OK: Id = (40, 21);
-    pub const QUEUE_DECLARE: Id = (50, 10);
-    pub const QUEUE_DECLARE_OK: Id = (50, 11);
-    pub const QUEUE_BIND: Id = (50, 20);
-    pub const QUEUE_BIND_OK: Id = (50, 21);
-    pub const QUEUE_PURGE: Id = (50, 30);
-    pub const QUEUE_DELETE: Id = (50, 40);
-    pub const QUEUE_DELETE_OK: Id = (50, 41);
-    pub const QOS: Id = (60, 10);
-    pub const QOS_OK: Id = (60, 11);
-    pub const CONSUME: Id = (60, 20);
-    pub const CONSUME_OK: Id = (60, 21);
-    pub const PUBLISH: Id = (60, 40);
-    pub const RETURN: Id = (60, 50);
-    pub const DELIVER: Id = (60, 60);
-    pub const GET: Id = (60, 70);
-    pub const GET_OK: Id = (60, 71);
-    pub const GET_EMPTY: Id = (60, 72);
-    pub const ACK: Id = (60, 80);
-    pub const REJECT: Id = (60, 90);
-    pub const RECOVER: Id = (60, 110);
-    pub const RECOVER_OK: Id = (60, 111);
-    pub const NACK: Id = (60, 120);
-    pub const CONFIRM_SELECT: Id = (85, 10);
-    pub const CONFIRM_SELECT_OK: Id = (85, 11);
-    pub const TX_SELECT: Id = (90, 10);
-    pub const TX_SELECT_OK: Id = (90, 11);
-    pub const TX_COMMIT: Id = (90, 20);
-    pub const TX_COMMIT_OK: Id = (90, 21);
-    pub const TX_ROLLBACK: Id = (90, 30);
-    pub const TX_ROLLBACK_OK: Id = (90, 31);
-}
-
-use id::Id;
 
 /// How long an answer may take.
 const ANSWER_LIMIT: Duration = Duration::from_secs(30);
