@@ -15,7 +15,14 @@ RUN apt-get update \
 COPY --from=build /usr/local/bin/halfway /usr/local/bin/halfway
 # In a container the ports must be open to the outside. Mount a file of your own over this one, or set HALFWAY_…
 # variables; `docker run … config show` tells what is in force.
-COPY docker/halfway.toml /etc/halfway/config.toml
+COPY <<END /etc/halfway/config.toml
+[listen]
+address = "0.0.0.0:5673"
+[store]
+url = "sqlite:/var/lib/halfway/halfway.db"
+[admin]
+address = "0.0.0.0:15673"
+END
 
 USER halfway
 WORKDIR /var/lib/halfway

@@ -1,6 +1,9 @@
 # What a newcomer types. Each target installs what it needs; see tests/setup.sh.
 
-.PHONY: help build demo test bench fmt lint
+.PHONY: help build demo test fuzz bench fmt lint
+
+# How long each fuzz target runs.
+SECONDS ?= 30
 
 help: ## Show this list
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -14,6 +17,9 @@ demo: ## See it work against a real RabbitMQ, step by step
 test: ## Run every test, against a real RabbitMQ
 	@tests/setup.sh
 	cargo test --locked
+
+fuzz: ## Feed the protocol core with anything, SECONDS (30) for each target
+	@tests/fuzz/run.sh $(SECONDS)
 
 bench: ## Measure against RabbitMQ itself and HAProxy; see docs/performance.md
 	@tests/setup.sh all

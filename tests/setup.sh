@@ -4,7 +4,7 @@
 #   tests/setup.sh pika    pika alone
 #   tests/setup.sh demo    this, RabbitMQ, and a C compiler for the build
 #   tests/setup.sh         these, and amqplib for Node
-#   tests/setup.sh all     these, and HAProxy, which the benchmarks compare with
+#   tests/setup.sh all     these, a C++ compiler for the fuzz targets, and HAProxy for the benchmarks
 #
 # RabbitMQ, Node and HAProxy come from Debian, pika goes to .venv, amqplib to tests/clients/node_modules.
 set -euo pipefail
@@ -45,6 +45,7 @@ need 1 rabbitmq-server test -x /usr/lib/rabbitmq/bin/rabbitmq-server
 # SQLite, which the store brings along, and ring are C.
 need 1 "gcc libc6-dev" command -v cc
 need 2 "nodejs npm" command -v npm
+need 3 g++ command -v c++
 need 3 haproxy test -x /usr/sbin/haproxy
 [ ${#missing[@]} = 0 ] || install "${missing[@]}"
 

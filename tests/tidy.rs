@@ -90,6 +90,24 @@ fn links_in_the_documents_lead_somewhere() {
     assert_eq!(dead_links(text, exists), ["docs/b.md"]);
 }
 
+#[test]
+fn the_documents_name_every_metric_and_every_dependency() {
+    let metrics = halfway::metrics::Metrics::new();
+    metrics.relay_state("/");
+    let operations = read(&root().join("docs/operations.md"));
+    assert_eq!(unnamed(&metric_names(&metrics.encode()), &operations), Vec::<String>::new());
+    let architecture = read(&root().join("docs/architecture.md"));
+    let dependencies = dependencies(&read(&root().join("Cargo.toml")));
+    assert!(dependencies.len() > 10, "{dependencies:?}");
+    assert_eq!(unnamed(&dependencies, &architecture), Vec::<String>::new());
+
+    let text = "# HELP halfway_a_bytes A.\n# TYPE halfway_a_bytes counter\nhalfway_a_bytes_total 0\n";
+    assert_eq!(metric_names(text), ["halfway_a_bytes_total"]);
+    assert_eq!(metric_names("# TYPE halfway_b gauge\nhalfway_b 1\n"), ["halfway_b"]);
+    assert_eq!(unnamed(&["a".into(), "b".into()], "only `a` stands here"), ["b"]);
+    assert_eq!(dependencies_of_sample(), ["bytes", "clap", "lapin"]);
+}
+
 /// Shows `rule` every file of `src/` and fails with what it finds.
 fn each_source(rule: impl Fn(&Path, &str) -> Vec<String>) {
     let sources: Vec<_> =
@@ -191,6 +209,42 @@ fn dead_links(text: &str, exists: impl Fn(&str) -> bool) -> Vec<String> {
     let files = targets.filter(|target| !target.contains("://") && !target.starts_with('#'));
     let files = files.map(|target| target.split('#').next().unwrap_or_default());
     files.filter(|target| !exists(target)).map(String::from).collect()
+}
+
+/// The names in an exposition as Prometheus shows them: counters and infos with their endings.
+fn metric_names(exposition: &str) -> Vec<String> {
+    let types = exposition.lines().filter_map(|line| line.strip_prefix("# TYPE ")?.split_once(' '));
+    let name = |(name, kind): (&str, &str)| match kind {
+        "counter" => format!("{name}_total"),
+        "info" => format!("{name}_info"),
+        _ => name.to_owned(),
+    };
+    types.map(name).collect()
+}
+
+/// Dependencies in a manifest, those of the tests included.
+fn dependencies(manifest: &str) -> Vec<String> {
+    let mut within = false;
+    let mut found = Vec::new();
+    for line in manifest.lines() {
+        if line.starts_with('[') {
+            within = ["[dependencies]", "[dev-dependencies]"].contains(&line);
+        } else if let Some((name, _)) = line.split_once(" = ").filter(|_| within) {
+            found.push(name.to_owned());
+        }
+    }
+    found
+}
+
+fn dependencies_of_sample() -> Vec<String> {
+    dependencies(
+        "[package]\nname = \"x\"\n[dependencies]\nbytes = \"1\"\nclap = { version = \"4\" }\n[dev-dependencies]\nlapin = \"4\"\n[lints]\nall = \"warn\"\n",
+    )
+}
+
+/// Names that don't stand in `text` between back quotes.
+fn unnamed(names: &[String], text: &str) -> Vec<String> {
+    names.iter().filter(|name| !text.contains(&format!("`{name}`"))).cloned().collect()
 }
 
 /// The module of the crate that a file belongs to; `None` outside `src/`, and for the root and the binary.

@@ -31,8 +31,9 @@ const PROBES_MAX: usize = 1_000;
 const BEHIND_BYTES_MAX: usize = 1 << 20;
 /// Calls to park that may be unanswered before the client has to wait.
 const PARKS_MAX: usize = 4;
-/// What forwarding adds to a content header at most: `x-half-id`, `x-half-possible-duplicate`, the table around them.
-const HEADER_GROWTH_BYTES: usize = 96;
+/// What forwarding adds to a content header at most: `x-half-id` with an index of ten digits (62), then
+/// `x-half-possible-duplicate` (28), the length of the table (4), and the frame around it (8). Rounded up.
+const HEADER_GROWTH_BYTES: usize = 104;
 
 /// What is to be done with a channel after a frame or an event.
 #[derive(Debug)]

@@ -85,6 +85,8 @@ pub struct Connection {
     channels: HashMap<u16, Slot>,
     /// Consumers of ordinary channels, which matter if they become transactional.
     consumers: HashMap<u16, Consumers>,
+    /// Channels that RabbitMQ closed and whose client has not answered: RabbitMQ ignores what comes on them.
+    closed_upstream: HashSet<u16>,
     /// Channels that the proxy closed at RabbitMQ, whose close-ok has not come: what comes on them is nobody's.
     closing_upstream: HashSet<u16>,
     /// Channels whose client has to wait.
@@ -110,6 +112,7 @@ impl Connection {
             phase: Phase::Greeting,
             channels: HashMap::new(),
             consumers: HashMap::new(),
+            closed_upstream: HashSet::new(),
             closing_upstream: HashSet::new(),
             congested: HashSet::new(),
             opened: Opened {
@@ -244,6 +247,7 @@ impl Connection {
         match frame.method_id() {
             None => true,
             Some(id::TX_SELECT | id::BASIC_CONSUME | id::CHANNEL_CLOSE) => false,
+            Some(id::CHANNEL_CLOSE_OK | id::CHANNEL_OPEN) => self.closed_upstream.is_empty(),
             Some(_) => true,
         }
     }
@@ -272,6 +276,8 @@ impl Connection {
 
     fn ordinary_client_frame(&mut self, frame: &Frame<'_>) {
         match frame.method_id() {
+            Some(id::CHANNEL_CLOSE_OK | id::CHANNEL_OPEN) => drop(self.closed_upstream.remove(&frame.channel)),
+            _ if self.closed_upstream.contains(&frame.channel) => {}
             Some(id::TX_SELECT) => {
                 let consumers = self.consumers.remove(&frame.channel).unwrap_or_default();
                 self.channels.insert(frame.channel, Slot::Tx(Box::new(Channel::new(frame.channel, consumers))));
@@ -421,6 +427,10 @@ impl Connection {
 
     /// Handles frames that waited behind a commit. They are whole, and were looked at before.
     fn replay(&mut self, mut frames: &[u8]) {
+        if self.io.upstream_lost {
+            // Nobody would ever answer them, and the client is about to be told so.
+            return;
+        }
         while let Split::Frame(frame) = frame::split(frames, FRAME_BYTES_MAX) {
             frames = &frames[frame.raw.len()..];
             match self.phase {
@@ -436,7 +446,7 @@ impl Connection {
     fn refuse(&mut self, number: u16, code: ReplyCode, detail: &str, method: (u16, u16)) {
         let Some(Slot::Tx(mut channel)) = self.channels.remove(&number) else { return };
         let ended = match code {
-            ReplyCode::PRECONDITION_FAILED => Ended::Refused,
+            ReplyCode::PRECONDITION_FAILED if method != id::TX_COMMIT => Ended::Refused,
             _ => Ended::Failed,
         };
         channel.abandon(ended, &mut self.io);
@@ -506,7 +516,11 @@ impl Connection {
         {
             return false;
         }
-        self.consumers.is_empty() || !matches!(frame.method_id(), Some(id::BASIC_CONSUME_OK | id::CHANNEL_CLOSE))
+        match frame.method_id() {
+            Some(id::CHANNEL_CLOSE) => false,
+            Some(id::BASIC_CONSUME_OK) => self.consumers.is_empty(),
+            _ => true,
+        }
     }
 
     fn upstream_frame(&mut self, frame: &Frame<'_>) {
@@ -515,6 +529,9 @@ impl Connection {
         }
         if self.closing_upstream.contains(&frame.channel) {
             return self.closing_upstream_frame(frame);
+        }
+        if frame.channel != 0 && frame.method_id() == Some(id::CHANNEL_CLOSE) {
+            self.closed_upstream.insert(frame.channel);
         }
         if let Some(Slot::Tx(channel)) = self.channels.get_mut(&frame.channel) {
             let outcome = channel.handle_upstream(frame, &mut self.io);

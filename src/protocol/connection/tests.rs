@@ -388,6 +388,26 @@ fn what_rabbitmq_refuses_is_never_decided() {
     assert_eq!(script.connection.io.committing, 0);
 }
 
+/// A client that sent ahead: RabbitMQ had closed the channel and ignored the rest, the proxy began a transaction for it
+/// whose fence nobody answered, and the client's close-ok waited behind that for ever. Found by the fuzz target.
+#[test]
+fn what_is_sent_ahead_on_a_channel_that_rabbitmq_closed_begins_no_transaction() {
+    for channel in [1, 2] {
+        let mut script = Script::transactional(settings());
+        script.upstream(&close(channel, 404, "NOT_FOUND - no queue 'q' in vhost '/'"));
+        script.sent();
+        let ahead = [bare(channel, id::TX_SELECT), publish(channel, b"one"), bare(channel, id::TX_COMMIT)].concat();
+        let answer = [bare(channel, id::CHANNEL_CLOSE_OK), bare(channel, id::CHANNEL_OPEN)].concat();
+        script.client(&[&ahead[..], &answer].concat());
+        assert_eq!(script.sent().1, [ahead, answer].concat());
+        assert_eq!(script.connection.io.committing, 0);
+
+        script.client(&[bare(channel, id::TX_SELECT), publish(channel, b"one"), bare(channel, id::TX_COMMIT)].concat());
+        script.upstream(&bare(channel, id::TX_ROLLBACK_OK));
+        assert!(matches!(script.command(), Command::Commit { .. }), "the new channel is like any other");
+    }
+}
+
 #[test]
 fn acks_take_effect_after_the_decision() {
     let mut script = Script::transactional(settings());
@@ -571,6 +591,22 @@ fn when_rabbitmq_is_lost_a_decision_that_is_made_is_told_and_one_that_is_not_is_
     script.client(&bare(0, id::CONNECTION_CLOSE_OK));
     assert!(matches!(script.command(), Command::Close));
     assert!(script.commands.is_empty());
+}
+
+/// RabbitMQ went while the store decided, with a second transaction waiting behind the commit: that one asked a RabbitMQ
+/// that was gone, and the connection stayed open for ever. Found by the fuzz target.
+#[test]
+fn what_waits_behind_a_commit_asks_nobody_when_rabbitmq_is_lost() {
+    let mut script = Script::transactional(settings());
+    let transaction = [publish(1, b"one"), bare(1, id::TX_COMMIT)].concat();
+    script.client(&[&transaction[..], &transaction].concat());
+    script.upstream(&bare(1, id::TX_ROLLBACK_OK));
+    let (id, ..) = script.decide();
+    script.connection.handle_upstream_lost();
+    script.sent();
+    script.committed(id);
+    assert_eq!(methods(&script.sent().0), [(1, id::TX_COMMIT_OK), (0, id::CONNECTION_CLOSE)]);
+    assert_eq!(script.connection.io.committing, 0);
 }
 
 #[test]

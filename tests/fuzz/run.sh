@@ -1,0 +1,23 @@
+#!/usr/bin/env bash
+# Fuzzes each target for a while: tests/fuzz/run.sh [SECONDS] [TARGET...]
+#
+# It takes the stable toolchain and no cargo-fuzz: the flags are what coverage guidance needs, without a sanitizer, for
+# the proxy has no unsafe code. What is found stands in tests/fuzz/artifacts, and the run fails.
+set -euo pipefail
+cd "$(dirname "$0")"
+seconds=${1:-30}
+targets=("${@:2}")
+[ ${#targets[@]} -gt 0 ] || targets=(frames session)
+
+command -v c++ >/dev/null || { echo "libFuzzer needs a C++ compiler: apt-get install g++" >&2; exit 1; }
+host=$(rustc -vV | sed -n 's/^host: //p')
+# With --target, the flags reach the targets and their dependencies, but no build script.
+export RUSTFLAGS="--cfg fuzzing -Cpasses=sancov-module -Cllvm-args=-sanitizer-coverage-level=4 \
+-Cllvm-args=-sanitizer-coverage-inline-8bit-counters -Cllvm-args=-sanitizer-coverage-pc-table"
+cargo build --release --locked --target "$host"
+
+for target in "${targets[@]}"; do
+    mkdir -p "corpus/$target" "artifacts/$target"
+    "target/$host/release/$target" "corpus/$target" "seeds/$target" -max_total_time="$seconds" -max_len=2048 \
+        -rss_limit_mb=1024 -timeout=10 -print_final_stats=1 -artifact_prefix="artifacts/$target/"
+done

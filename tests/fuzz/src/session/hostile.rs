@@ -1,0 +1,202 @@
+//! Two peers that send anything. Whatever it is: no panic, no memory beyond what came in, no decision that RabbitMQ has
+//! not been asked about, every transaction that began ends, and the store keeps none that nobody decides.
+
+use crate::script::Script;
+use pure::amqp::frame::{self, PROTOCOL_HEADER, Split};
+use pure::amqp::method::{self, id};
+use pure::protocol::command::Command;
+use pure::protocol::connection::Connection;
+use pure::tx::id::TransactionId;
+use pure::tx::outcome::Forwarded;
+use std::collections::{HashMap, HashSet};
+use std::time::{Duration, Instant};
+
+struct Run {
+    connection: Connection,
+    now: Instant,
+    fed: usize,
+    parks: Vec<(u16, TransactionId)>,
+    commits: Vec<(u16, TransactionId)>,
+    forwards: Vec<(u16, TransactionId)>,
+    /// Kept in the store and decided by nobody so far.
+    undecided: HashSet<TransactionId>,
+    /// Answers of RabbitMQ on each channel that a fence may have waited for.
+    answers: HashMap<u16, usize>,
+    decisions: HashMap<u16, usize>,
+    began: usize,
+    ended: usize,
+    over: bool,
+}
+
+/// Runs the script; gives back how many bytes were fed.
+pub fn run(script: &mut Script<'_>) -> usize {
+    let now = Instant::now();
+    let mut run = Run {
+        connection: Connection::new(script.settings(), now, now + Duration::from_secs(10)),
+        now,
+        fed: 0,
+        parks: Vec::new(),
+        commits: Vec::new(),
+        forwards: Vec::new(),
+        undecided: HashSet::new(),
+        answers: HashMap::new(),
+        decisions: HashMap::new(),
+        began: 0,
+        ended: 0,
+        over: false,
+    };
+    let (mut client, mut upstream) = (Vec::new(), Vec::new());
+    if script.flag() {
+        client.extend_from_slice(&PROTOCOL_HEADER);
+        run.client(&mut client);
+        run.connection.handle_upstream_connected();
+        method::write_bare(&mut upstream, 0, id::CONNECTION_OPEN_OK);
+        run.upstream(&mut upstream);
+        method::write_bare(&mut client, 1, id::TX_SELECT);
+        method::write_bare(&mut client, 2, id::TX_SELECT);
+        run.client(&mut client);
+    }
+    while !script.is_over() && !run.over {
+        match script.below(12) {
+            0..3 => bytes(script, &mut client),
+            3..5 => bytes(script, &mut upstream),
+            5 => run.connection.handle_upstream_connected(),
+            6 => {
+                run.now += Duration::from_millis(100 << script.below(10));
+                run.connection.handle_time(run.now);
+            }
+            7 if !run.parks.is_empty() => {
+                let (channel, id) = run.parks.remove(0);
+                let result = if script.flag() { Err(script.store_error()) } else { Ok(()) };
+                run.connection.handle_parked(channel, id, result);
+            }
+            8 if !run.commits.is_empty() => {
+                let (channel, id) = run.commits.remove(0);
+                let result = if script.flag() { Err(script.store_error()) } else { Ok(()) };
+                run.connection.handle_committed(channel, id, result);
+            }
+            9 if !run.forwards.is_empty() => {
+                let (channel, id) = run.forwards.remove(0);
+                run.connection.handle_forwarded(channel, id, Forwarded::default());
+            }
+            10 => run.connection.handle_store_full(script.flag()),
+            11 => match script.below(12) {
+                0 => run.connection.drain(),
+                1 => run.connection.handle_upstream_lost(),
+                2 => run.connection.handle_client_lost(),
+                _ => {}
+            },
+            _ => {}
+        }
+        run.collect();
+        run.client(&mut client);
+        run.upstream(&mut upstream);
+    }
+    run.connection.handle_client_lost();
+    run.collect();
+    assert_eq!(run.began, run.ended, "every transaction that began ends");
+    assert!(run.undecided.is_empty(), "the store keeps {:?}, which nobody decides", run.undecided);
+    run.fed
+}
+
+/// Bytes that are a frame but for what the script changes, or bytes as they stand there.
+fn bytes(script: &mut Script<'_>, out: &mut Vec<u8>) {
+    const METHODS: [(u16, u16); 16] = [
+        id::BASIC_PUBLISH,
+        id::TX_COMMIT,
+        id::TX_ROLLBACK,
+        id::TX_ROLLBACK_OK,
+        id::TX_COMMIT_OK,
+        id::TX_SELECT,
+        id::BASIC_ACK,
+        id::BASIC_DELIVER,
+        id::CHANNEL_CLOSE,
+        id::CHANNEL_CLOSE_OK,
+        id::CHANNEL_OPEN,
+        id::CONNECTION_CLOSE,
+        id::CONNECTION_CLOSE_OK,
+        id::CONNECTION_START,
+        id::CONNECTION_START_OK,
+        id::BASIC_CONSUME_OK,
+    ];
+    let (choice, channel, length) = (script.below(8), script.below(4) as u16, script.below(40));
+    match choice {
+        0 => out.extend_from_slice(script.bytes(length)),
+        1 => frame::write(out, script.byte(), channel, |out| out.extend_from_slice(script.bytes(length))),
+        2 => frame::write(out, frame::kind::HEADER, channel, |out| {
+            out.extend_from_slice(&[0, 60, 0, 0, 0, 0, 0, 0, 0, 0, 0]);
+            out.push(script.byte());
+            out.extend_from_slice(script.bytes(length));
+        }),
+        3 => frame::write(out, frame::kind::BODY, channel, |out| out.extend_from_slice(script.bytes(length))),
+        4 => frame::write_method(out, channel, id::BASIC_PUBLISH, |out| {
+            out.extend_from_slice(&[0, 0, 1, b'x', 1, b'k', script.byte() & 1]);
+        }),
+        _ => {
+            let id = METHODS[script.below(METHODS.len())];
+            let length = if script.flag() { length } else { 0 };
+            frame::write_method(out, channel, id, |out| out.extend_from_slice(script.bytes(length)));
+        }
+    }
+}
+
+impl Run {
+    fn client(&mut self, bytes: &mut Vec<u8>) {
+        // The session asks for more only when it is wanted, and shows again what was not used.
+        while !bytes.is_empty() && !self.over && self.connection.wants_client() {
+            let used = self.connection.handle_client(bytes);
+            self.fed += used;
+            bytes.drain(..used);
+            self.collect();
+            if used == 0 {
+                break;
+            }
+        }
+    }
+
+    fn upstream(&mut self, bytes: &mut Vec<u8>) {
+        if self.over || bytes.is_empty() {
+            return;
+        }
+        self.fed += bytes.len();
+        let mut rest = &bytes[..];
+        while let Split::Frame(frame) = frame::split(rest, usize::MAX - frame::OVERHEAD_BYTES) {
+            if let Some(id::TX_ROLLBACK_OK | id::TX_COMMIT_OK) = frame.method_id() {
+                *self.answers.entry(frame.channel).or_default() += 1;
+            }
+            rest = &rest[frame.raw.len()..];
+        }
+        let used = self.connection.handle_upstream(bytes);
+        bytes.drain(..used);
+        self.collect();
+    }
+
+    fn collect(&mut self) {
+        self.connection.io.to_client.clear();
+        self.connection.io.to_upstream.clear();
+        while let Some(command) = self.connection.poll_command() {
+            match command {
+                Command::Park { channel, transaction, batch } => {
+                    assert!(!batch.is_empty(), "nothing is not worth keeping");
+                    self.parks.push((channel, transaction));
+                    self.undecided.insert(transaction);
+                }
+                Command::Commit { channel, transaction, wait, .. } => {
+                    let decisions = self.decisions.entry(channel).or_default();
+                    *decisions += 1;
+                    let answers = self.answers.get(&channel).copied().unwrap_or_default();
+                    assert!(*decisions <= answers, "a decision that RabbitMQ was not asked about");
+                    self.commits.push((channel, transaction));
+                    self.undecided.remove(&transaction);
+                    self.forwards.extend(wait.then_some((channel, transaction)));
+                }
+                Command::RollBack { transaction } => drop(self.undecided.remove(&transaction)),
+                Command::Began => self.began += 1,
+                Command::Ended(_) => self.ended += 1,
+                Command::Close | Command::Abort => self.over = true,
+                Command::Connect | Command::Opened(_) => {}
+            }
+            assert!(self.ended <= self.began, "a transaction ends once");
+        }
+    }
+}
