@@ -272,7 +272,7 @@ fn read(path: &Path) -> String {
 /// The files of the project, without what tools make.
 fn files(folder: &Path) -> Vec<PathBuf> {
     const MADE: [&str; 8] =
-        ["target", ".git", ".venv", "node_modules", "corpus", "artifacts", "__pycache__", "Cargo.lock"];
+        ["target", ".git", ".venv", "node_modules", "corpus", "artifacts", "__pycache__", "erl_crash.dump"];
     let entries = fs::read_dir(folder).unwrap_or_else(|error| panic!("{}: {error}", folder.display()));
     let paths = entries.map(|entry| entry.expect("the folder can be read").path());
     paths
