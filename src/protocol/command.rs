@@ -64,6 +64,8 @@ pub enum Command {
         /// Which.
         transaction: TransactionId,
     },
+    /// The client is refused, or given up, before its connection is open.
+    Refused(Refusal),
     /// A transaction has its first message.
     Began,
     /// A transaction that began is over.
@@ -72,6 +74,19 @@ pub enum Command {
     Close,
     /// Close both sockets at once.
     Abort,
+}
+
+/// Why a client was refused, to be counted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Refusal {
+    /// It does not speak AMQP 0-9-1.
+    Protocol,
+    /// It may not log in from where it is, or not in that way.
+    Login,
+    /// It took too long.
+    Timeout,
+    /// The proxy is about to end.
+    Draining,
 }
 
 /// How a transaction ended, to be counted.

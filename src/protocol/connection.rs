@@ -5,7 +5,7 @@
 //! RabbitMQ gives its own answer to it.
 
 use super::channel::{Channel, Consumers, Content, Outcome};
-use super::command::{Command, Ended, Io, Opened, Settings};
+use super::command::{Command, Ended, Io, Opened, Refusal, Settings};
 use super::handshake::{self, LoginRefused};
 use crate::amqp::frame::{self, Frame, PROTOCOL_HEADER, Split, kind};
 use crate::amqp::method::{self, Close, Start, StartOk, Tune, id};
@@ -193,6 +193,7 @@ impl Connection {
             self.io.commands.push_back(Command::Connect);
         } else {
             self.io.to_client.extend_from_slice(&PROTOCOL_HEADER);
+            self.io.commands.push_back(Command::Refused(Refusal::Protocol));
             self.close();
         }
         (8, false)
@@ -377,6 +378,7 @@ impl Connection {
                     ));
                     self.write_close(ReplyCode::ACCESS_REFUSED, &text);
                 }
+                self.io.commands.push_back(Command::Refused(Refusal::Login));
                 self.phase = Phase::Refused;
                 self.phase_until = Some(self.io.now + REFUSED_FOR);
             }
@@ -651,7 +653,10 @@ impl Connection {
                 }
             }
             Phase::PassThrough | Phase::Closing | Phase::Closed => {}
-            _ => self.close(),
+            _ => {
+                self.io.commands.push_back(Command::Refused(Refusal::Draining));
+                self.close();
+            }
         }
     }
 
@@ -753,6 +758,9 @@ impl Connection {
         }
         if self.phase_until.is_some_and(|until| until <= now) {
             self.phase_until = None;
+            if matches!(self.phase, Phase::Greeting | Phase::Connecting | Phase::Handshake) {
+                self.io.commands.push_back(Command::Refused(Refusal::Timeout));
+            }
             self.abandon_all();
             self.phase = Phase::Closed;
             self.io.commands.push_back(Command::Abort);

@@ -10,7 +10,7 @@ use super::heartbeat::{Due, Heartbeat};
 use crate::amqp::frame::{self, Split};
 use crate::health::{Component, Condition};
 use crate::metrics::{Outcome, Refused};
-use crate::protocol::command::{Command, Ended, Opened};
+use crate::protocol::command::{Command, Ended, Opened, Refusal};
 use crate::protocol::connection::Connection;
 use crate::store::{Commit, Forwarded, Lane, Origin, StoreError};
 use crate::tx::id::{Timestamp, TransactionId};
@@ -373,6 +373,12 @@ impl Session {
                     let reply = self.shared.store.rollback(transaction);
                     self.events.push(Box::pin(async move { Event::RolledBack(transaction, reply.await) }));
                 }
+                Command::Refused(why) => self.shared.metrics.refused(match why {
+                    Refusal::Protocol => Refused::Protocol,
+                    Refusal::Login => Refused::LoopbackUser,
+                    Refusal::Timeout => Refused::Timeout,
+                    Refusal::Draining => Refused::Draining,
+                }),
                 Command::Began => drop(self.shared.metrics.transactions_open.inc()),
                 Command::Ended(ended) => self.count(ended),
                 Command::Close => self.ending = Some(Ending::Flushed(now + LAST_WORDS_WITHIN)),

@@ -181,7 +181,7 @@ impl Script {
     }
 
     fn collect(&mut self) {
-        let kept = |command: &Command| !matches!(command, Command::Began | Command::Ended(_));
+        let kept = |command: &Command| !matches!(command, Command::Began | Command::Ended(_) | Command::Refused(_));
         while let Some(command) = self.connection.poll_command() {
             self.commands.extend(Some(command).filter(kept));
         }
@@ -247,6 +247,30 @@ fn a_guarded_user_is_refused_as_by_a_wrong_password() {
     script.commands.clear();
     script.later(REFUSED_FOR);
     assert!(matches!(script.command(), Command::Abort));
+}
+
+#[test]
+fn who_is_refused_is_counted_once() {
+    let refusals = |connection: &mut Connection| {
+        let commands = std::iter::from_fn(|| connection.poll_command());
+        commands.filter_map(|it| if let Command::Refused(why) = it { Some(why) } else { None }).collect::<Vec<_>>()
+    };
+    let mut rubbish = Script::new(settings());
+    rubbish.connection.handle_client(b"GET / HTTP/1.1");
+    assert_eq!(refusals(&mut rubbish.connection), [Refusal::Protocol]);
+    let mut silent = Script::new(settings());
+    silent.connection.handle_time(silent.now + Duration::from_secs(10));
+    assert_eq!(refusals(&mut silent.connection), [Refusal::Timeout]);
+    let mut late = Script::new(settings());
+    late.connection.drain();
+    assert_eq!(refusals(&mut late.connection), [Refusal::Draining]);
+    let mut guest = Script::new(settings());
+    guest.client(&PROTOCOL_HEADER);
+    guest.connection.handle_upstream_connected();
+    guest.upstream(&start());
+    guest.connection.handle_client(&login("guest", b"PLAIN"));
+    guest.connection.handle_time(guest.now + REFUSED_FOR);
+    assert_eq!(refusals(&mut guest.connection), [Refusal::Login]);
 }
 
 #[test]

@@ -194,7 +194,7 @@ impl Run {
                 Command::Began => self.began += 1,
                 Command::Ended(_) => self.ended += 1,
                 Command::Close | Command::Abort => self.over = true,
-                Command::Connect | Command::Opened(_) => {}
+                Command::Connect | Command::Opened(_) | Command::Refused(_) => {}
             }
             assert!(self.ended <= self.began, "a transaction ends once");
         }
