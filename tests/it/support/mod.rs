@@ -73,13 +73,12 @@ pub fn proxied_port() -> u16 {
     if std::env::var_os("HALFWAY_TEST_DIRECT").is_some() { broker().port } else { proxy().port }
 }
 
-/// Logs in as guest, opens channel 1 in transaction mode, and channel 2 plain with an empty durable queue.
+/// Logs in as guest, opens channel 1 in transaction mode, and channel 2 plain with a durable queue, as it is.
 #[track_caller]
 pub fn transactional(port: u16, queue: &str) -> Raw {
     let mut raw = Raw::login(port);
     raw.open(2);
     raw.declare(2, queue);
-    raw.drain(2, queue);
     raw.open_tx(1);
     raw
 }
