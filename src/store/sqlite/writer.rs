@@ -25,6 +25,10 @@ const GROUP_BYTES_MAX: usize = 32 * 1024 * 1024;
 /// How long deletes wait for a commit whose sync they can share.
 const DELETE_DELAY: Duration = Duration::from_millis(50);
 
+/// Deletes that go along with the next commit at once. Fewer wait for more: rows lie in the order of commits, so a page
+/// is then written once for all of its rows instead of once for each.
+const DELETES_WORTH_IT: usize = 256;
+
 /// Deletes in one SQL transaction, more than commits in the mean, so that they keep up.
 const DELETES_MAX: usize = 2048;
 
@@ -194,7 +198,8 @@ impl Writer {
     /// Writes a group, answers it, and leaves it empty.
     fn write(&mut self, group: &mut Vec<Request>) {
         subtract(&self.stats.queued, group.len() as u64);
-        match self.attempt(group, true) {
+        let due = self.write_at.is_some_and(|at| at <= Instant::now());
+        match self.attempt(group, due || self.delivered.len() >= DELETES_WORTH_IT) {
             Ok(outcomes) => self.answer(group.drain(..).zip(outcomes)),
             // What is too large for the disk must not take down what is small.
             Err(StoreError::Full(_)) if group.len() > 1 => {
