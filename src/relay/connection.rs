@@ -40,6 +40,9 @@ const CLOSES_BORNE: u32 = 2;
 const STRIKES_MAX: u32 = 5;
 /// The timer is never set to less, should a lane's deadline have passed while it may not act.
 const TIMER_MIN: Duration = Duration::from_millis(1);
+/// How long after a write a transaction that nobody waits for may wait for company: RabbitMQ spends several times as much
+/// on a message that comes alone.
+const COMPANY_WAIT: Duration = Duration::from_millis(1);
 /// How long RabbitMQ may take for a polite goodbye.
 const GOODBYE_TIMEOUT: Duration = Duration::from_secs(1);
 
@@ -47,13 +50,16 @@ const GOODBYE_TIMEOUT: Duration = Duration::from_secs(1);
 #[derive(Debug)]
 pub(super) struct Inbox {
     queues: Mutex<BTreeMap<u16, Queue>>,
+    /// Something came that is to be looked at now.
     wake: Notify,
+    /// Something came that nobody waits for.
+    wake_soon: Notify,
     budget: Arc<Budget>,
 }
 
 impl Inbox {
     pub(super) fn new(budget: Arc<Budget>) -> Self {
-        Self { queues: Mutex::default(), wake: Notify::new(), budget }
+        Self { queues: Mutex::default(), wake: Notify::new(), wake_soon: Notify::new(), budget }
     }
 
     /// Makes a lane known, of which the store may hold transactions.
@@ -65,12 +71,14 @@ impl Inbox {
     /// Takes new commits, in commit order.
     pub(super) fn push(&self, transactions: impl Iterator<Item = Committed>) {
         let mut queues = self.queues();
+        let mut awaited = false;
         for committed in transactions {
+            awaited |= committed.forwarded.is_some();
             let queue = queues.entry(committed.lane.number);
             queue.or_insert_with(|| Queue::new(Arc::clone(&self.budget))).push(committed);
         }
         drop(queues);
-        self.wake.notify_one();
+        if awaited { self.wake.notify_one() } else { self.wake_soon.notify_one() }
     }
 
     fn queues(&self) -> MutexGuard<'_, BTreeMap<u16, Queue>> {
@@ -104,6 +112,8 @@ pub(super) struct Vhost {
     delivered_since: Option<Instant>,
     confirmed_something: bool,
     blocked: bool,
+    /// Until then what nobody waits for does not wake this.
+    company_until: Option<Instant>,
     suspicion: Suspicion,
 }
 
@@ -166,6 +176,7 @@ impl Vhost {
             delivered_since: None,
             confirmed_something: false,
             blocked: false,
+            company_until: None,
             suspicion: Suspicion::default(),
         }
     }
@@ -337,6 +348,7 @@ impl Vhost {
             }
             let Wire { reader, writer, .. } = &mut *wire;
             let dirty = !writer.out.is_empty();
+            let alone = self.company_until.is_none_or(|until| until <= now);
             tokio::select! {
                 result = writer.write(), if dirty => result?,
                 result = reader.read() => {
@@ -344,6 +356,7 @@ impl Vhost {
                     self.handle_frames(wire)?;
                 }
                 () = inbox.wake.notified() => {}
+                () = inbox.wake_soon.notified(), if alone => {}
                 Some(answer) = self.questions.next() => self.hear(answer),
                 _ = draining.changed() => {}
                 () = &mut timer => self.handle_timeout(wire)?,
@@ -380,7 +393,13 @@ impl Vhost {
             let page = self.shared.store.page(&lane, after, PAGE_BYTES);
             self.questions.push(Box::pin(async move { Answer::Page { lane: number, packs: page.await } }));
         }
+        let before = wire.writer.out.len();
         self.fill(&mut wire.writer.out, wire.frame_bytes_max, now);
+        if wire.writer.out.len() > before {
+            self.company_until = Some(now + COMPANY_WAIT);
+        } else if self.company_until.is_some_and(|until| until <= now) {
+            self.company_until = None;
+        }
     }
 
     /// Writes what the lanes may send. Each time another lane comes first.
@@ -485,7 +504,7 @@ impl Vhost {
         let delivered = self.delivered_since.map(|since| since + DELIVERED_WAIT);
         let signs_of_life =
             (wire.writer.last_write + wire.heartbeat / 2).min(wire.reader.last_read + wire.heartbeat * 2);
-        lanes.chain(delivered).fold(signs_of_life, Instant::min)
+        lanes.chain(delivered).chain(self.company_until).fold(signs_of_life, Instant::min)
     }
 
     fn handle_timeout(&mut self, wire: &mut Wire) -> Result<(), Lost> {
