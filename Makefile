@@ -2,8 +2,8 @@
 
 .PHONY: help build demo test fuzz bench fmt lint
 
-# How long each fuzz target runs.
-SECONDS ?= 30
+# How long each fuzz target runs: seconds, or a number of inputs (30000x) that are the same each time.
+FOR ?= 30
 
 help: ## Show this list
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -18,8 +18,8 @@ test: ## Run every test, against a real RabbitMQ
 	@tests/setup.sh
 	cargo test --locked
 
-fuzz: ## Feed the protocol core with anything, SECONDS (30) for each target
-	@tests/fuzz/run.sh $(SECONDS)
+fuzz: ## Feed the protocol core with anything, FOR seconds (30) each target
+	@tests/fuzz/run.sh $(FOR)
 
 bench: ## Measure against RabbitMQ itself and HAProxy; see docs/performance.md
 	@tests/setup.sh all

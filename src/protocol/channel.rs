@@ -95,6 +95,8 @@ pub enum Content {
     /// Between contents.
     #[default]
     Idle,
+    /// Anywhere: contents were not followed while the channel passed through. The next method tells.
+    Unknown,
     /// The header is next.
     Header,
     /// So many bytes of body are to come.
@@ -206,7 +208,7 @@ pub struct Channel {
 impl Channel {
     /// A channel whose client has just sent tx.select.
     pub fn new(number: u16, consumers: Consumers) -> Self {
-        Self { number, consumers, ..Self::default() }
+        Self { number, consumers, content: Content::Unknown, ..Self::default() }
     }
 
     /// Whether a commit is on its way.
@@ -581,7 +583,7 @@ impl Channel {
     fn say(&mut self, frames: &[u8], io: &mut Io) {
         match self.content {
             Content::Idle => io.to_client.extend_from_slice(frames),
-            Content::Header | Content::Body(_) => self.held.extend_from_slice(frames),
+            Content::Unknown | Content::Header | Content::Body(_) => self.held.extend_from_slice(frames),
         }
     }
 

@@ -298,7 +298,9 @@ impl Connection {
         let Some(Slot::Refused(refused)) = self.channels.get_mut(&frame.channel) else { return };
         match frame.method_id() {
             Some(id::CHANNEL_CLOSE) if !refused.client_answered => {
-                method::write_bare(&mut self.io.to_client, frame.channel, id::CHANNEL_CLOSE_OK);
+                // Behind the proxy's own channel.close, and never into the middle of a content.
+                let out = if refused.close.is_empty() { &mut self.io.to_client } else { &mut refused.close };
+                method::write_bare(out, frame.channel, id::CHANNEL_CLOSE_OK);
             }
             Some(id::CHANNEL_CLOSE_OK) if !refused.client_answered => {
                 refused.client_answered = true;
@@ -560,12 +562,17 @@ impl Connection {
         if let Some(Slot::Refused(refused)) = self.channels.get_mut(&frame.channel)
             && refused.content != Content::Idle
         {
-            self.io.to_client.extend_from_slice(frame.raw);
+            let is_about_the_close = matches!(frame.method_id(), Some(id::CHANNEL_CLOSE | id::CHANNEL_CLOSE_OK));
+            if !is_about_the_close {
+                self.io.to_client.extend_from_slice(frame.raw);
+            }
             refused.content.follow(frame);
             if refused.content == Content::Idle {
                 self.io.to_client.append(&mut refused.close);
             }
-            return;
+            if !is_about_the_close {
+                return;
+            }
         }
         match frame.method_id() {
             Some(id::CHANNEL_CLOSE_OK) => {

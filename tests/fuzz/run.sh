@@ -1,11 +1,17 @@
 #!/usr/bin/env bash
-# Fuzzes each target for a while: tests/fuzz/run.sh [SECONDS] [TARGET...]
+# Fuzzes each target: tests/fuzz/run.sh LIMIT [TARGET...]
+#
+# LIMIT is a time in seconds (30), or a number of inputs from a fixed seed (30000x): the same inputs each time, give or
+# take the order of a hash map, so that a check which turns red has turned red over the change it checks.
 #
 # It takes the stable toolchain and no cargo-fuzz: the flags are what coverage guidance needs, without a sanitizer, for
 # the proxy has no unsafe code. What is found stands in tests/fuzz/artifacts, and the run fails.
 set -euo pipefail
 cd "$(dirname "$0")"
-seconds=${1:-30}
+case ${1:-30} in
+    *x) limit=(-seed=1 -runs="${1%x}") corpus=$(mktemp -d) && trap 'rm -rf "$corpus"' EXIT ;;
+    *) limit=(-max_total_time="${1:-30}") corpus=corpus ;;
+esac
 targets=("${@:2}")
 [ ${#targets[@]} -gt 0 ] || targets=(frames session)
 
@@ -17,7 +23,7 @@ export RUSTFLAGS="--cfg fuzzing -Cpasses=sancov-module -Cllvm-args=-sanitizer-co
 cargo build --release --locked --target "$host"
 
 for target in "${targets[@]}"; do
-    mkdir -p "corpus/$target" "artifacts/$target"
-    "target/$host/release/$target" "corpus/$target" "seeds/$target" -max_total_time="$seconds" -max_len=2048 \
+    mkdir -p "$corpus/$target" "artifacts/$target"
+    "target/$host/release/$target" "$corpus/$target" "seeds/$target" "${limit[@]}" -max_len=2048 \
         -rss_limit_mb=1024 -timeout=10 -print_final_stats=1 -artifact_prefix="artifacts/$target/"
 done

@@ -46,6 +46,8 @@ pub struct Client {
     /// What it has sent.
     pub out: Vec<u8>,
     stream: Vec<u8>,
+    /// An ack of tag 0 is on its way. What it means depends on what has been delivered when it arrives.
+    pub acks_all: bool,
     /// connection.close was sent or received.
     pub is_closing: bool,
     pub is_closed: bool,
@@ -118,6 +120,7 @@ impl Client {
         };
         channel.held.retain(|held| !settled.contains(held));
         channel.all_settled = tag == 0;
+        self.acks_all |= tag == 0;
         if channel.tx {
             channel.settled.append(&mut settled);
         }

@@ -49,7 +49,7 @@ pub fn run(script: &mut Script<'_>) -> usize {
                 let quiet = run.client.out.is_empty() && run.client_input.is_empty() && run.upstream_input.is_empty();
                 run.client.act(script, number, quiet && !run.broker.is_sending(number));
             }
-            7 => run.broker.deliver(number, script.bytes(30)),
+            7 if !run.client.acks_all => run.broker.deliver(number, script.bytes(30)),
             8 if script.below(4) == 0 => run.broker.refuse(number),
             9 => run.answer_park(|script| script.below(4) == 0, script),
             10 => run.answer_commit(|script| script.below(4) == 0, script),
@@ -128,6 +128,7 @@ impl Run {
         let bytes = some(of_client, self.client.out.len());
         self.client_input.extend(self.client.out.drain(..bytes));
         self.feed_client();
+        self.client.acks_all &= !(self.client.out.is_empty() && self.client_input.is_empty());
         for _ in 0..some(of_upstream, usize::MAX).min(64) {
             let Some(answer) = self.broker.next_answer().filter(|_| !self.upstream_is_lost) else { break };
             self.upstream_input.extend(answer);
