@@ -14,8 +14,12 @@ pub mod memory;
 pub mod sqlite;
 
 use crate::tx::batch::Batch;
+use crate::tx::checker::CheckPlan;
+use crate::tx::decision::{Actor, Decision, Target, Verdict};
 use crate::tx::id::{Timestamp, TransactionId};
+use crate::tx::name::TransactionName;
 pub use crate::tx::outcome::{Forwarded, ReturnedMessage, StoreError};
+use crate::tx::state::State;
 use bytes::Bytes;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -48,6 +52,20 @@ pub struct Origin {
     pub lane: Lane,
     /// When its first message came.
     pub created_at: Timestamp,
+    /// What only named transactions have.
+    pub named: Option<Arc<Named>>,
+}
+
+/// What makes a transaction outlive its channel.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Named {
+    /// Unique for its user in its virtual host.
+    pub name: TransactionName,
+    /// Who is to be asked when it is in doubt; nobody: it waits for a person.
+    pub check: Option<CheckPlan>,
+    /// Whether a transactional channel published it, which decides it or leaves it in doubt. What other channels
+    /// publish is in doubt from the start, because none of them will decide.
+    pub transactional: bool,
 }
 
 /// A decision to commit.
@@ -142,6 +160,123 @@ impl From<Batch> for Messages {
     }
 }
 
+/// What a commit came to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Committing {
+    /// Its messages are on their way.
+    Now(Sequence),
+    /// It, or an earlier attempt under its name, was committed before: its messages have gone, or will go, by
+    /// themselves, and this call added none.
+    Before,
+}
+
+/// An attempt to find out about a transaction in doubt.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Check {
+    /// Who was asked.
+    pub checker: Arc<str>,
+    /// What came of it, for its history: `unknown`, `ongoing`, or why there is no answer.
+    pub result: String,
+    /// Whether it was an answer that counts against `max_checks`.
+    pub counted: bool,
+    /// When to ask again; never: it waits for a person.
+    pub next_check_at: Option<Timestamp>,
+}
+
+/// A transaction about which somebody is to be asked.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Due {
+    /// Which.
+    pub id: TransactionId,
+    /// Since when it may be asked about.
+    pub next_check_at: Timestamp,
+    /// Attempts so far, answered or not.
+    pub attempts: u32,
+    /// Answers so far that counted.
+    pub answered: u32,
+}
+
+/// What is due at a checker.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct DueNow {
+    /// The longest overdue first.
+    pub due: Vec<Due>,
+    /// When the next one behind these will be due, if there is one.
+    pub next: Option<Timestamp>,
+}
+
+/// A transaction as those see it who look from outside.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Summary {
+    /// Its id.
+    pub id: TransactionId,
+    /// Its name, if the producer gave one.
+    pub name: Option<TransactionName>,
+    /// The virtual host.
+    pub vhost: Arc<str>,
+    /// The user who published.
+    pub user: Arc<str>,
+    /// Where it stands.
+    pub state: State,
+    /// When its first message came.
+    pub created_at: Timestamp,
+    /// When its first message was durable; none: its first write was its commit.
+    pub parked_at: Option<Timestamp>,
+    /// When it was decided.
+    pub decided_at: Option<Timestamp>,
+    /// By whom: an [`Actor`]'s text.
+    pub decided_by: Option<String>,
+    /// How many messages it has.
+    pub messages: u64,
+    /// Their bytes as they are kept.
+    pub bytes: u64,
+    /// Who is asked about it.
+    pub checker: Option<Arc<str>>,
+    /// Attempts to ask, answered or not.
+    pub attempts: u32,
+    /// Answers that counted.
+    pub checks_answered: u32,
+    /// When it will be asked about next.
+    pub next_check_at: Option<Timestamp>,
+    /// The lane that its messages take.
+    pub lane: u16,
+}
+
+/// What happened to a transaction, once.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Event {
+    /// When.
+    pub at: Timestamp,
+    /// What: `parked`, `in_doubt`, `check`, `committed`, ...
+    pub event: String,
+    /// Who: an [`Actor`]'s text.
+    pub actor: String,
+    /// Why, or what was answered.
+    pub reason: Option<String>,
+}
+
+/// Which transactions to list. A part that is not given fits everything.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Filter {
+    /// Where they stand.
+    pub state: Option<State>,
+    /// The virtual host.
+    pub vhost: Option<String>,
+    /// The user.
+    pub user: Option<String>,
+    /// The whole name.
+    pub name: Option<String>,
+}
+
+/// Some transactions, in the order in which they entered the store or were committed.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Listing {
+    /// At most as many as were asked for.
+    pub items: Vec<Summary>,
+    /// What to ask for to get those behind; none: there are none.
+    pub next: Option<i64>,
+}
+
 /// The answer to come of a call on a [`Store`].
 #[derive(Debug)]
 pub struct Reply<T>(oneshot::Receiver<Result<T, StoreError>>);
@@ -164,20 +299,66 @@ impl<T> Future for Reply<T> {
 
 /// What the proxy needs of a store. See the module for what every implementation promises.
 pub trait Store: Send + Sync + 'static {
-    /// Keeps messages of an undecided transaction. The first call makes the transaction, as `open`.
+    /// Keeps messages of an undecided transaction. The first call makes the transaction: as `open`, or as `in_doubt` if
+    /// it is named and not transactional.
     ///
-    /// If it fails, the transaction is incomplete and can only be rolled back: every later call for it fails too, so the
-    /// caller need not wait for this answer before the next call.
+    /// If it fails, an unnamed or transactional transaction is incomplete and can only be rolled back: every later call
+    /// for it fails too, so the caller need not wait for this answer before the next call.
     ///
-    /// If we crash here: an unnamed transaction is rolled back at the next start.
+    /// Of a named transaction:
+    /// - A message with the message-id of one that it has already is that message, and is not kept twice.
+    /// - If its name was committed (and is remembered), nothing is kept, and the answer is the same.
+    /// - A transactional one is an attempt of its own under its name. While another such attempt is open, it is refused
+    ///   with [`StoreError::Locked`].
+    /// - What is not transactional joins the transaction in doubt under its name, under whose id it is kept; only if
+    ///   there is none, it makes one. While an attempt is open, it is refused with [`StoreError::Locked`].
+    ///
+    /// If we crash here: an unnamed transaction is rolled back at the next start, a named one is in doubt.
     fn park(&self, origin: Origin, batch: Batch) -> Reply<()>;
 
-    /// Commits. Once answered, every message of the transaction reaches RabbitMQ, whatever crashes.
-    fn commit(&self, commit: Commit) -> Reply<Sequence>;
+    /// Commits, on behalf of the channel that published. Once answered, every message of the transaction reaches
+    /// RabbitMQ, whatever crashes.
+    ///
+    /// Of a named transaction: an earlier attempt in doubt under its name is rolled back, for this one replaces it. If
+    /// an earlier one was committed, this one is rolled back and the answer is [`Committing::Before`].
+    fn commit(&self, commit: Commit) -> Reply<Committing>;
 
-    /// Rolls back a parked transaction: its messages go. If this fails it stays undecided, and one without a name is
-    /// rolled back at the next start.
-    fn rollback(&self, id: TransactionId) -> Reply<()>;
+    /// Rolls back a parked transaction on behalf of the channel that published: its messages go. `reason` is for its
+    /// history: RabbitMQ's refusal, say. If this fails it stays undecided; at the next start one without a name is
+    /// rolled back, and one with a name is in doubt.
+    fn rollback(&self, id: TransactionId, reason: Option<String>) -> Reply<()>;
+
+    /// The channel of a named, open transaction ended undecided: it is in doubt from now on, and its check is due after
+    /// its plan's `first_after`. If an earlier attempt under its name is in doubt already, the one with more messages
+    /// stays, at a tie the later one, and the other is rolled back: a name has one fate. Does nothing to others.
+    fn abandon(&self, id: TransactionId) -> Reply<()>;
+
+    /// Decides from outside the channel that published. `reason` is for the history.
+    fn decide(&self, target: Target, decision: Decision, actor: Actor, reason: Option<String>) -> Reply<Verdict>;
+
+    /// Transactions in doubt whose check by `checker` is due at `now`, `limit` at most.
+    fn due(&self, checker: &str, now: Timestamp, limit: usize) -> Reply<DueNow>;
+
+    /// Writes down a check that decided nothing. Says whether the transaction is still in doubt.
+    fn checked(&self, id: TransactionId, check: Check) -> Reply<bool>;
+
+    /// Has a transaction in doubt checked now, by `checker` if given, else by its own. Says whether it is in doubt and
+    /// has a checker. Its counts stay.
+    fn check_now(&self, id: TransactionId, checker: Option<Arc<str>>) -> Reply<bool>;
+
+    /// Transactions in doubt that nobody would ask about: without a checker, or with one that is not among `known`.
+    /// Those behind `after` (0: from the first), `limit` at most.
+    fn unasked(&self, known: Vec<Arc<str>>, after: i64, limit: usize) -> Reply<Listing>;
+
+    /// A transaction with its history, oldest event first.
+    fn transaction(&self, id: TransactionId) -> Reply<Option<(Summary, Vec<Event>)>>;
+
+    /// Transactions that fit, behind `after` (0: from the first), `limit` at most.
+    fn transactions(&self, filter: Filter, after: i64, limit: usize) -> Reply<Listing>;
+
+    /// Messages of a transaction in any state that has them still, from the start, until they add up to `bytes_max` (at
+    /// least one pack).
+    fn messages(&self, id: TransactionId, bytes_max: usize) -> Reply<Vec<Pack>>;
 
     /// RabbitMQ has confirmed, or a dead letter keeps, every message of these. Need not be durable before the next
     /// commit: what is forgotten here is sent again, as a possible duplicate.

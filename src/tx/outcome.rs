@@ -32,6 +32,9 @@ pub enum StoreError {
     /// The transaction is decided already, the other way, or is not there.
     #[error("the transaction is {0}")]
     Conflict(String),
+    /// Another live channel has an open transaction under this name.
+    #[error("transaction '{0}' is open on another channel")]
+    Locked(String),
     /// The store has been shut down.
     #[error("the store is closed")]
     Closed,
