@@ -92,6 +92,7 @@ fn commit(lane: u16, messages: usize, body: &[u8]) -> Commit {
         user: "guest".into(),
         lane: Lane { vhost: "/".into(), number: lane },
         created_at: Timestamp(0),
+        named: None,
     };
     Commit { origin, batch, parked: false, forwarded: None }
 }

@@ -31,7 +31,7 @@ fn lane(vhost: &str, number: u16) -> Lane {
 
 fn origin(lane: Lane) -> Origin {
     let id = TransactionId(uuid::Uuid::now_v7());
-    Origin { id, user: "guest".into(), lane, created_at: Timestamp(1_000) }
+    Origin { id, user: "guest".into(), lane, created_at: Timestamp(1_000), named: None }
 }
 
 /// A batch with a message for each body.

@@ -34,7 +34,7 @@ fn lane() -> Lane {
 
 fn origin() -> Origin {
     let id = TransactionId(uuid::Uuid::now_v7());
-    Origin { id, user: "guest".into(), lane: lane(), created_at: Timestamp(0) }
+    Origin { id, user: "guest".into(), lane: lane(), created_at: Timestamp(0), named: None }
 }
 
 fn batch(body_bytes: usize) -> Batch {

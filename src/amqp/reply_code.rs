@@ -15,6 +15,8 @@ impl ReplyCode {
     pub const ACCESS_REFUSED: Self = Self(403);
     /// There is no such thing.
     pub const NOT_FOUND: Self = Self(404);
+    /// Somebody else has it now.
+    pub const RESOURCE_LOCKED: Self = Self(405);
     /// Something that must hold before does not.
     pub const PRECONDITION_FAILED: Self = Self(406);
     /// Bytes that are no frame, or a frame that is too large.

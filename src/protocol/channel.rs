@@ -705,6 +705,7 @@ fn refuse_store(error: &StoreError, method: (u16, u16)) -> Outcome {
     let code = match error {
         StoreError::Full(_) => ReplyCode::RESOURCE_ERROR,
         StoreError::Conflict(_) => ReplyCode::PRECONDITION_FAILED,
+        StoreError::Locked(_) => ReplyCode::RESOURCE_LOCKED,
         StoreError::Io(_) | StoreError::Closed => ReplyCode::INTERNAL_ERROR,
     };
     Outcome::Refuse(code, error.to_string(), method)

@@ -370,7 +370,7 @@ impl Session {
                     }
                 }
                 Command::RollBack { transaction } => {
-                    let reply = self.shared.store.rollback(transaction);
+                    let reply = self.shared.store.rollback(transaction, None);
                     self.events.push(Box::pin(async move { Event::RolledBack(transaction, reply.await) }));
                 }
                 Command::Refused(why) => self.shared.metrics.refused(match why {
@@ -446,6 +446,7 @@ impl Session {
             user: Arc::clone(&self.user),
             lane: Lane { vhost: Arc::clone(&self.vhost), number },
             created_at: Timestamp(i64::try_from(since.as_millis()).unwrap_or(i64::MAX)),
+            named: None,
         }
     }
 }

@@ -1,10 +1,11 @@
 //! A store that forgets everything with the process, for tests of what stands on a store.
 
 use super::{
-    Commit, Committed, Cursor, DeadLetter, Lane, Messages, Origin, Outlet, Pack, Reply, Sequence, Store, StoreError,
+    Check, Commit, Committed, Committing, Cursor, DeadLetter, DueNow, Event, Filter, Lane, Listing, Messages, Origin, Outlet, Pack, Reply, Sequence, Store, StoreError, Summary,
 };
+use crate::tx::decision::{Actor, Decision, Target, Verdict};
 use crate::tx::batch::Batch;
-use crate::tx::id::TransactionId;
+use crate::tx::id::{Timestamp, TransactionId};
 use crate::tx::state::State;
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -195,19 +196,56 @@ impl Store for MemoryStore {
         answered(self.held().park(origin.id, batch))
     }
 
-    fn commit(&self, commit: Commit) -> Reply<Sequence> {
+    fn commit(&self, commit: Commit) -> Reply<Committing> {
         // The outlet is told under the lock, so that it hears of commits in their order.
         let mut held = self.held();
-        answered(held.commit(commit).map(|(sequence, committed)| {
-            if let Some(committed) = committed {
+        answered(held.commit(commit).map(|(sequence, committed)| match committed {
+            Some(committed) => {
                 self.outlet.committed(vec![committed]);
+                Committing::Now(sequence)
             }
-            sequence
+            None => Committing::Before,
         }))
     }
 
-    fn rollback(&self, id: TransactionId) -> Reply<()> {
+    fn rollback(&self, id: TransactionId, _reason: Option<String>) -> Reply<()> {
         answered(self.held().rollback(id))
+    }
+
+    fn abandon(&self, _id: TransactionId) -> Reply<()> {
+        unimplemented!()
+    }
+
+    fn decide(&self, _target: Target, _decision: Decision, _actor: Actor, _reason: Option<String>) -> Reply<Verdict> {
+        unimplemented!()
+    }
+
+    fn due(&self, _checker: &str, _now: Timestamp, _limit: usize) -> Reply<DueNow> {
+        unimplemented!()
+    }
+
+    fn checked(&self, _id: TransactionId, _check: Check) -> Reply<bool> {
+        unimplemented!()
+    }
+
+    fn check_now(&self, _id: TransactionId, _checker: Option<Arc<str>>) -> Reply<bool> {
+        unimplemented!()
+    }
+
+    fn unasked(&self, _known: Vec<Arc<str>>, _after: i64, _limit: usize) -> Reply<Listing> {
+        unimplemented!()
+    }
+
+    fn transaction(&self, _id: TransactionId) -> Reply<Option<(Summary, Vec<Event>)>> {
+        unimplemented!()
+    }
+
+    fn transactions(&self, _filter: Filter, _after: i64, _limit: usize) -> Reply<Listing> {
+        unimplemented!()
+    }
+
+    fn messages(&self, _id: TransactionId, _bytes_max: usize) -> Reply<Vec<Pack>> {
+        unimplemented!()
     }
 
     fn delivered(&self, transactions: Vec<Sequence>) {

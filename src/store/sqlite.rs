@@ -26,7 +26,11 @@ pub use tools::{CheckReport, LaneBacklog, StoreStats, ToolError, backup, check, 
 
 use self::reader::{Question, Reader};
 use self::writer::{Call, Request, Writer};
-use super::{Commit, Cursor, DeadLetter, Lane, Origin, Outlet, Pack, Reply, Sequence, Store, system_clock};
+use super::{
+    Check, Commit, Committing, Cursor, DeadLetter, DueNow, Event, Filter, Lane, Listing, Origin, Outlet, Pack, Reply,
+    Sequence, Store, Summary, system_clock,
+};
+use crate::tx::decision::{Actor, Decision, Target, Verdict};
 use crate::tx::batch::Batch;
 use crate::tx::id::{Timestamp, TransactionId};
 use std::path::PathBuf;
@@ -146,13 +150,49 @@ impl Store for SqliteStore {
         self.write(|answer| Request::Park { origin, messages: batch.into(), answer })
     }
 
-    fn commit(&self, commit: Commit) -> Reply<Sequence> {
+    fn commit(&self, commit: Commit) -> Reply<Committing> {
         let Commit { origin, batch, parked, forwarded } = commit;
         self.write(|answer| Request::Commit { origin, messages: batch.into(), parked, forwarded, answer })
     }
 
-    fn rollback(&self, id: TransactionId) -> Reply<()> {
+    fn rollback(&self, id: TransactionId, _reason: Option<String>) -> Reply<()> {
         self.write(|answer| Request::Rollback { id, answer })
+    }
+
+    fn abandon(&self, _id: TransactionId) -> Reply<()> {
+        unimplemented!()
+    }
+
+    fn decide(&self, _target: Target, _decision: Decision, _actor: Actor, _reason: Option<String>) -> Reply<Verdict> {
+        unimplemented!()
+    }
+
+    fn due(&self, _checker: &str, _now: Timestamp, _limit: usize) -> Reply<DueNow> {
+        unimplemented!()
+    }
+
+    fn checked(&self, _id: TransactionId, _check: Check) -> Reply<bool> {
+        unimplemented!()
+    }
+
+    fn check_now(&self, _id: TransactionId, _checker: Option<Arc<str>>) -> Reply<bool> {
+        unimplemented!()
+    }
+
+    fn unasked(&self, _known: Vec<Arc<str>>, _after: i64, _limit: usize) -> Reply<Listing> {
+        unimplemented!()
+    }
+
+    fn transaction(&self, _id: TransactionId) -> Reply<Option<(Summary, Vec<Event>)>> {
+        unimplemented!()
+    }
+
+    fn transactions(&self, _filter: Filter, _after: i64, _limit: usize) -> Reply<Listing> {
+        unimplemented!()
+    }
+
+    fn messages(&self, _id: TransactionId, _bytes_max: usize) -> Reply<Vec<Pack>> {
+        unimplemented!()
     }
 
     fn delivered(&self, transactions: Vec<Sequence>) {

@@ -52,7 +52,7 @@ pub(super) enum Outcome {
     /// Committed, to be handed to the relay.
     Committed(Sequence),
     /// An equal decision was there before.
-    CommittedBefore(Sequence),
+    CommittedBefore,
     /// Not done, and nothing was written for it.
     Refused(StoreError),
 }
@@ -184,8 +184,8 @@ impl Rows<'_> {
         }
         Ok(match self.parked(origin.id)? {
             // An equal decision changes nothing; one that brings messages is not equal, and saying yes would lose them.
-            Some((sequence, state)) if state == State::Committed.as_str() && messages.count == 0 => {
-                Outcome::CommittedBefore(sequence)
+            Some((_, state)) if state == State::Committed.as_str() && messages.count == 0 => {
+                Outcome::CommittedBefore
             }
             Some((_, state)) => Outcome::Refused(StoreError::Conflict(state)),
             None => Outcome::Refused(not_there()),

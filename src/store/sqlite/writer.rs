@@ -4,7 +4,7 @@ use super::rows::{Book, Forgotten, Outcome, Rows};
 use super::stats::{Stats, add, subtract};
 use super::upkeep::Upkeep;
 use super::{SqliteSettings, upkeep};
-use crate::store::{Committed, DeadLetter, Forwarded, Messages, Origin, Outlet, Sequence, StoreError};
+use crate::store::{Committed, Committing, DeadLetter, Forwarded, Messages, Origin, Outlet, Sequence, StoreError};
 use crate::tx::id::{Timestamp, TransactionId};
 use rusqlite::{Connection, ErrorCode, Transaction, TransactionBehavior};
 use std::collections::HashMap;
@@ -59,7 +59,7 @@ pub(super) enum Request {
         messages: Messages,
         parked: bool,
         forwarded: Option<oneshot::Sender<Forwarded>>,
-        answer: Answer<Sequence>,
+        answer: Answer<Committing>,
     },
     Rollback {
         id: TransactionId,
@@ -306,9 +306,9 @@ impl Writer {
                     let Origin { id, lane, .. } = origin;
                     let messages = (!parked).then_some(messages.bytes);
                     committed.push(Committed { sequence, id, lane, messages, forwarded });
-                    Told::Commit(answer, Ok(sequence))
+                    Told::Commit(answer, Ok(Committing::Now(sequence)))
                 }
-                Outcome::CommittedBefore(sequence) => Told::Commit(answer, Ok(sequence)),
+                Outcome::CommittedBefore => Told::Commit(answer, Ok(Committing::Before)),
                 Outcome::Refused(error) => Told::Commit(answer, Err(error)),
                 Outcome::Done => unreachable!("a commit has a sequence, or a reason why not"),
             },
@@ -363,7 +363,7 @@ impl Writer {
 /// An answer to be sent.
 enum Told {
     Plain(Answer<()>, Result<(), StoreError>),
-    Commit(Answer<Sequence>, Result<Sequence, StoreError>),
+    Commit(Answer<Committing>, Result<Committing, StoreError>),
 }
 
 impl Told {
@@ -382,7 +382,7 @@ impl Told {
 fn done(outcome: Outcome) -> Result<(), StoreError> {
     match outcome {
         Outcome::Refused(error) => Err(error),
-        Outcome::Done | Outcome::Committed(_) | Outcome::CommittedBefore(_) => Ok(()),
+        Outcome::Done | Outcome::Committed(_) | Outcome::CommittedBefore => Ok(()),
     }
 }
 
