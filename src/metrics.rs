@@ -94,6 +94,8 @@ pub enum Outcome {
     Refused,
     /// The store could not make it durable.
     Failed,
+    /// Its channel or connection ended, and it is named: somebody who knows decides.
+    InDoubt,
 }
 
 /// The relay's state in one virtual host, each 0 or 1.
@@ -158,6 +160,9 @@ impl Metrics {
     pub fn transaction(&self, outcome: Outcome) {
         self.transactions.get_or_create(&OutcomeLabel { outcome }).inc();
     }
+
+    /// MERGE
+    pub fn decision(&self, _source: &'static str) {}
 
     /// The gauges of one virtual host, for the relay to keep.
     pub fn relay_state(&self, vhost: &str) -> RelayState {
@@ -261,6 +266,7 @@ impl EncodeLabelValue for Outcome {
             Outcome::RolledBack => "rolled_back",
             Outcome::Refused => "refused",
             Outcome::Failed => "failed",
+            Outcome::InDoubt => "in_doubt",
         };
         EncodeLabelValue::encode(&name, encoder)
     }
@@ -293,7 +299,8 @@ const REFUSALS: [Refused; 7] = [
     Refused::Upstream,
     Refused::Draining,
 ];
-const OUTCOMES: [Outcome; 4] = [Outcome::Committed, Outcome::RolledBack, Outcome::Refused, Outcome::Failed];
+const OUTCOMES: [Outcome; 5] =
+    [Outcome::Committed, Outcome::RolledBack, Outcome::Refused, Outcome::Failed, Outcome::InDoubt];
 const COMMIT_SECONDS: [f64; 14] =
     [0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0];
 

@@ -10,6 +10,7 @@ use crate::tx::batch;
 use crate::tx::outcome::ReturnedMessage;
 use bytes::Bytes;
 use proptest::prelude::*;
+use std::sync::Arc;
 use uuid::Uuid;
 
 /// Both ends of a connection under test, and what the session was told to do.
@@ -19,7 +20,7 @@ struct Script {
     now: Instant,
 }
 
-fn settings() -> Settings {
+pub(in super::super) fn settings() -> Settings {
     Settings {
         login: LoginRules { from_loopback: false, loopback_users: vec!["guest".into()] },
         forward_wait: Duration::from_secs(1),
@@ -29,6 +30,8 @@ fn settings() -> Settings {
         message_bytes_max: 10_000,
         message_bytes_auto: false,
         memory_bytes_max: 64 << 10,
+        rules: Arc::default(),
+        control_exchange: "halfway".into(),
         new_id: || TransactionId(Uuid::now_v7()),
     }
 }
@@ -207,7 +210,7 @@ impl Script {
     }
 
     fn committed(&mut self, id: TransactionId) {
-        self.connection.handle_committed(1, id, Ok(()));
+        self.connection.handle_committed(1, id, Ok(true));
         self.collect();
     }
 
@@ -528,7 +531,7 @@ fn a_large_transaction_goes_to_the_store_in_parts_and_is_decided_when_all_are_ke
     let mut script = Script::transactional(Settings { memory_bytes_max: 100, ..settings() });
     let body = [7; 150];
     script.client(&[publish(1, &body), publish(1, b"small"), bare(1, id::TX_COMMIT)].concat());
-    let Command::Park { channel: 1, transaction, batch } = script.command() else { panic!("it is parked") };
+    let Command::Park { channel: 1, transaction, batch, .. } = script.command() else { panic!("it is parked") };
     assert_eq!(batch.messages(), 1);
     script.upstream(&bare(1, id::TX_ROLLBACK_OK));
     assert!(script.commands.is_empty(), "no decision before the first part is kept");
