@@ -13,6 +13,9 @@ use proptest::prelude::*;
 use std::sync::Arc;
 use uuid::Uuid;
 
+mod half;
+mod named;
+
 /// Both ends of a connection under test, and what the session was told to do.
 struct Script {
     connection: Connection,
@@ -89,6 +92,13 @@ fn message(channel: u16, routing_key: &[u8], flags: u8, header: &[u8], body: &[u
 
 fn publish(channel: u16, body: &[u8]) -> Vec<u8> {
     message(channel, b"k", 0, &empty(body.len() as u64), body)
+}
+
+/// A publish that names its transaction.
+fn half(channel: u16, name: &str, body: &[u8]) -> Vec<u8> {
+    let mut headers = Vec::new();
+    table::write_string(&mut headers, b"x-half-transaction", name.as_bytes());
+    message(channel, b"k", 0, &full(body.len() as u64, &headers), body)
 }
 
 fn ack(channel: u16, tag: u64, multiple: bool) -> Vec<u8> {
