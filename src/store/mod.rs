@@ -148,7 +148,7 @@ pub struct DeadLetter {
 }
 
 /// A batch that is whole, in the form in which a store keeps it and the relay takes it.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Default)]
 struct Messages {
     bytes: Bytes,
     count: u32,
