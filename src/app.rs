@@ -1,6 +1,6 @@
 //! Builds every part in order, and ends them in the opposite order.
 
-use crate::admin::Admin;
+use crate::admin::{Access, Admin, TokenError};
 use crate::config::{Config, ProxyProtocol, StoreUrl, Unroutable};
 use crate::health::{Component, Condition, Health};
 use crate::metrics::Metrics;
@@ -43,6 +43,9 @@ pub enum AppError {
     /// Certificates, keys or authorities are missing or don't fit.
     #[error(transparent)]
     Tls(#[from] TlsError),
+    /// A token of the admin port is missing or can't be one.
+    #[error(transparent)]
+    Token(#[from] TokenError),
     /// The store can't be used.
     #[error(transparent)]
     Store(#[from] OpenError),
@@ -61,13 +64,19 @@ pub async fn run(config: Config) -> Result<(), AppError> {
     let certificates = Certificates::load(&config)?;
     let upstream = Arc::new(upstream(&config, certificates.client.clone()));
 
-    let admin = match config.admin.address {
+    let access = Arc::new(Access::load(&config.admin)?);
+    let admin = Admin::new(health.clone(), metrics.clone(), access.clone());
+    let serving = match config.admin.address {
         None => None,
         Some(address) => {
             let listener = bind(address, "admin.address").await?;
             tracing::info!(%address, "admin port open");
-            let admin = Admin { health: health.clone(), metrics: metrics.clone() };
-            Some(tokio::spawn(admin.serve(listener)))
+            if access.is_open() {
+                tracing::info!(
+                    "/api needs no token on this machine: admin.open_on_loopback is true and admin.tokens empty"
+                );
+            }
+            Some(tokio::spawn(admin.clone().serve(listener)))
         }
     };
     let amqp = bind(config.listen.address, "listen.address").await?;
@@ -80,6 +89,7 @@ pub async fn run(config: Config) -> Result<(), AppError> {
     let store = open_store(&config, relay.clone()).await?;
     relay.start(store.clone()).await?;
     health.set(Component::Store, Condition::Ready);
+    admin.open(store.clone());
     let reporter = report::start(&health, &metrics, &store, &relay, &upstream);
 
     let shared =
@@ -103,7 +113,7 @@ pub async fn run(config: Config) -> Result<(), AppError> {
 
     tokio::select! {
         () = signals.shutdown.requested() => {}
-        () = reload(&mut signals.reload, &certificates) => {}
+        () = reload(&mut signals.reload, &certificates, &access) => {}
     }
     tracing::info!(sessions = listener.sessions(), "draining");
     health.drain();
@@ -114,8 +124,8 @@ pub async fn run(config: Config) -> Result<(), AppError> {
     relay.drain(deadline.saturating_duration_since(Instant::now()).max(RELAY_GRACE_MIN)).await;
     reporter.abort();
     blocking(move || store.close()).await;
-    if let Some(admin) = admin {
-        admin.abort();
+    if let Some(serving) = serving {
+        serving.abort();
     }
     tracing::info!("ended");
     Ok(())
@@ -141,12 +151,16 @@ impl Certificates {
     }
 }
 
-/// Reads the certificates again at each SIGHUP. Never returns.
-async fn reload(requests: &mut mpsc::Receiver<()>, certificates: &Certificates) {
+/// Reads certificates and tokens again at each SIGHUP. Never returns.
+async fn reload(requests: &mut mpsc::Receiver<()>, certificates: &Certificates, access: &Access) {
     while requests.recv().await.is_some() {
         match certificates.reload() {
             Ok(()) => tracing::info!("certificates read again"),
             Err(error) => tracing::error!(%error, "certificates not read again; the old ones stay in force"),
+        }
+        match access.reload() {
+            Ok(()) => tracing::info!("tokens read again"),
+            Err(error) => tracing::error!(%error, "tokens not read again; the old ones stay in force"),
         }
     }
     std::future::pending().await

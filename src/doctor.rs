@@ -266,7 +266,8 @@ mod tests {
         let listener = tokio::net::TcpListener::bind("0.0.0.0:0").await.expect("a free port");
         let mut config = Config::default();
         config.admin.address = Some(listener.local_addr().expect("bound"));
-        let admin = crate::admin::Admin { health: Default::default(), metrics: Default::default() };
+        let access = crate::admin::Access::load(&config.admin).expect("no tokens");
+        let admin = crate::admin::Admin::new(Default::default(), Default::default(), Arc::new(access));
         let server = tokio::spawn(admin.serve(listener));
         ask_health(&config).expect("it lives, ready or not");
         server.abort();

@@ -27,6 +27,7 @@ pub struct Metrics {
     transactions: Family<OutcomeLabel, Counter>,
     /// Transactions that have messages and no decision.
     pub transactions_open: Gauge,
+    decisions: Family<SourceLabel, Counter>,
     /// From `tx.commit` to `tx.commit-ok`, in seconds.
     pub commit_seconds: Histogram,
     /// Messages published in a transaction.
@@ -121,6 +122,7 @@ impl Metrics {
             sent_bytes: Counter::default(),
             transactions: Family::default(),
             transactions_open: Gauge::default(),
+            decisions: Family::default(),
             commit_seconds: Histogram::new(COMMIT_SECONDS),
             messages_staged: Counter::default(),
             messages_forwarded: Counter::default(),
@@ -145,6 +147,9 @@ impl Metrics {
         for reason in REFUSALS {
             metrics.connections_refused.get_or_create(&RefusedLabel { reason }).inc_by(0);
         }
+        for source in SOURCES {
+            metrics.decisions.get_or_create(&SourceLabel { source }).inc_by(0);
+        }
         for outcome in OUTCOMES {
             metrics.transactions.get_or_create(&OutcomeLabel { outcome }).inc_by(0);
         }
@@ -161,8 +166,10 @@ impl Metrics {
         self.transactions.get_or_create(&OutcomeLabel { outcome }).inc();
     }
 
-    /// MERGE
-    pub fn decision(&self, _source: &'static str) {}
+    /// Counts a decision that was the first, by the [source](crate::tx::decision::Actor::source) of who made it.
+    pub fn decision(&self, source: &'static str) {
+        self.decisions.get_or_create(&SourceLabel { source }).inc();
+    }
 
     /// The gauges of one virtual host, for the relay to keep.
     pub fn relay_state(&self, vhost: &str) -> RelayState {
@@ -197,6 +204,8 @@ impl Metrics {
         registry.register("transactions", "Transactions that ended, by outcome", self.transactions.clone());
         let help = "Transactions that have messages and no decision";
         registry.register("transactions_open", help, self.transactions_open.clone());
+        let help = "Decisions from outside the channel that published, by source";
+        registry.register("decisions", help, self.decisions.clone());
         registry.register("commit_seconds", "From tx.commit to tx.commit-ok", self.commit_seconds.clone());
         registry.register("messages_staged", "Messages published in a transaction", self.messages_staged.clone());
         registry.register("messages_forwarded", "Messages that RabbitMQ confirmed", self.messages_forwarded.clone());
@@ -283,6 +292,11 @@ struct OutcomeLabel {
 }
 
 #[derive(Clone, Debug, EncodeLabelSet, Eq, Hash, PartialEq)]
+struct SourceLabel {
+    source: &'static str,
+}
+
+#[derive(Clone, Debug, EncodeLabelSet, Eq, Hash, PartialEq)]
 struct VhostLabel {
     vhost: String,
 }
@@ -299,8 +313,9 @@ const REFUSALS: [Refused; 7] = [
     Refused::Upstream,
     Refused::Draining,
 ];
-const OUTCOMES: [Outcome; 5] =
-    [Outcome::Committed, Outcome::RolledBack, Outcome::Refused, Outcome::Failed, Outcome::InDoubt];
+const OUTCOMES: [Outcome; 4] = [Outcome::Committed, Outcome::RolledBack, Outcome::Refused, Outcome::Failed];
+/// Who decides from outside the channel that published.
+const SOURCES: [&str; 4] = ["control", "checker", "exhausted", "operator"];
 const COMMIT_SECONDS: [f64; 14] =
     [0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0];
 

@@ -4,7 +4,7 @@ use std::{net::SocketAddr, time::Duration};
 
 use tracing_subscriber::EnvFilter;
 
-use super::{Config, MessageSizeLimit};
+use super::{AdminToken, Config, MessageSizeLimit};
 
 /// Everything that is wrong with `config`: the key to look at, and what is wrong with it.
 pub(super) fn problems(config: &Config) -> Vec<(&'static str, String)> {
@@ -27,6 +27,8 @@ pub(super) fn problems(config: &Config) -> Vec<(&'static str, String)> {
     check(!collide(Some(listen.address), listen.tls_address), "listen.tls_address", "is listen.address too");
     check(!collide(Some(listen.address), admin.address), "admin.address", "is listen.address too");
     check(!collide(listen.tls_address, admin.address), "admin.address", "is listen.tls_address too");
+    let named = |token: &AdminToken| token.token_file.file_stem().is_some();
+    check(admin.tokens.iter().all(named), "admin.tokens", "a token_file is empty, or names no file");
     check(listen.max_connections > 0, "listen.max_connections", AT_LEAST_ONE);
     check(listen.handshake_timeout > Duration::ZERO, "listen.handshake_timeout", LONGER_THAN_ZERO);
 

@@ -249,7 +249,7 @@ fn an_ordinary_half_message_is_judged_in_native_order() {
         assert_eq!(confirmed(&mut raw, 1).0, 1, "round {round}");
         raw.publish_with(1, (&exchange, b"k"), 0, &named(&name), b"");
         let close = raw.expect_close(1);
-        assert_eq!((close.code, close.method), (404, id::PUBLISH), "round {round}");
+        assert_eq!((close.code, close.about), (404, id::PUBLISH), "round {round}");
     }
 }
 
