@@ -303,7 +303,7 @@ async fn finished_transactions_that_were_parked_leave_after_their_retention() {
     let commit = |tx: &Origin| Commit { origin: tx.clone(), batch: batch(1), parked: true, forwarded: None };
     let sequence = store.commit(commit(&delivered)).await.unwrap();
     store.commit(commit(&waiting)).await.unwrap();
-    store.rollback(rolled_back.id).await.unwrap();
+    store.rollback(rolled_back.id, None).await.unwrap();
     store.delivered(vec![sequence]);
     let sql = rusqlite::Connection::open(folder.db()).unwrap();
     let count = |query: &str| sql.query_row(query, [], |row| row.get::<_, i64>(0)).unwrap();

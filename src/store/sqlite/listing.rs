@@ -95,16 +95,6 @@ impl Rows {
     }
 }
 
-impl Filter {
-    fn fits(&self, summary: &Summary) -> bool {
-        let is = |wanted: &Option<String>, found: Option<&str>| wanted.is_none() || wanted.as_deref() == found;
-        self.state.is_none_or(|state| state == summary.state)
-            && is(&self.vhost, Some(&summary.vhost))
-            && is(&self.user, Some(&summary.user))
-            && is(&self.name, summary.name.as_ref().map(TransactionName::as_str))
-    }
-}
-
 pub(super) fn transactions(sql: &Connection, filter: &Filter, after: i64, limit: usize) -> rusqlite::Result<Listing> {
     let sql = Transaction::new_unchecked(sql, TransactionBehavior::Deferred)?;
     let mut rows = Rows::new(limit);
