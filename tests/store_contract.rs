@@ -3,7 +3,9 @@
 use bytes::Bytes;
 use halfway::store::memory::MemoryStore;
 use halfway::store::sqlite::{SqliteSettings, SqliteStore};
-use halfway::store::{Commit, Committed, Committing, Cursor, DeadLetter, Lane, Origin, Outlet, Pack, Sequence, Store, StoreError};
+use halfway::store::{
+    Commit, Committed, Committing, Cursor, DeadLetter, Lane, Origin, Outlet, Pack, Sequence, Store, StoreError,
+};
 use halfway::tx::batch::{Batch, HalfMessage, iter};
 use halfway::tx::id::{Timestamp, TransactionId};
 use std::sync::{Arc, Mutex};

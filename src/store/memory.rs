@@ -112,7 +112,8 @@ type Released = (Committing, Option<Committed>);
 
 impl Row {
     fn new(origin: Origin, state: State) -> Self {
-        let checker = origin.named.as_ref().and_then(|named| named.check.as_ref()).map(|plan| Arc::clone(&plan.checker));
+        let checker =
+            origin.named.as_ref().and_then(|named| named.check.as_ref()).map(|plan| Arc::clone(&plan.checker));
         Self {
             origin,
             state,
@@ -350,7 +351,9 @@ impl Held {
             Some(own) => own,
             None if parked => return Err(not_there()),
             None => match same.open {
-                Some(_) => return Err(StoreError::Locked(origin.named.map_or_else(String::new, |n| n.name.to_string()))),
+                Some(_) => {
+                    return Err(StoreError::Locked(origin.named.map_or_else(String::new, |n| n.name.to_string())));
+                }
                 None => {
                     let mut row = Row::new(origin, State::Open);
                     row.parked_at = row.origin.named.is_some().then_some(now);
@@ -580,9 +583,8 @@ impl Held {
     fn page(&self, lane: &Lane, after: Option<Cursor>, bytes_max: usize) -> Vec<Pack> {
         let of_lane = self.committed().filter(|(_, row)| row.origin.lane == *lane);
         let packs = of_lane.flat_map(|(sequence, row)| row.packs(sequence));
-        let is_behind = |pack: &Pack| {
-            after.is_none_or(|after| Cursor { sequence: pack.sequence, pack: pack.number } > after)
-        };
+        let is_behind =
+            |pack: &Pack| after.is_none_or(|after| Cursor { sequence: pack.sequence, pack: pack.number } > after);
         until(bytes_max, packs.filter(is_behind))
     }
 }

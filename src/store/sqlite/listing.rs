@@ -137,12 +137,7 @@ fn lanes_of(sql: &Connection, vhost: Option<&str>) -> rusqlite::Result<Vec<i64>>
     lanes.query_map([vhost], |row| row.get(0))?.collect()
 }
 
-pub(super) fn unasked(
-    sql: &Connection,
-    known: &[Arc<str>],
-    after: i64,
-    limit: usize,
-) -> rusqlite::Result<Listing> {
+pub(super) fn unasked(sql: &Connection, known: &[Arc<str>], after: i64, limit: usize) -> rusqlite::Result<Listing> {
     let sql = Transaction::new_unchecked(sql, TransactionBehavior::Deferred)?;
     let query = format!(
         "SELECT {COLUMNS} FROM transactions AS t INDEXED BY doubtful CROSS JOIN lanes AS l ON l.lane = t.lane

@@ -82,12 +82,7 @@ impl Rows<'_> {
     }
 
     /// Commits a named transaction no message of which was parked before.
-    fn commit_whole(
-        &mut self,
-        origin: &Origin,
-        messages: &Messages,
-        same: Namesakes,
-    ) -> rusqlite::Result<Outcome> {
+    fn commit_whole(&mut self, origin: &Origin, messages: &Messages, same: Namesakes) -> rusqlite::Result<Outcome> {
         if let Some(open) = same.open {
             return Ok(Outcome::Refused(StoreError::Locked(open.name.unwrap_or_default())));
         }
