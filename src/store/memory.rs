@@ -1,10 +1,11 @@
 //! A store that forgets everything with the process, for tests of what stands on a store.
 
 use super::{
-    Check, Commit, Committed, Committing, Cursor, DeadLetter, DueNow, Event, Filter, Lane, Listing, Messages, Origin, Outlet, Pack, Reply, Sequence, Store, StoreError, Summary,
+    Check, Commit, Committed, Committing, Cursor, DeadLetter, DueNow, Event, Filter, Lane, Listing, Messages, Origin,
+    Outlet, Pack, Reply, Sequence, Store, StoreError, Summary,
 };
-use crate::tx::decision::{Actor, Decision, Target, Verdict};
 use crate::tx::batch::Batch;
+use crate::tx::decision::{Actor, Decision, Target, Verdict};
 use crate::tx::id::{Timestamp, TransactionId};
 use crate::tx::state::State;
 use std::collections::{BTreeMap, HashMap};

@@ -184,9 +184,7 @@ impl Rows<'_> {
         }
         Ok(match self.parked(origin.id)? {
             // An equal decision changes nothing; one that brings messages is not equal, and saying yes would lose them.
-            Some((_, state)) if state == State::Committed.as_str() && messages.count == 0 => {
-                Outcome::CommittedBefore
-            }
+            Some((_, state)) if state == State::Committed.as_str() && messages.count == 0 => Outcome::CommittedBefore,
             Some((_, state)) => Outcome::Refused(StoreError::Conflict(state)),
             None => Outcome::Refused(not_there()),
         })
