@@ -10,6 +10,8 @@ use prometheus_client::{
     registry::Registry,
 };
 
+use crate::tx::check_back::Answer;
+
 /// Every metric. Increment the fields; [`Metrics::encode`] writes them for Prometheus.
 pub struct Metrics {
     registry: Registry,
@@ -51,6 +53,11 @@ pub struct Metrics {
     pub backlog_transactions: Gauge,
     /// Messages kept because RabbitMQ can't take them.
     pub dead_letters: Gauge,
+
+    decisions: Family<SourceLabel, Counter>,
+    checks: Family<CheckLabel, Counter>,
+    checks_exhausted: Family<CheckerLabel, Counter>,
+    checker_circuit_open: Family<CheckerLabel, Gauge>,
 
     /// Commits of the store, each of a whole group.
     pub store_commits: Counter,
@@ -96,6 +103,30 @@ pub enum Outcome {
     Failed,
 }
 
+/// What is counted of one checker.
+#[derive(Clone, Debug)]
+pub struct CheckerCounts {
+    /// Checks by what came of them.
+    pub checks: CheckResults,
+    /// Transactions that it never knew about, and that wait for a person.
+    pub exhausted: Counter,
+    /// 1 while it is left alone because it does not answer.
+    pub circuit_open: Gauge,
+}
+
+/// Counters of one checker's checks.
+#[derive(Clone, Debug)]
+pub struct CheckResults([Counter; CHECK_RESULTS.len()]);
+
+impl CheckResults {
+    /// Counts a check; `None`: there was no answer.
+    pub fn count(&self, answer: Option<Answer>) {
+        let result = answer.map_or(NO_ANSWER, Answer::as_str);
+        let at = CHECK_RESULTS.iter().position(|known| *known == result);
+        self.0[at.expect("every answer has its counter, as a test sees to")].inc();
+    }
+}
+
 /// The relay's state in one virtual host, each 0 or 1.
 #[derive(Clone, Debug)]
 pub struct RelayState {
@@ -132,6 +163,10 @@ impl Metrics {
             relay_stalled: Family::default(),
             backlog_transactions: Gauge::default(),
             dead_letters: Gauge::default(),
+            decisions: Family::default(),
+            checks: Family::default(),
+            checks_exhausted: Family::default(),
+            checker_circuit_open: Family::default(),
             store_commits: Counter::default(),
             store_group_calls: Counter::default(),
             store_commit_seconds: Counter::default(),
@@ -146,7 +181,27 @@ impl Metrics {
         for outcome in OUTCOMES {
             metrics.transactions.get_or_create(&OutcomeLabel { outcome }).inc_by(0);
         }
+        for source in DECISION_SOURCES {
+            metrics.decisions.get_or_create(&SourceLabel { source }).inc_by(0);
+        }
         metrics
+    }
+
+    /// Counts a decision about a named transaction that was the first, by an actor's source.
+    pub fn decided(&self, source: &'static str) {
+        self.decisions.get_or_create(&SourceLabel { source }).inc();
+    }
+
+    /// The counters of one checker, for the check-back to keep.
+    pub fn checker(&self, name: &str) -> CheckerCounts {
+        let checker = || name.to_owned();
+        let label = CheckerLabel { checker: checker() };
+        let result = |result| self.checks.get_or_create_owned(&CheckLabel { checker: checker(), result });
+        CheckerCounts {
+            checks: CheckResults(CHECK_RESULTS.map(result)),
+            exhausted: self.checks_exhausted.get_or_create_owned(&label),
+            circuit_open: self.checker_circuit_open.get_or_create_owned(&label),
+        }
     }
 
     /// Counts a connection that was refused.
@@ -213,6 +268,13 @@ impl Metrics {
         let help = "Committed transactions that are not delivered yet";
         registry.register("backlog_transactions", help, self.backlog_transactions.clone());
         registry.register("dead_letters", "Messages kept, as RabbitMQ can't take them", self.dead_letters.clone());
+
+        registry.register("decisions", "Decisions about named transactions, by source", self.decisions.clone());
+        registry.register("checks", "Questions to checkers, by what came of them", self.checks.clone());
+        let help = "Transactions that wait for a person, as their checker never knew";
+        registry.register("checks_exhausted", help, self.checks_exhausted.clone());
+        let help = "1 while a checker is left alone because it does not answer";
+        registry.register("checker_circuit_open", help, self.checker_circuit_open.clone());
 
         registry.register("store_commits", "Commits of the store, each of a whole group", self.store_commits.clone());
         let help = "Calls that these commits answered";
@@ -281,6 +343,22 @@ struct VhostLabel {
     vhost: String,
 }
 
+#[derive(Clone, Debug, EncodeLabelSet, Eq, Hash, PartialEq)]
+struct SourceLabel {
+    source: &'static str,
+}
+
+#[derive(Clone, Debug, EncodeLabelSet, Eq, Hash, PartialEq)]
+struct CheckerLabel {
+    checker: String,
+}
+
+#[derive(Clone, Debug, EncodeLabelSet, Eq, Hash, PartialEq)]
+struct CheckLabel {
+    checker: String,
+    result: &'static str,
+}
+
 /// The media type of [`Metrics::encode`].
 pub const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
@@ -294,6 +372,10 @@ const REFUSALS: [Refused; 7] = [
     Refused::Draining,
 ];
 const OUTCOMES: [Outcome; 4] = [Outcome::Committed, Outcome::RolledBack, Outcome::Refused, Outcome::Failed];
+/// The sources of [`crate::tx::decision::Actor`] that decide.
+const DECISION_SOURCES: [&str; 7] = ["channel", "control", "checker", "exhausted", "operator", "attempt", "restart"];
+const NO_ANSWER: &str = "no_answer";
+const CHECK_RESULTS: [&str; 5] = ["commit", "rollback", "unknown", "ongoing", NO_ANSWER];
 const COMMIT_SECONDS: [f64; 14] =
     [0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0];
 
@@ -317,6 +399,12 @@ mod tests {
             assert!(text.lines().any(|found| found == line), "{line} is missing in\n{text}");
         }
 
+        let checker = metrics.checker("orders");
+        checker.checks.count(None);
+        for word in ["commit", "rollback", "unknown", "ongoing"] {
+            checker.checks.count(Answer::of(word));
+        }
+        metrics.decided("checker");
         metrics.transaction(Outcome::Committed);
         metrics.refused(Refused::Limit);
         metrics.received_bytes.inc_by(42);
@@ -328,6 +416,11 @@ mod tests {
             "halfway_transactions_total{outcome=\"committed\"} 1",
             "halfway_connections_refused_total{reason=\"limit\"} 1",
             "halfway_received_bytes_total 42",
+            "halfway_checks_total{checker=\"orders\",result=\"no_answer\"} 1",
+            "halfway_checks_total{checker=\"orders\",result=\"ongoing\"} 1",
+            "halfway_decisions_total{source=\"checker\"} 1",
+            "halfway_decisions_total{source=\"control\"} 0",
+            "halfway_checker_circuit_open{checker=\"orders\"} 0",
             "halfway_commit_seconds_bucket{le=\"0.0025\"} 1",
             "halfway_relay_connected{vhost=\"a\\\"b\"} 1",
         ] {
