@@ -105,16 +105,15 @@ pub async fn run(config: Config) -> Result<(), AppError> {
     };
     let check_back = CheckBack::start(&config.checker, &parts);
 
-    let shared =
-        Shared::new(
-            &config,
-            store.clone(),
-            Arc::clone(&upstream),
-            metrics,
-            health.clone(),
-            signals.shutdown.clone(),
-            Arc::new(check_back::rules(&config.checker)),
-        );
+    let shared = Shared::new(
+        &config,
+        store.clone(),
+        Arc::clone(&upstream),
+        metrics,
+        health.clone(),
+        signals.shutdown.clone(),
+        Arc::new(check_back::rules(&config.checker)),
+    );
     let listener = Listener::new(Arc::new(shared), config.listen.max_connections);
     tracing::info!(address = %config.listen.address, "AMQP port open");
     tokio::spawn(listener.clone().serve(amqp, None));

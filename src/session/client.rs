@@ -396,11 +396,8 @@ impl Session {
                     self.events.push(Box::pin(async move { Event::Ended(transaction, reply.await) }));
                 }
                 Command::Decide { channel, ticket, decision, name } => {
-                    let owned = Owned {
-                        vhost: Arc::clone(&self.vhost),
-                        user: Arc::clone(&self.user),
-                        name: name.clone(),
-                    };
+                    let owned =
+                        Owned { vhost: Arc::clone(&self.vhost), user: Arc::clone(&self.user), name: name.clone() };
                     let reply = self.shared.store.decide(Target::Name(owned), decision, Actor::Control, None);
                     self.events.push(Box::pin(async move { Event::Decided(channel, ticket, name, reply.await) }));
                 }

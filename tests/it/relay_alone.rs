@@ -7,7 +7,7 @@ use crate::support::table::Properties;
 use crate::support::{Broker, PATIENCE, Raw, broker, deadline, unique, wait_until};
 use halfway::relay::{Backoff, Credentials, Link, Relay, Settings, probe_account};
 use halfway::store::memory::MemoryStore;
-use halfway::store::{Commit, Committed, Forwarded, Lane, Origin, Outlet, Committing, Store};
+use halfway::store::{Commit, Committed, Committing, Forwarded, Lane, Origin, Outlet, Store};
 use halfway::tx::batch::{Batch, HalfMessage};
 use halfway::tx::id::{Timestamp, TransactionId};
 use halfway::upstream::{Upstream, UpstreamUrl};
