@@ -243,7 +243,7 @@ pub(super) fn transaction(sql: &Connection, id: TransactionId) -> rusqlite::Resu
          WHERE t.sequence = :sequence"
     );
     let (_, summary) =
-        sql.prepare_cached(&query)?.query_row(named_params! { ":sequence": sequence }, |row| self::summary(row))?;
+        sql.prepare_cached(&query)?.query_row(named_params! { ":sequence": sequence }, self::summary)?;
     let events = sql
         .prepare_cached(
             "SELECT at, event, actor, reason FROM history INDEXED BY history_of
