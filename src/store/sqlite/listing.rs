@@ -16,6 +16,9 @@ use std::sync::Arc;
 /// milliseconds.
 const ROWS_MAX: usize = 20_000;
 
+/// Milliseconds that the clock may have gone back between a transaction's first message and its commit.
+const CLOCK_SLACK: i64 = 1_000;
+
 /// The columns of a [`Summary`] behind its sequence, of `transactions` as `t` and `lanes` as `l`.
 const COLUMNS: &str = "t.sequence, t.id, t.name, l.vhost, t.user, t.state, t.created_at, t.parked_at, t.decided_at,
     t.decided_by, t.messages, t.bytes, t.checker, t.attempts, t.checks_answered, t.next_check_at, l.number";
@@ -218,7 +221,7 @@ fn place_of_plain(sql: &Connection, id: TransactionId) -> rusqlite::Result<Optio
             let middle = from + (to - from) / 2;
             let found = decided.query_row([lane, middle], |row| Ok((row.get::<_, i64>(0)?, row.get::<_, i64>(1)?)));
             match found.optional()? {
-                Some((sequence, decided_at)) if decided_at < began => from = sequence + 1,
+                Some((sequence, decided_at)) if decided_at < began.saturating_sub(CLOCK_SLACK) => from = sequence + 1,
                 _ => to = middle,
             }
         }
@@ -240,7 +243,7 @@ pub(super) fn transaction(sql: &Connection, id: TransactionId) -> rusqlite::Resu
          WHERE t.sequence = :sequence"
     );
     let (_, summary) =
-        sql.prepare_cached(&query)?.query_row(named_params! { ":sequence": sequence }, |row| self::summary(row))?;
+        sql.prepare_cached(&query)?.query_row(named_params! { ":sequence": sequence }, self::summary)?;
     let events = sql
         .prepare_cached(
             "SELECT at, event, actor, reason FROM history INDEXED BY history_of
