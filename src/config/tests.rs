@@ -136,7 +136,7 @@ fn tokens_are_tables_in_a_list_and_their_keys_are_checked_like_all_others() {
     assert_eq!(problems("", &wrong), [found]);
     for (text, expected) in [
         ("[admin]\ntokens = [{ token_file = 'a', role = 'admin' }]", "admin.tokens.0.role: unknown variant"),
-        ("[admin]\ntokens = [{ token_file = 'a' }]", "admin.tokens.0: missing field: `role`"),
+        ("[admin]\ntokens = [{ token_file = 'a' }]", "admin.tokens.0: missing field `role`"),
         ("[admin]\ntokens = [{ token_file = '', role = 'viewer' }]", "admin.tokens: a token_file is empty"),
         ("[admin]\nopen_on_loopback = 'yes'", "admin.open_on_loopback: invalid type"),
     ] {
