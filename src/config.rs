@@ -207,6 +207,8 @@ pub struct Transaction {
     pub memory: u64,
     /// What becomes of a committed message that is not mandatory and reaches no queue.
     pub unroutable: Unroutable,
+    /// Messages to this exchange are decisions about named transactions; none reaches RabbitMQ.
+    pub control_exchange: String,
     /// How long finished transactions are remembered.
     #[serde(with = "value::duration")]
     pub retention: Duration,
@@ -353,6 +355,7 @@ impl Default for Transaction {
             max_message_size: MessageSizeLimit::Auto,
             memory: MIB,
             unroutable: Unroutable::Drop,
+            control_exchange: "halfway".into(),
             retention: Duration::from_secs(24 * 60 * 60),
         }
     }

@@ -100,6 +100,8 @@ pub enum Outcome {
     Refused,
     /// The store could not make it durable.
     Failed,
+    /// Its channel or connection ended, and it is named: somebody who knows decides.
+    InDoubt,
 }
 
 /// The relay's state in one virtual host, each 0 or 1.
@@ -289,6 +291,7 @@ impl EncodeLabelValue for Outcome {
             Outcome::RolledBack => "rolled_back",
             Outcome::Refused => "refused",
             Outcome::Failed => "failed",
+            Outcome::InDoubt => "in_doubt",
         };
         EncodeLabelValue::encode(&name, encoder)
     }

@@ -52,6 +52,9 @@ pub(super) fn problems(config: &Config) -> Vec<(&'static str, String)> {
         check(bytes <= transaction.max_size, "transaction.max_message_size", "is larger than transaction.max_size");
     }
 
+    let exchange = &transaction.control_exchange;
+    check((1..=255).contains(&exchange.len()), "transaction.control_exchange", "must have 1 to 255 bytes");
+
     if let Err(error) = EnvFilter::try_new(&config.log.level) {
         found.push(("log.level", format!("is neither a level nor a list of module=level: {error}")));
     }

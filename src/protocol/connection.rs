@@ -4,13 +4,18 @@
 //! at, and runs of them are copied in one piece. Where a client breaks the protocol, what it sent is passed on, so that
 //! RabbitMQ gives its own answer to it.
 
-use super::channel::{Channel, Consumers, Content, Outcome};
+use super::channel::{Channel, Outcome};
 use super::command::{Command, Ended, Io, Opened, Refusal, Settings};
+use super::deliveries::{Consumers, Content};
 use super::handshake::{self, LoginRefused};
+use super::judge::Judge;
+use super::ordinary::{self, HalfChannel, Step, Ticket};
 use crate::amqp::frame::{self, Frame, PROTOCOL_HEADER, Split, kind};
 use crate::amqp::method::{self, Close, Start, StartOk, Tune, id};
 use crate::amqp::reply_code::ReplyCode;
+use crate::tx::decision::Verdict;
 use crate::tx::id::TransactionId;
+use crate::tx::name::TransactionName;
 use crate::tx::outcome::{Forwarded, StoreError};
 use std::collections::{HashMap, HashSet};
 use std::time::{Duration, Instant};
@@ -59,9 +64,14 @@ enum End {
     ClientClose,
 }
 
+/// A channel that is not simply an ordinary one.
 #[derive(Debug)]
 enum Slot {
     Tx(Box<Channel>),
+    /// In confirm mode, with so many messages published.
+    Confirm(u64),
+    /// Half messages were published on it.
+    Half(Box<HalfChannel>),
     /// Closed by the proxy; the client, or RabbitMQ, has not answered yet.
     Refused(Refused),
 }
@@ -76,6 +86,20 @@ struct Refused {
     behind: Vec<u8>,
 }
 
+/// Where a frame of the client goes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Road {
+    /// To RabbitMQ, as it is.
+    Pass,
+    /// To a closer look.
+    Look,
+    /// Nowhere yet: what it is depends on the frame behind it.
+    Wait,
+}
+
+/// Stands for the judge among [`Connection::congested`]: the client waits until it has stepped aside.
+const JUDGE: u16 = 0;
+
 /// The protocol logic of one session.
 #[derive(Debug)]
 pub struct Connection {
@@ -83,6 +107,13 @@ pub struct Connection {
     pub io: Io,
     phase: Phase,
     channels: HashMap<u16, Slot>,
+    /// The client's open channels.
+    open: HashSet<u16>,
+    /// How many RabbitMQ lets be open; 0 is no limit.
+    channel_max: u16,
+    judge: Judge,
+    /// The client's channel.open, while the judge steps aside for it.
+    behind_judge: Vec<u8>,
     /// Consumers of ordinary channels, which matter if they become transactional.
     consumers: HashMap<u16, Consumers>,
     /// Channels that RabbitMQ closed and whose client has not answered: RabbitMQ ignores what comes on them.
@@ -111,6 +142,10 @@ impl Connection {
             io: Io::new(settings, now),
             phase: Phase::Greeting,
             channels: HashMap::new(),
+            open: HashSet::new(),
+            channel_max: 0,
+            judge: Judge::default(),
+            behind_judge: Vec::new(),
             consumers: HashMap::new(),
             closed_upstream: HashSet::new(),
             closing_upstream: HashSet::new(),
@@ -206,9 +241,16 @@ impl Connection {
         loop {
             match frame::split(&input[at..], self.client_payload_max()) {
                 Split::Frame(frame) => {
-                    if self.client_frame_passes(&frame) {
-                        at += frame.raw.len();
-                        continue;
+                    match self.road(&frame, &input[at + frame.raw.len()..], true) {
+                        Road::Pass => {
+                            at += frame.raw.len();
+                            continue;
+                        }
+                        Road::Wait => {
+                            self.io.to_upstream.extend_from_slice(&input[run..at]);
+                            return (at, false);
+                        }
+                        Road::Look => {}
                     }
                     self.io.to_upstream.extend_from_slice(&input[run..at]);
                     at += frame.raw.len();
@@ -240,17 +282,53 @@ impl Connection {
         }
     }
 
-    /// The fast path: whether a frame of the client goes to RabbitMQ without another look.
-    fn client_frame_passes(&self, frame: &Frame<'_>) -> bool {
-        if frame.channel == 0 || self.phase != Phase::Running || self.channels.contains_key(&frame.channel) {
-            return false;
+    /// Tells in one look what most frames need: to go on. `behind` is what follows the frame.
+    ///
+    /// Whether a message on an ordinary channel is a half message stands in its content header, so basic.publish waits
+    /// for that, if it may.
+    fn road(&mut self, frame: &Frame<'_>, behind: &[u8], may_wait: bool) -> Road {
+        if frame.channel == 0 || self.phase != Phase::Running {
+            return Road::Look;
+        }
+        let slot = self.channels.get_mut(&frame.channel);
+        if !matches!(slot, None | Some(Slot::Confirm(_))) {
+            return Road::Look;
         }
         match frame.method_id() {
-            None => true,
-            Some(id::TX_SELECT | id::BASIC_CONSUME | id::CHANNEL_CLOSE) => false,
-            Some(id::CHANNEL_CLOSE_OK | id::CHANNEL_OPEN) => self.closed_upstream.is_empty(),
-            Some(_) => true,
+            Some(id::BASIC_PUBLISH) if !self.closed_upstream.contains(&frame.channel) => {}
+            Some(
+                id::TX_SELECT
+                | id::CONFIRM_SELECT
+                | id::BASIC_CONSUME
+                | id::CHANNEL_CLOSE
+                | id::CHANNEL_CLOSE_OK
+                | id::CHANNEL_OPEN,
+            ) => return Road::Look,
+            _ => return Road::Pass,
         }
+        let is_ordinary = match frame::split(behind, self.io.frame_max.max(LOGIN_FRAME_BYTES_MAX as u32) as usize) {
+            Split::Frame(header) if header.channel == frame.channel && header.kind == kind::HEADER => {
+                !ordinary::is_ours(frame.arguments(), header.payload, &self.io.settings.control_exchange)
+            }
+            Split::NeedBytes(_) if may_wait => return Road::Wait,
+            // Frames of other channels stand in between: the channel is followed from here on, and will be found out.
+            Split::Frame(_) | Split::NeedBytes(_) => false,
+            // RabbitMQ's to answer.
+            Split::Malformed => true,
+        };
+        let published = match slot {
+            Some(Slot::Confirm(published)) => Some(published),
+            _ => None,
+        };
+        if is_ordinary {
+            if let Some(published) = published {
+                *published += 1;
+            }
+            return Road::Pass;
+        }
+        let half = HalfChannel::new(frame.channel, published.map(|published| *published));
+        self.channels.insert(frame.channel, Slot::Half(Box::new(half)));
+        Road::Look
     }
 
     fn client_frame(&mut self, frame: &Frame<'_>) {
@@ -269,28 +347,115 @@ impl Connection {
                 self.apply(frame.channel, outcome);
                 self.block_if_full();
             }
+            Some(Slot::Half(channel)) => {
+                match channel.handle_client(frame, &mut self.io) {
+                    Step::Pass => self.ordinary_client_frame(frame),
+                    step => self.take(frame.channel, step),
+                }
+                self.block_if_full();
+            }
             Some(Slot::Refused(_)) => self.refused_client_frame(frame),
             None if frame.channel == 0 => self.client_frame_0(frame),
-            None => self.ordinary_client_frame(frame),
+            None | Some(Slot::Confirm(_)) => self.ordinary_client_frame(frame),
         }
     }
 
     fn ordinary_client_frame(&mut self, frame: &Frame<'_>) {
+        let number = frame.channel;
         match frame.method_id() {
-            Some(id::CHANNEL_CLOSE_OK | id::CHANNEL_OPEN) => drop(self.closed_upstream.remove(&frame.channel)),
-            _ if self.closed_upstream.contains(&frame.channel) => {}
-            Some(id::TX_SELECT) => {
-                let consumers = self.consumers.remove(&frame.channel).unwrap_or_default();
-                self.channels.insert(frame.channel, Slot::Tx(Box::new(Channel::new(frame.channel, consumers))));
+            Some(id::CHANNEL_OPEN) if self.judge.is_in_the_way(number, &self.open, self.channel_max) => {
+                self.judge.step_aside(&mut self.io);
+                self.behind_judge.extend_from_slice(frame.raw);
+                self.congested.insert(JUDGE);
+                return;
             }
+            Some(id::CHANNEL_OPEN) => {
+                self.open.insert(number);
+                self.closed_upstream.remove(&number);
+            }
+            Some(id::CHANNEL_CLOSE_OK) => drop(self.closed_upstream.remove(&number)),
+            _ if self.closed_upstream.contains(&number) => {}
+            Some(id::TX_SELECT) => {
+                let consumers = self.consumers.remove(&number).unwrap_or_default();
+                self.channels.insert(number, Slot::Tx(Box::new(Channel::new(number, consumers))));
+            }
+            Some(id::CONFIRM_SELECT) => drop(self.channels.entry(number).or_insert(Slot::Confirm(0))),
             Some(id::BASIC_CONSUME) => {
                 // What can't be read, RabbitMQ refuses.
-                let _ = self.consumers.entry(frame.channel).or_default().asked(frame.arguments());
+                let _ = self.consumers.entry(number).or_default().asked(frame.arguments());
             }
-            Some(id::CHANNEL_CLOSE) => drop(self.consumers.remove(&frame.channel)),
+            Some(id::CHANNEL_CLOSE) => self.forget_ordinary(number),
             _ => {}
         }
         self.io.to_upstream.extend_from_slice(frame.raw);
+    }
+
+    /// An ordinary channel is over.
+    fn forget_ordinary(&mut self, number: u16) {
+        self.consumers.remove(&number);
+        self.open.remove(&number);
+        match self.channels.remove(&number) {
+            Some(Slot::Half(mut channel)) => channel.abandon(&mut self.io),
+            None | Some(Slot::Confirm(_)) => {}
+            Some(other @ (Slot::Tx(_) | Slot::Refused(_))) => drop(self.channels.insert(number, other)),
+        }
+    }
+
+    /// Does what a channel with half messages needs.
+    fn take(&mut self, number: u16, step: Step) {
+        match step {
+            Step::Taken | Step::Pass => {}
+            Step::Released => {
+                if let Some(Slot::Half(channel)) = self.channels.get_mut(&number) {
+                    let behind = channel.take_behind();
+                    self.congested.remove(&number);
+                    self.replay(&behind);
+                }
+                return self.end_if_idle();
+            }
+            Step::Ask(probes) => {
+                for (ticket, probe) in probes {
+                    if !self.ask(number, ticket, probe) {
+                        return;
+                    }
+                }
+            }
+            Step::Refuse(code, detail, method) => return self.refuse(number, code, &detail, method),
+            Step::Broken => return self.break_off(),
+        }
+        match self.channels.get(&number) {
+            Some(Slot::Half(channel)) if channel.is_congested() => drop(self.congested.insert(number)),
+            _ => drop(self.congested.remove(&number)),
+        }
+    }
+
+    /// Asks RabbitMQ about a half message. `false`: it can't be asked, and the channel was closed for that.
+    fn ask(&mut self, number: u16, ticket: Ticket, probe: Vec<u8>) -> bool {
+        match self.judge.ask(number, ticket, probe, &self.open, self.channel_max, &mut self.io) {
+            Ok(()) => true,
+            Err(text) => {
+                self.refuse(number, ReplyCode::RESOURCE_ERROR, &text, id::BASIC_PUBLISH);
+                false
+            }
+        }
+    }
+
+    /// A frame from RabbitMQ on the judge's channel.
+    fn judge_frame(&mut self, frame: &Frame<'_>) {
+        if let Some((number, ticket, judgement)) = self.judge.handle(frame, &mut self.io)
+            && let Some(Slot::Half(channel)) = self.channels.get_mut(&number)
+        {
+            let step = channel.handle_judged(ticket, judgement, &mut self.io);
+            self.take(number, step);
+        }
+        if self.judge.is_absent() {
+            self.congested.remove(&JUDGE);
+            let behind = std::mem::take(&mut self.behind_judge);
+            self.replay(&behind);
+            for (number, ticket, probe) in self.judge.take_questions() {
+                self.ask(number, ticket, probe);
+            }
+        }
     }
 
     /// A channel that the proxy closed: the client's frames are ignored until it has answered.
@@ -341,12 +506,14 @@ impl Connection {
             Some(id::CONNECTION_TUNE_OK) if self.phase == Phase::Handshake => {
                 if let Ok(tune) = Tune::parse(frame.arguments()) {
                     self.io.frame_max = tune.frame_max;
+                    self.channel_max = tune.channel_max;
                     self.opened.heartbeat = tune.heartbeat;
                 }
             }
             Some(id::CONNECTION_OPEN) if self.phase == Phase::Handshake => {
                 if let Ok(vhost) = method::open_vhost(frame.arguments()) {
                     self.opened.vhost = String::from_utf8_lossy(vhost).into_owned();
+                    self.io.vhost.clone_from(&self.opened.vhost);
                 }
             }
             Some(id::CONNECTION_CLOSE) => {
@@ -390,8 +557,10 @@ impl Connection {
     /// The framing is broken: from here on RabbitMQ gets the bytes as they come, and has the last word.
     fn break_off(&mut self) {
         for slot in self.channels.values_mut() {
-            if let Slot::Tx(channel) = slot {
-                channel.pass_receiving(&mut self.io);
+            match slot {
+                Slot::Tx(channel) => channel.pass_receiving(&mut self.io),
+                Slot::Half(channel) => channel.pass_receiving(&mut self.io),
+                Slot::Confirm(_) | Slot::Refused(_) => {}
             }
         }
         self.abandon_all();
@@ -407,6 +576,7 @@ impl Connection {
         match outcome {
             Outcome::Stay => {}
             Outcome::Gone => {
+                self.open.remove(&number);
                 if let Some(Slot::Tx(mut channel)) = self.channels.remove(&number) {
                     self.congested.remove(&number);
                     self.replay(&channel.take_behind());
@@ -438,8 +608,10 @@ impl Connection {
         while let Split::Frame(frame) = frame::split(frames, FRAME_BYTES_MAX) {
             frames = &frames[frame.raw.len()..];
             match self.phase {
-                Phase::Running if self.client_frame_passes(&frame) => self.io.to_upstream.extend_from_slice(frame.raw),
-                Phase::Running => self.client_frame(&frame),
+                Phase::Running => match self.road(&frame, frames, false) {
+                    Road::Pass => self.io.to_upstream.extend_from_slice(frame.raw),
+                    Road::Look | Road::Wait => self.client_frame(&frame),
+                },
                 Phase::PassThrough => self.io.to_upstream.extend_from_slice(frame.raw),
                 _ => return,
             }
@@ -448,16 +620,30 @@ impl Connection {
 
     /// Closes a channel towards both sides.
     fn refuse(&mut self, number: u16, code: ReplyCode, detail: &str, method: (u16, u16)) {
-        let Some(Slot::Tx(mut channel)) = self.channels.remove(&number) else { return };
-        let ended = match code {
-            ReplyCode::PRECONDITION_FAILED if method != id::TX_COMMIT => Ended::Refused,
-            _ => Ended::Failed,
-        };
-        channel.abandon(ended, &mut self.io);
-        self.congested.remove(&number);
-        let behind = channel.take_behind();
-        let mut refused = Refused { content: channel.content(), ..Refused::default() };
         let text = code.text(detail);
+        let mut refused = Refused::default();
+        let behind = match self.channels.remove(&number) {
+            Some(Slot::Tx(mut channel)) => {
+                let (ended, reason) = match (code, method) {
+                    (_, id::TX_COMMIT) => (Ended::Failed, None),
+                    (ReplyCode::PRECONDITION_FAILED, _) => (Ended::Refused, Some(format!("refused: {code} {text}"))),
+                    _ => (Ended::Failed, Some(format!("refused: {code} {text}"))),
+                };
+                channel.abandon(ended, reason, &mut self.io);
+                refused.content = channel.content();
+                channel.take_behind()
+            }
+            Some(Slot::Half(mut channel)) => {
+                channel.abandon(&mut self.io);
+                refused.content = channel.content();
+                refused.close = channel.take_held();
+                channel.take_behind()
+            }
+            Some(other) => return drop(self.channels.insert(number, other)),
+            None => return,
+        };
+        self.open.remove(&number);
+        self.congested.remove(&number);
         Close { code, text: text.as_bytes(), method }.write(&mut refused.close, number);
         if refused.content == Content::Idle {
             self.io.to_client.append(&mut refused.close);
@@ -515,8 +701,9 @@ impl Connection {
     fn upstream_frame_passes(&self, frame: &Frame<'_>) -> bool {
         if frame.channel == 0
             || !matches!(self.phase, Phase::Running | Phase::PassThrough)
-            || self.channels.contains_key(&frame.channel)
+            || !matches!(self.channels.get(&frame.channel), None | Some(Slot::Confirm(_)))
             || !self.closing_upstream.is_empty()
+            || self.judge.is_at(frame.channel)
         {
             return false;
         }
@@ -534,12 +721,21 @@ impl Connection {
         if self.closing_upstream.contains(&frame.channel) {
             return self.closing_upstream_frame(frame);
         }
+        if self.judge.is_at(frame.channel) {
+            return self.judge_frame(frame);
+        }
         if frame.channel != 0 && frame.method_id() == Some(id::CHANNEL_CLOSE) {
             self.closed_upstream.insert(frame.channel);
         }
         if let Some(Slot::Tx(channel)) = self.channels.get_mut(&frame.channel) {
             let outcome = channel.handle_upstream(frame, &mut self.io);
             return self.apply(frame.channel, outcome);
+        }
+        if let Some(Slot::Half(channel)) = self.channels.get_mut(&frame.channel) {
+            match channel.handle_upstream(frame, &mut self.io) {
+                Step::Pass => {}
+                step => return self.take(frame.channel, step),
+            }
         }
         if frame.channel == 0 {
             return self.upstream_frame_0(frame);
@@ -550,7 +746,11 @@ impl Connection {
                     consumers.accepted(frame.arguments());
                 }
             }
-            Some(id::CHANNEL_CLOSE) => drop(self.consumers.remove(&frame.channel)),
+            Some(id::CHANNEL_CLOSE) => {
+                self.forget_ordinary(frame.channel);
+                self.io.to_client.extend_from_slice(frame.raw);
+                return self.end_if_idle();
+            }
             _ => {}
         }
         self.io.to_client.extend_from_slice(frame.raw);
@@ -632,9 +832,13 @@ impl Connection {
                 self.ending = Some(End::UpstreamLost);
                 self.hurry();
                 for number in self.channels.keys().copied().collect::<Vec<_>>() {
-                    if let Some(Slot::Tx(channel)) = self.channels.get_mut(&number) {
-                        let outcome = channel.lose_upstream(&mut self.io);
-                        self.apply(number, outcome);
+                    match self.channels.get_mut(&number) {
+                        Some(Slot::Tx(channel)) => {
+                            let outcome = channel.lose_upstream(&mut self.io);
+                            self.apply(number, outcome);
+                        }
+                        Some(Slot::Half(channel)) => channel.lose_upstream(&mut self.io),
+                        Some(Slot::Confirm(_) | Slot::Refused(_)) | None => {}
                     }
                 }
                 self.end_if_idle();
@@ -726,8 +930,10 @@ impl Connection {
 
     fn abandon_all(&mut self) {
         for slot in self.channels.values_mut() {
-            if let Slot::Tx(channel) = slot {
-                channel.abandon(Ended::RolledBack, &mut self.io);
+            match slot {
+                Slot::Tx(channel) => channel.leave(&mut self.io),
+                Slot::Half(channel) => channel.abandon(&mut self.io),
+                Slot::Confirm(_) | Slot::Refused(_) => {}
             }
         }
         self.channels.clear();
@@ -736,11 +942,30 @@ impl Connection {
 
     /// The store's answer to [`Command::Park`].
     pub fn handle_parked(&mut self, channel: u16, transaction: TransactionId, result: Result<(), StoreError>) {
+        if let Some(Slot::Half(half)) = self.channels.get_mut(&channel) {
+            let step = half.handle_parked(transaction, result, &mut self.io);
+            return self.take(channel, step);
+        }
         self.on_channel(channel, |channel, io| channel.handle_parked(transaction, result, io));
     }
 
-    /// The store's answer to [`Command::Commit`].
-    pub fn handle_committed(&mut self, channel: u16, transaction: TransactionId, result: Result<(), StoreError>) {
+    /// The store's answer to [`Command::Decide`].
+    pub fn handle_decided(
+        &mut self,
+        channel: u16,
+        ticket: Ticket,
+        name: &TransactionName,
+        result: Result<Verdict, StoreError>,
+    ) {
+        if let Some(Slot::Half(half)) = self.channels.get_mut(&channel) {
+            let step = half.handle_decided(ticket, result, &mut self.io);
+            return self.take(channel, step);
+        }
+        self.on_channel(channel, |channel, io| channel.handle_decided(name, result, io));
+    }
+
+    /// The store's answer to [`Command::Commit`]; `true`: it was committed just now, and is being forwarded.
+    pub fn handle_committed(&mut self, channel: u16, transaction: TransactionId, result: Result<bool, StoreError>) {
         self.on_channel(channel, |channel, io| channel.handle_committed(transaction, result, io));
     }
 
@@ -806,4 +1031,4 @@ impl Connection {
 }
 
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;
