@@ -92,16 +92,15 @@ pub async fn run(config: Config) -> Result<(), AppError> {
     admin.open(store.clone());
     let reporter = report::start(&health, &metrics, &store, &relay, &upstream);
 
-    let shared =
-        Shared::new(
-            &config,
-            store.clone(),
-            Arc::clone(&upstream),
-            metrics,
-            health.clone(),
-            signals.shutdown.clone(),
-            Arc::default(),
-        );
+    let shared = Shared::new(
+        &config,
+        store.clone(),
+        Arc::clone(&upstream),
+        metrics,
+        health.clone(),
+        signals.shutdown.clone(),
+        Arc::default(),
+    );
     let listener = Listener::new(Arc::new(shared), config.listen.max_connections);
     tracing::info!(address = %config.listen.address, "AMQP port open");
     tokio::spawn(listener.clone().serve(amqp, None));

@@ -20,7 +20,7 @@ use crate::tx::state::State;
 /// `halfway tx`.
 #[derive(Debug, Subcommand)]
 pub enum TxCommand {
-    /// List transactions, the oldest first
+    /// List transactions, in the order in which they were parked or committed
     List(List),
     /// Show one transaction with its history
     Show(Show),

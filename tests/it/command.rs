@@ -276,6 +276,13 @@ fn a_proxy_that_is_not_there_an_unknown_id_and_a_wrong_token_are_told_apart() {
     assert_eq!(proxy.command(&["tx", "list", "--url", &url, "--token-file", &alice]).status.code(), Some(0));
     assert_eq!(halfway(&["tx", "list", "--url", &url], &[("HALFWAY_TOKEN", "secret")]).status.code(), Some(0));
     assert_eq!(halfway(&["tx", "list", "--url", &url], &[("HALFWAY_TOKEN", "guessed")]).status.code(), Some(1));
+    // SIGHUP reads the file again.
+    let with = |token: &str| halfway(&["tx", "list", "--url", &url], &[("HALFWAY_TOKEN", token)]).status.code();
+    std::fs::write(&alice, "changed\n").expect("written");
+    assert_eq!((with("secret"), with("changed")), (Some(0), Some(1)));
+    proxy.signal(Signal::HUP);
+    wait_until(deadline(Duration::from_secs(10)), "the new token to be in force", || with("changed") == Some(0));
+    assert_eq!(with("secret"), Some(1));
     assert_eq!(halfway(&["tx", "list", "--url", "nowhere"], &[]).status.code(), Some(2));
     assert_eq!(halfway(&["tx", "commit", ID], &[]).status.code(), Some(2), "a reason is needed");
     assert!(!proxy.log().contains("secret\n"), "{}", proxy.log());
