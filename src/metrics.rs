@@ -11,6 +11,7 @@ use prometheus_client::{
 };
 
 use crate::tx::check_back::Answer;
+use crate::tx::state::State;
 
 /// Every metric. Increment the fields; [`Metrics::encode`] writes them for Prometheus.
 pub struct Metrics {
@@ -30,6 +31,9 @@ pub struct Metrics {
     /// Transactions that have messages and no decision.
     pub transactions_open: Gauge,
     decisions: Family<SourceLabel, Counter>,
+    in_store: Family<StateLabel, Gauge>,
+    /// How long the oldest transaction in doubt is so, in seconds; 0 if there is none.
+    pub in_doubt_oldest_age_seconds: Gauge,
     /// From `tx.commit` to `tx.commit-ok`, in seconds.
     pub commit_seconds: Histogram,
     /// Messages published in a transaction.
@@ -153,6 +157,8 @@ impl Metrics {
             transactions: Family::default(),
             transactions_open: Gauge::default(),
             decisions: Family::default(),
+            in_store: Family::default(),
+            in_doubt_oldest_age_seconds: Gauge::default(),
             commit_seconds: Histogram::new(COMMIT_SECONDS),
             messages_staged: Counter::default(),
             messages_forwarded: Counter::default(),
@@ -216,6 +222,11 @@ impl Metrics {
         self.decisions.get_or_create(&SourceLabel { source }).inc();
     }
 
+    /// The gauge of transactions in the store that stand like this.
+    pub fn in_store(&self, state: State) -> Gauge {
+        self.in_store.get_or_create_owned(&StateLabel { state: state.as_str() })
+    }
+
     /// The gauges of one virtual host, for the relay to keep.
     pub fn relay_state(&self, vhost: &str) -> RelayState {
         let label = VhostLabel { vhost: vhost.to_owned() };
@@ -251,6 +262,10 @@ impl Metrics {
         registry.register("transactions_open", help, self.transactions_open.clone());
         let help = "Decisions about named transactions, by source";
         registry.register("decisions", help, self.decisions.clone());
+        let help = "Unfinished transactions in the store, by state";
+        registry.register("transactions_in_store", help, self.in_store.clone());
+        let help = "How long the oldest transaction in doubt is so; 0 if there is none";
+        registry.register("in_doubt_oldest_age_seconds", help, self.in_doubt_oldest_age_seconds.clone());
         registry.register("commit_seconds", "From tx.commit to tx.commit-ok", self.commit_seconds.clone());
         registry.register("messages_staged", "Messages published in a transaction", self.messages_staged.clone());
         registry.register("messages_forwarded", "Messages that RabbitMQ confirmed", self.messages_forwarded.clone());
@@ -348,6 +363,11 @@ struct SourceLabel {
 }
 
 #[derive(Clone, Debug, EncodeLabelSet, Eq, Hash, PartialEq)]
+struct StateLabel {
+    state: &'static str,
+}
+
+#[derive(Clone, Debug, EncodeLabelSet, Eq, Hash, PartialEq)]
 struct VhostLabel {
     vhost: String,
 }
@@ -411,6 +431,7 @@ mod tests {
         }
         metrics.decision("checker");
         metrics.transaction(Outcome::Committed);
+        metrics.in_store(State::InDoubt).set(3);
         metrics.refused(Refused::Limit);
         metrics.received_bytes.inc_by(42);
         metrics.commit_seconds.observe(0.002);
@@ -419,12 +440,13 @@ mod tests {
         let text = metrics.encode();
         for line in [
             "halfway_transactions_total{outcome=\"committed\"} 1",
+            "halfway_decisions_total{source=\"checker\"} 1",
+            "halfway_decisions_total{source=\"operator\"} 0",
+            "halfway_transactions_in_store{state=\"in_doubt\"} 3",
             "halfway_connections_refused_total{reason=\"limit\"} 1",
             "halfway_received_bytes_total 42",
             "halfway_checks_total{checker=\"orders\",result=\"no_answer\"} 1",
             "halfway_checks_total{checker=\"orders\",result=\"ongoing\"} 1",
-            "halfway_decisions_total{source=\"checker\"} 1",
-            "halfway_decisions_total{source=\"control\"} 0",
             "halfway_checker_circuit_open{checker=\"orders\"} 0",
             "halfway_commit_seconds_bucket{le=\"0.0025\"} 1",
             "halfway_relay_connected{vhost=\"a\\\"b\"} 1",
