@@ -5,15 +5,18 @@
 //! pages for the relay over a connection of its own; write-ahead logging keeps the two out of each other's way.
 //!
 //! ```text
-//! park, commit, rollback, dead_letter, delivered ──► queue ──► writer ──► file ──► Outlet, then the replies
-//! lanes, page ───────────────────────────────────► queue ──► reader ──► the replies
+//! what writes (park, commit, decide, ...) ──► queue ──► writer ──► file ──► Outlet, then the replies
+//! what reads (page, due, transactions, ...) ─► queue ──► reader ──► the replies
 //! ```
 //!
 //! The queues have no bound of their own. A session has at most one unanswered call for a channel, and the messages in
 //! it were in the session's memory before: what bounds a session's memory bounds its share of the queue.
 
+mod listing;
+mod named;
 mod open;
 mod reader;
+mod recent;
 mod rows;
 mod stats;
 mod tools;
@@ -71,10 +74,10 @@ pub struct SqliteStore {
 }
 
 impl SqliteStore {
-    /// Opens the file, makes it if there is none, brings it to this version's schema, rolls back what an earlier
-    /// process left open, and starts the two threads.
+    /// Opens the file, makes it if there is none, brings it to this version's schema, ends what an earlier
+    /// process left open (unnamed: rolled back, named: in doubt), and starts the two threads.
     ///
-    /// How long it takes does not depend on the backlog, but for a count over one index (about 30 ms a million).
+    /// How long it takes does not depend on the backlog, but for counts over small indexes (about 30 ms a million).
     ///
     /// # Errors
     /// See [`OpenError`]. Nothing has been changed then, unless a migration failed half-way through several versions.
@@ -155,44 +158,44 @@ impl Store for SqliteStore {
         self.write(|answer| Request::Commit { origin, messages: batch.into(), parked, forwarded, answer })
     }
 
-    fn rollback(&self, id: TransactionId, _reason: Option<String>) -> Reply<()> {
-        self.write(|answer| Request::Rollback { id, answer })
+    fn rollback(&self, id: TransactionId, reason: Option<String>) -> Reply<()> {
+        self.write(|answer| Request::Rollback { id, reason, answer })
     }
 
-    fn abandon(&self, _id: TransactionId) -> Reply<()> {
-        unimplemented!()
+    fn abandon(&self, id: TransactionId) -> Reply<()> {
+        self.write(|answer| Request::Abandon { id, answer })
     }
 
-    fn decide(&self, _target: Target, _decision: Decision, _actor: Actor, _reason: Option<String>) -> Reply<Verdict> {
-        unimplemented!()
+    fn decide(&self, target: Target, decision: Decision, actor: Actor, reason: Option<String>) -> Reply<Verdict> {
+        self.write(|answer| Request::Decide { target, decision, actor, reason, answer })
     }
 
-    fn due(&self, _checker: &str, _now: Timestamp, _limit: usize) -> Reply<DueNow> {
-        unimplemented!()
+    fn due(&self, checker: &str, now: Timestamp, limit: usize) -> Reply<DueNow> {
+        self.ask(|answer| Question::Due { checker: checker.into(), now, limit, answer })
     }
 
-    fn checked(&self, _id: TransactionId, _check: Check) -> Reply<bool> {
-        unimplemented!()
+    fn checked(&self, id: TransactionId, check: Check) -> Reply<bool> {
+        self.write(|answer| Request::Checked { id, check, answer })
     }
 
-    fn check_now(&self, _id: TransactionId, _checker: Option<Arc<str>>) -> Reply<bool> {
-        unimplemented!()
+    fn check_now(&self, id: TransactionId, checker: Option<Arc<str>>) -> Reply<bool> {
+        self.write(|answer| Request::CheckNow { id, checker, answer })
     }
 
-    fn unasked(&self, _known: Vec<Arc<str>>, _after: i64, _limit: usize) -> Reply<Listing> {
-        unimplemented!()
+    fn unasked(&self, known: Vec<Arc<str>>, after: i64, limit: usize) -> Reply<Listing> {
+        self.ask(|answer| Question::Unasked { known, after, limit, answer })
     }
 
-    fn transaction(&self, _id: TransactionId) -> Reply<Option<(Summary, Vec<Event>)>> {
-        unimplemented!()
+    fn transaction(&self, id: TransactionId) -> Reply<Option<(Summary, Vec<Event>)>> {
+        self.ask(|answer| Question::Transaction { id, answer })
     }
 
-    fn transactions(&self, _filter: Filter, _after: i64, _limit: usize) -> Reply<Listing> {
-        unimplemented!()
+    fn transactions(&self, filter: Filter, after: i64, limit: usize) -> Reply<Listing> {
+        self.ask(|answer| Question::Transactions { filter, after, limit, answer })
     }
 
-    fn messages(&self, _id: TransactionId, _bytes_max: usize) -> Reply<Vec<Pack>> {
-        unimplemented!()
+    fn messages(&self, id: TransactionId, bytes_max: usize) -> Reply<Vec<Pack>> {
+        self.ask(|answer| Question::Messages { id, bytes_max, answer })
     }
 
     fn delivered(&self, transactions: Vec<Sequence>) {

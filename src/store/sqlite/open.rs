@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 pub(super) const APPLICATION_ID: i32 = 0x6861_6c66;
 
 /// Each step takes the schema from the version before it to its own, which is its place here, from 1.
-const MIGRATIONS: [&str; 1] = [include_str!("../schema/0001.sql")];
+const MIGRATIONS: [&str; 2] = [include_str!("../schema/0001.sql"), include_str!("../schema/0002.sql")];
 
 /// The schema that this program writes.
 pub(super) const SCHEMA_VERSION: i64 = MIGRATIONS.len() as i64;
@@ -21,6 +21,9 @@ const PAGE_BYTES: u32 = 8192;
 
 /// Where the log is cut back to when it starts anew after something (a backup, say) has let it grow.
 const LOG_BYTES_KEPT: u32 = 64 * 1024 * 1024;
+
+/// Statements that a connection keeps ready: more than there are.
+const STATEMENTS_MAX: usize = 64;
 
 /// How long a look at the file's structure may hold up the start.
 const CHECK_TIME_MAX: Duration = Duration::from_millis(500);
@@ -200,7 +203,7 @@ fn configure(sql: &Connection) -> rusqlite::Result<()> {
     // What refers to what is written in one place, `rows.rs`, and verified by `halfway store check`. Asking at every
     // insert and delete would be paid by every commit.
     sql.pragma_update(None, "foreign_keys", false)?;
-    sql.set_prepared_statement_cache_capacity(64);
+    sql.set_prepared_statement_cache_capacity(STATEMENTS_MAX);
     Ok(())
 }
 
@@ -264,5 +267,6 @@ pub(super) fn open_reader(path: &Path) -> Result<Connection, OpenError> {
     let sql = Connection::open_with_flags(path, OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX)
         .map_err(failed)?;
     sql.busy_timeout(BUSY_TIME_MAX).map_err(failed)?;
+    sql.set_prepared_statement_cache_capacity(STATEMENTS_MAX);
     Ok(sql)
 }

@@ -1,12 +1,14 @@
-//! The thread that reads for the relay, over a connection of its own, in SQL transactions that last one answer: a log
+//! The thread that reads, for the relay above all, over a connection of its own, in SQL transactions that last one answer: a log
 //! that somebody reads in can't start anew.
 
+use super::listing;
 use super::rows::{lane_number, pack_keys};
 use super::writer::Answer;
-use crate::store::{Cursor, Lane, Pack, Sequence, StoreError};
-use crate::tx::id::TransactionId;
+use crate::store::{Cursor, DueNow, Event, Filter, Lane, Listing, Pack, Sequence, StoreError, Summary};
+use crate::tx::id::{Timestamp, TransactionId};
 use bytes::Bytes;
 use rusqlite::{Connection, Transaction, TransactionBehavior, params};
+use std::sync::Arc;
 use std::sync::mpsc::Receiver;
 use uuid::Uuid;
 
@@ -15,6 +17,11 @@ use uuid::Uuid;
 pub(super) enum Question {
     Lanes { answer: Answer<Vec<Lane>> },
     Page { lane: Lane, after: Option<Cursor>, bytes_max: usize, answer: Answer<Vec<Pack>> },
+    Due { checker: String, now: Timestamp, limit: usize, answer: Answer<DueNow> },
+    Unasked { known: Vec<Arc<str>>, after: i64, limit: usize, answer: Answer<Listing> },
+    Transaction { id: TransactionId, answer: Answer<Option<(Summary, Vec<Event>)>> },
+    Transactions { filter: Filter, after: i64, limit: usize, answer: Answer<Listing> },
+    Messages { id: TransactionId, bytes_max: usize, answer: Answer<Vec<Pack>> },
     Close,
 }
 
@@ -29,18 +36,29 @@ impl Reader {
     }
 
     pub(super) fn run(self) {
+        let sql = &self.sql;
         while let Ok(question) = self.questions.recv() {
             match question {
-                Question::Lanes { answer } => {
-                    let _ = answer.send(lanes(&self.sql).map_err(failed));
+                Question::Lanes { answer } => tell(answer, lanes(sql)),
+                Question::Page { lane, after, bytes_max, answer } => tell(answer, page(sql, &lane, after, bytes_max)),
+                Question::Due { checker, now, limit, answer } => tell(answer, listing::due(sql, &checker, now, limit)),
+                Question::Unasked { known, after, limit, answer } => {
+                    tell(answer, listing::unasked(sql, &known, after, limit));
                 }
-                Question::Page { lane, after, bytes_max, answer } => {
-                    let _ = answer.send(page(&self.sql, &lane, after, bytes_max).map_err(failed));
+                Question::Transaction { id, answer } => tell(answer, listing::transaction(sql, id)),
+                Question::Transactions { filter, after, limit, answer } => {
+                    tell(answer, listing::transactions(sql, &filter, after, limit));
                 }
+                Question::Messages { id, bytes_max, answer } => tell(answer, listing::messages(sql, id, bytes_max)),
                 Question::Close => return,
             }
         }
     }
+}
+
+fn tell<T>(answer: Answer<T>, found: rusqlite::Result<T>) {
+    // A caller that no longer waits needs no answer.
+    let _ = answer.send(found.map_err(failed));
 }
 
 fn failed(error: rusqlite::Error) -> StoreError {
@@ -87,6 +105,20 @@ fn page(sql: &Connection, lane: &Lane, after: Option<Cursor>, bytes_max: usize) 
             break;
         }
     }
+    Ok(page.packs)
+}
+
+/// The packs of one transaction from the first, until they add up to `bytes_max`.
+pub(super) fn packs_of(
+    sql: &Connection,
+    sequence: Sequence,
+    id: TransactionId,
+    number: i64,
+    packs: u32,
+    bytes_max: usize,
+) -> rusqlite::Result<Vec<Pack>> {
+    let mut page = Page { packs: Vec::new(), bytes: 0, bytes_max };
+    page.add_packs(sql, sequence, id, number, packs, None)?;
     Ok(page.packs)
 }
 

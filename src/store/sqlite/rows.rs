@@ -2,12 +2,15 @@
 //! purge.
 
 use crate::store::{DeadLetter, Lane, Messages, Origin, Sequence, StoreError};
+use crate::tx::decision::{Actor, Decision, Verdict};
 use crate::tx::id::{Timestamp, TransactionId};
 use crate::tx::state::State;
+use bytes::Bytes;
 use rusqlite::{Connection, OptionalExtension, named_params, params};
 use std::collections::HashMap;
 use std::ops::RangeInclusive;
 use std::sync::LazyLock;
+use std::time::Duration;
 
 /// A pack's key is its transaction's number and, in this many bits, its place: a million packs a transaction, and
 /// 2^43 numbers, which is 28 years of 10,000 transactions a second.
@@ -19,8 +22,11 @@ const SEQUENCES: i64 = 1 << 16;
 /// The most that SQLite keeps in one value, less room for the row's other columns.
 const BODY_BYTES_MAX: usize = 999_000_000;
 
-/// Who decides in the name of the channel that published.
-const CHANNEL: &str = "channel";
+/// Messages of a finished transaction that are deleted at once, if they are no more, and no more bytes than...
+const DISCARDED_MESSAGES: u32 = 64;
+
+/// ... these: what is deleted at once holds up everybody's commits.
+const DISCARDED_BYTES: i64 = 64 * 1024;
 
 /// What the writer remembers of the file between SQL transactions, so as not to ask again.
 #[derive(Debug, Default)]
@@ -49,21 +55,106 @@ impl Book {
 pub(super) enum Outcome {
     /// Done.
     Done,
+    /// Done, and these are the first messages of a named transaction, all of them together.
+    Parked(TransactionId, Bytes),
     /// Committed, to be handed to the relay.
-    Committed(Sequence),
+    Committed(Released),
     /// An equal decision was there before.
     CommittedBefore,
+    /// What a decision from outside came to, and what it released.
+    Verdict(Verdict, Option<Released>),
+    /// Whether the transaction is such that it could be done.
+    Is(bool),
+    /// There is no such transaction.
+    NotThere,
     /// Not done, and nothing was written for it.
     Refused(StoreError),
 }
 
-/// What became of transactions that the relay is done with.
+/// A transaction that was committed.
+#[derive(Debug)]
+pub(super) struct Released {
+    pub(super) sequence: Sequence,
+    pub(super) id: TransactionId,
+    pub(super) lane: Lane,
+    /// In which its messages are kept; 0: in its row.
+    pub(super) packs: u32,
+}
+
+/// A transaction's row, as decisions look at it.
+#[derive(Debug)]
+pub(super) struct Row {
+    pub(super) sequence: i64,
+    pub(super) id: TransactionId,
+    pub(super) state: State,
+    pub(super) name: Option<String>,
+    pub(super) user: String,
+    pub(super) lane: Lane,
+    pub(super) decided_at: Option<i64>,
+    pub(super) decided_by: Option<String>,
+    pub(super) number: i64,
+    pub(super) packs: u32,
+    pub(super) messages: u32,
+    pub(super) bytes: i64,
+}
+
+/// The columns of a [`Row`], of `transactions` as `t` and `lanes` as `l`.
+pub(super) const ROW_COLUMNS: &str = "t.sequence, t.id, t.state, t.name, t.user, l.vhost, l.number, t.decided_at,
+    t.decided_by, coalesce(t.number, 0), t.packs, t.messages, t.bytes";
+
+impl Row {
+    pub(super) fn read(row: &rusqlite::Row<'_>) -> rusqlite::Result<Self> {
+        Ok(Self {
+            sequence: row.get(0)?,
+            id: id(row.get(1)?),
+            state: state(row, 2)?,
+            name: row.get(3)?,
+            user: row.get(4)?,
+            lane: Lane { vhost: row.get::<_, String>(5)?.into(), number: row.get(6)? },
+            decided_at: row.get(7)?,
+            decided_by: row.get(8)?,
+            number: row.get(9)?,
+            packs: row.get(10)?,
+            messages: row.get(11)?,
+            bytes: row.get(12)?,
+        })
+    }
+}
+
+/// How the counts change that the metrics show, once the SQL transaction is durable.
 #[derive(Debug, Default)]
-pub(super) struct Forgotten {
-    /// Those that are no longer in the backlog.
-    pub(super) transactions: u64,
+pub(super) struct Tally {
+    /// Named and open.
+    pub(super) open: i64,
+    /// In doubt.
+    pub(super) in_doubt: i64,
+    /// Whether the oldest in doubt may be another.
+    pub(super) doubts_changed: bool,
+    /// Dead letters.
+    pub(super) letters: i64,
     /// Whether packs have to be deleted.
     pub(super) garbage: bool,
+}
+
+impl Tally {
+    fn state(&mut self, state: State, by: i64) {
+        match state {
+            State::Open => self.open += by,
+            State::InDoubt => {
+                self.in_doubt += by;
+                self.doubts_changed = true;
+            }
+            _ => {}
+        }
+    }
+
+    /// A named transaction went from one state, or from nothing, to another.
+    pub(super) fn moved(&mut self, from: Option<State>, to: State) {
+        if let Some(from) = from {
+            self.state(from, -1);
+        }
+        self.state(to, 1);
+    }
 }
 
 /// One SQL transaction being written.
@@ -71,52 +162,95 @@ pub(super) struct Rows<'a> {
     pub(super) sql: &'a Connection,
     pub(super) book: &'a mut Book,
     pub(super) now: Timestamp,
+    pub(super) tally: Tally,
 }
 
-impl Rows<'_> {
+impl<'a> Rows<'a> {
+    pub(super) fn new(sql: &'a Connection, book: &'a mut Book, now: Timestamp) -> Self {
+        Self { sql, book, now, tally: Tally::default() }
+    }
+
     pub(super) fn park(&mut self, origin: &Origin, messages: &Messages) -> rusqlite::Result<Outcome> {
         if messages.bytes.len() > BODY_BYTES_MAX {
             return Ok(Outcome::Refused(too_large()));
         }
-        let grown = self
-            .sql
-            .prepare_cached(
-                "UPDATE transactions SET packs = packs + 1, messages = messages + :messages, bytes = bytes + :bytes
-                 WHERE parked_at IS NOT NULL AND id = :id AND state = 'open' AND packs < :packs_max
-                 RETURNING number, packs, messages",
-            )?
-            .query_row(
-                named_params! {
-                    ":messages": messages.count, ":bytes": messages.bytes.len() as i64, ":id": key(origin.id),
-                    // Less the one that the decision may add.
-                    ":packs_max": (1 << PACK_BITS) - 1,
-                },
-                |row| Ok((row.get(0)?, row.get::<_, i64>(1)? - 1, row.get::<_, u32>(2)? - messages.count)),
-            )
-            .optional()?;
-        if let Some((number, place, first_index)) = grown {
-            self.pack(number, place, first_index, messages)?;
-            return Ok(Outcome::Done);
+        if let Some(named) = &origin.named {
+            return self.park_named(origin, named, messages);
         }
-        if let Some((_, state)) = self.parked(origin.id)? {
-            let is_open = state == State::Open.as_str();
-            return Ok(Outcome::Refused(if is_open { too_large() } else { StoreError::Conflict(state) }));
+        match self.find(origin.id)? {
+            None => self.park_first(origin, State::Open, messages),
+            Some(row) if row.state == State::Open => self.park_more(&row, messages),
+            Some(row) => Ok(Outcome::Refused(conflict(row.state))),
         }
+    }
+
+    /// Makes the transaction.
+    pub(super) fn park_first(
+        &mut self,
+        origin: &Origin,
+        state: State,
+        messages: &Messages,
+    ) -> rusqlite::Result<Outcome> {
         let number = self.sequence()?;
         let lane = self.lane(&origin.lane)?;
-        self.sql
+        let named = origin.named.as_deref();
+        let check = named.and_then(|named| named.check.as_ref());
+        let first_after = check.map(|plan| milliseconds(plan.first_after));
+        let doubts = state == State::InDoubt;
+        // Before its messages: what they are compared with stands under its number.
+        let messages = match named {
+            Some(_) => self.without_duplicates(number, messages)?,
+            None => messages.clone(),
+        };
+        let made = self
+            .sql
             .prepare_cached(
-                "INSERT INTO transactions
-                     (sequence, id, state, lane, user, created_at, parked_at, messages, bytes, number, packs)
-                 VALUES (:number, :id, 'open', :lane, :user, :created_at, :now, :messages, :bytes, :number, 1)",
+                "INSERT INTO transactions (sequence, id, state, lane, user, created_at, parked_at, messages, bytes,
+                     number, packs, name, checker, first_after, in_doubt_at, next_check_at)
+                 VALUES (:number, :id, :state, :lane, :user, :created_at, :now, :messages, :bytes, :number, 1, :name,
+                     :checker, :first_after, :in_doubt_at, :next_check_at)
+                 ON CONFLICT (id) WHERE parked_at IS NOT NULL DO NOTHING",
             )?
             .execute(named_params! {
-                ":number": number, ":id": key(origin.id), ":lane": lane, ":user": origin.user,
-                ":created_at": origin.created_at.0, ":now": self.now.0, ":messages": messages.count,
-                ":bytes": messages.bytes.len() as i64,
+                ":number": number, ":id": key(origin.id), ":state": state.as_str(), ":lane": lane,
+                ":user": origin.user, ":created_at": origin.created_at.0, ":now": self.now.0,
+                ":messages": messages.count, ":bytes": messages.bytes.len() as i64,
+                ":name": named.map(|named| named.name.as_str()), ":checker": check.map(|plan| &plan.checker),
+                ":first_after": first_after, ":in_doubt_at": doubts.then_some(self.now.0),
+                ":next_check_at": first_after.filter(|_| doubts).map(|after| self.now.0.saturating_add(after)),
             })?;
-        self.pack(number, 0, 0, messages)?;
-        self.note(origin.id, "parked", CHANNEL, None)?;
+        if made == 0 {
+            self.forget_message_ids(number)?;
+            let state = self.find(origin.id)?.map(|row| row.state).expect("what is in the way is there");
+            return Ok(Outcome::Refused(conflict(state)));
+        }
+        self.pack(number, 0, 0, &messages)?;
+        self.note(origin.id, "parked", &Actor::Channel, None)?;
+        if named.is_none() {
+            return Ok(Outcome::Done);
+        }
+        self.tally.moved(None, state);
+        Ok(Outcome::Parked(origin.id, messages.bytes))
+    }
+
+    pub(super) fn park_more(&mut self, row: &Row, messages: &Messages) -> rusqlite::Result<Outcome> {
+        // Less the one that the decision may add.
+        if row.packs >= (1 << PACK_BITS) - 1 {
+            return Ok(Outcome::Refused(too_large()));
+        }
+        let messages = match row.name {
+            Some(_) => self.without_duplicates(row.number, messages)?,
+            None => messages.clone(),
+        };
+        if messages.count > 0 {
+            self.sql
+                .prepare_cached(
+                    "UPDATE transactions SET packs = packs + 1, messages = messages + ?2, bytes = bytes + ?3
+                     WHERE sequence = ?1",
+                )?
+                .execute(params![row.sequence, messages.count, messages.bytes.len() as i64])?;
+            self.pack(row.number, row.packs.into(), row.messages, &messages)?;
+        }
         Ok(Outcome::Done)
     }
 
@@ -124,7 +258,14 @@ impl Rows<'_> {
         if messages.bytes.len() > BODY_BYTES_MAX {
             return Ok(Outcome::Refused(too_large()));
         }
-        if parked { self.commit_parked(origin, messages) } else { self.commit_plain(origin, messages) }
+        match &origin.named {
+            Some(named) if parked || messages.count > 0 => self.commit_named(origin, named, messages, parked),
+            _ if !parked => self.commit_plain(origin, messages),
+            _ => match self.find(origin.id)? {
+                Some(row) => self.commit_own(&row, messages),
+                None => Ok(Outcome::NotThere),
+            },
+        }
     }
 
     fn commit_plain(&mut self, origin: &Origin, messages: &Messages) -> rusqlite::Result<Outcome> {
@@ -146,101 +287,100 @@ impl Rows<'_> {
                 messages.bytes.len() as i64,
                 &messages.bytes[..],
             ])?;
-        Ok(Outcome::Committed(Sequence(sequence)))
+        let sequence = Sequence(sequence);
+        Ok(Outcome::Committed(Released { sequence, id: origin.id, lane: origin.lane.clone(), packs: 0 }))
+    }
+
+    /// Commits on behalf of the channel that published.
+    pub(super) fn commit_own(&mut self, row: &Row, messages: &Messages) -> rusqlite::Result<Outcome> {
+        if row.state.may_become(State::Committed) {
+            return Ok(Outcome::Committed(self.commit_row(row, messages, &Actor::Channel, None)?));
+        }
+        // An equal decision changes nothing; one that brings messages is not equal, and saying yes would lose them.
+        if Decision::Commit.is_of(row.state) && messages.count == 0 {
+            return Ok(Outcome::CommittedBefore);
+        }
+        Ok(Outcome::Refused(conflict(row.state)))
     }
 
     /// The new sequence puts the transaction behind all that were committed before it, however long it was parked.
-    fn commit_parked(&mut self, origin: &Origin, messages: &Messages) -> rusqlite::Result<Outcome> {
+    pub(super) fn commit_row(
+        &mut self,
+        row: &Row,
+        messages: &Messages,
+        actor: &Actor,
+        reason: Option<&str>,
+    ) -> rusqlite::Result<Released> {
         static COMMIT: LazyLock<String> = LazyLock::new(|| {
             format!(
                 "UPDATE transactions SET sequence = :sequence, state = '{committed}', decided_at = :now,
                      decided_by = :actor, packs = packs + :packs, messages = messages + :messages,
-                     bytes = bytes + :bytes
-                 WHERE parked_at IS NOT NULL AND id = :id AND state IN ({from})
-                 RETURNING number, packs, messages",
+                     bytes = bytes + :bytes, next_check_at = NULL
+                 WHERE sequence = :before AND state IN ({from})",
                 committed = State::Committed,
                 from = states_before(State::Committed),
             )
         });
+        let messages = match row.name {
+            Some(_) if messages.count > 0 => self.without_duplicates(row.number, messages)?,
+            _ => messages.clone(),
+        };
+        let more = u32::from(messages.count > 0);
         let sequence = self.sequence()?;
-        let committed = self
-            .sql
-            .prepare_cached(&COMMIT)?
-            .query_row(
-                named_params! {
-                    ":sequence": sequence, ":now": self.now.0, ":actor": CHANNEL,
-                    ":packs": u32::from(messages.count > 0), ":messages": messages.count,
-                    ":bytes": messages.bytes.len() as i64, ":id": key(origin.id),
-                },
-                |row| Ok((row.get(0)?, row.get::<_, i64>(1)? - 1, row.get::<_, u32>(2)? - messages.count)),
-            )
-            .optional()?;
-        if let Some((number, place, first_index)) = committed {
-            if messages.count > 0 {
-                self.pack(number, place, first_index, messages)?;
-            }
-            self.note(origin.id, State::Committed.as_str(), CHANNEL, None)?;
-            return Ok(Outcome::Committed(Sequence(sequence)));
+        let changed = self.sql.prepare_cached(&COMMIT)?.execute(named_params! {
+            ":sequence": sequence, ":now": self.now.0, ":actor": actor.to_string(), ":packs": more,
+            ":messages": messages.count, ":bytes": messages.bytes.len() as i64, ":before": row.sequence,
+        })?;
+        decided_once(changed)?;
+        if more > 0 {
+            self.pack(row.number, row.packs.into(), row.messages, &messages)?;
         }
-        Ok(match self.parked(origin.id)? {
-            // An equal decision changes nothing; one that brings messages is not equal, and saying yes would lose them.
-            Some((_, state)) if state == State::Committed.as_str() && messages.count == 0 => Outcome::CommittedBefore,
-            Some((_, state)) => Outcome::Refused(StoreError::Conflict(state)),
-            None => Outcome::Refused(not_there()),
+        self.left(row, State::Committed);
+        self.note(row.id, State::Committed.as_str(), actor, reason)?;
+        let sequence = Sequence(sequence);
+        Ok(Released { sequence, id: row.id, lane: row.lane.clone(), packs: row.packs + more })
+    }
+
+    pub(super) fn rollback(&mut self, id: TransactionId, reason: Option<&str>) -> rusqlite::Result<Outcome> {
+        Ok(match self.find(id)? {
+            None => Outcome::NotThere,
+            Some(row) if row.state.may_become(State::RolledBack) => {
+                self.roll_back_row(&row, &Actor::Channel, reason)?;
+                Outcome::Done
+            }
+            Some(row) if row.state == State::RolledBack => Outcome::Done,
+            Some(row) => Outcome::Refused(conflict(row.state)),
         })
     }
 
-    pub(super) fn rollback(&mut self, id: TransactionId) -> rusqlite::Result<Outcome> {
+    pub(super) fn roll_back_row(&mut self, row: &Row, actor: &Actor, reason: Option<&str>) -> rusqlite::Result<()> {
         static ROLLBACK: LazyLock<String> = LazyLock::new(|| {
             format!(
-                "UPDATE transactions SET state = '{rolled_back}', decided_at = :now, decided_by = :actor
-                 WHERE parked_at IS NOT NULL AND id = :id AND state IN ({from}) RETURNING number",
+                "UPDATE transactions SET state = '{rolled_back}', decided_at = :now, decided_by = :actor,
+                     next_check_at = NULL
+                 WHERE sequence = :sequence AND state IN ({from})",
                 rolled_back = State::RolledBack,
                 from = states_before(State::RolledBack),
             )
         });
-        let number = self
+        let changed = self
             .sql
             .prepare_cached(&ROLLBACK)?
-            .query_row(named_params! { ":now": self.now.0, ":actor": CHANNEL, ":id": key(id) }, |row| row.get(0))
-            .optional()?;
-        if let Some(number) = number {
-            self.discard_packs(number)?;
-            self.note(id, State::RolledBack.as_str(), CHANNEL, None)?;
-            return Ok(Outcome::Done);
-        }
-        Ok(match self.parked(id)? {
-            Some((_, state)) if state == State::RolledBack.as_str() => Outcome::Done,
-            Some((_, state)) => Outcome::Refused(StoreError::Conflict(state)),
-            None => Outcome::Refused(not_there()),
-        })
+            .execute(named_params! { ":now": self.now.0, ":actor": actor.to_string(), ":sequence": row.sequence })?;
+        decided_once(changed)?;
+        self.left(row, State::RolledBack);
+        self.discard(row)?;
+        self.note(row.id, State::RolledBack.as_str(), actor, reason)
     }
 
-    /// Rolls back what an earlier process left open: its channels ended with it.
-    pub(super) fn roll_back_open(&mut self) -> rusqlite::Result<usize> {
-        // The first condition is the index's own, word for word: without it SQLite would not use it.
-        let mut open = self.sql.prepare(
-            "SELECT id, number FROM transactions INDEXED BY undecided
-             WHERE state IN ('open', 'in_doubt') AND state = 'open'",
-        )?;
-        let open = open.query_map([], |row| Ok((row.get::<_, [u8; 16]>(0)?, row.get::<_, i64>(1)?)))?;
-        let open = open.collect::<rusqlite::Result<Vec<_>>>()?;
-        for (id, number) in &open {
-            self.sql
-                .prepare_cached(
-                    "UPDATE transactions SET state = 'rolled_back', decided_at = ?1, decided_by = 'restart'
-                     WHERE parked_at IS NOT NULL AND id = ?2 AND state = 'open'",
-                )?
-                .execute(params![self.now.0, id])?;
-            self.discard_packs(*number)?;
-            let id = TransactionId(uuid::Uuid::from_bytes(*id));
-            self.note(id, State::RolledBack.as_str(), "restart", Some("the proxy ended before its channel decided"))?;
+    fn left(&mut self, row: &Row, next: State) {
+        if row.name.is_some() {
+            self.tally.moved(Some(row.state), next);
         }
-        Ok(open.len())
     }
 
-    /// Keeps a message that RabbitMQ can't take. Says whether it is a new one.
-    pub(super) fn dead_letter(&mut self, letter: &DeadLetter) -> rusqlite::Result<(Outcome, bool)> {
+    /// Keeps a message that RabbitMQ can't take.
+    pub(super) fn dead_letter(&mut self, letter: &DeadLetter) -> rusqlite::Result<Outcome> {
         let again = self
             .sql
             .prepare_cached(
@@ -249,17 +389,17 @@ impl Rows<'_> {
             )?
             .execute(params![letter.sequence.0, letter.index, letter.reply_code, letter.reply_text])?;
         if again > 0 {
-            return Ok((Outcome::Done, false));
+            return Ok(Outcome::Done);
         }
-        let id = self
+        let transaction = self
             .sql
             .prepare_cached(
                 "UPDATE transactions SET letters = letters + 1 WHERE sequence = ?1 AND state = 'committed' RETURNING id",
             )?
             .query_row([letter.sequence.0], |row| row.get::<_, [u8; 16]>(0))
             .optional()?;
-        let Some(id) = id else {
-            return Ok((Outcome::Refused(not_there()), false));
+        let Some(transaction) = transaction else {
+            return Ok(Outcome::NotThere);
         };
         self.sql
             .prepare_cached(
@@ -275,12 +415,14 @@ impl Rows<'_> {
                 letter.since.0,
             ])?;
         let reason = format!("message {}: {} {}", letter.index, letter.reply_code, letter.reply_text);
-        self.note(TransactionId(uuid::Uuid::from_bytes(id)), "dead_letter", "relay", Some(&reason))?;
-        Ok((Outcome::Done, true))
+        self.note(id(transaction), "dead_letter", &Actor::Relay, Some(&reason))?;
+        self.tally.letters += 1;
+        Ok(Outcome::Done)
     }
 
     /// RabbitMQ has these, or a dead letter keeps what it has not. Plain ones leave; the others stay for their history.
-    pub(super) fn forget(&mut self, run: RangeInclusive<i64>) -> rusqlite::Result<Forgotten> {
+    /// Says how many are no longer in the backlog.
+    pub(super) fn forget(&mut self, run: RangeInclusive<i64>) -> rusqlite::Result<u64> {
         let (first, last) = run.into_inner();
         // NOT INDEXED: the key alone leads to them. The planner must not be tempted by the index on the state.
         let left = self
@@ -290,38 +432,37 @@ impl Rows<'_> {
                  WHERE sequence BETWEEN ?1 AND ?2 AND state = 'committed' AND packs = 0 AND letters = 0",
             )?
             .execute([first, last])?;
-        let mut forgotten = Forgotten { transactions: left as u64, garbage: false };
-        if (left as i64) <= last - first {
-            self.forget_kept(first, last, &mut forgotten)?;
-        }
-        Ok(forgotten)
+        let kept = if (left as i64) <= last - first { self.forget_kept(first, last)? } else { 0 };
+        Ok(left as u64 + kept)
     }
 
-    fn forget_kept(&mut self, first: i64, last: i64, forgotten: &mut Forgotten) -> rusqlite::Result<()> {
-        let mut kept = self.sql.prepare_cached(
-            "SELECT sequence, id, letters, number FROM transactions NOT INDEXED
-             WHERE sequence BETWEEN ?1 AND ?2 AND state = 'committed'",
-        )?;
-        type Kept = (i64, [u8; 16], u32, Option<i64>);
-        let kept = kept.query_map([first, last], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?, row.get(3)?)))?;
-        for (sequence, id, letters, number) in kept.collect::<rusqlite::Result<Vec<Kept>>>()? {
-            let state = if letters > 0 { State::DeadLettered } else { State::Delivered };
+    fn forget_kept(&mut self, first: i64, last: i64) -> rusqlite::Result<u64> {
+        static KEPT: LazyLock<String> = LazyLock::new(|| {
+            format!(
+                "SELECT {ROW_COLUMNS}, t.letters FROM transactions AS t NOT INDEXED
+                 CROSS JOIN lanes AS l ON l.lane = t.lane
+                 WHERE t.sequence BETWEEN ?1 AND ?2 AND t.state = 'committed'"
+            )
+        });
+        let mut kept = self.sql.prepare_cached(&KEPT)?;
+        let kept = kept.query_map([first, last], |row| Ok((Row::read(row)?, row.get("letters")?)))?;
+        let kept = kept.collect::<rusqlite::Result<Vec<(Row, u32)>>>()?;
+        for (row, letters) in &kept {
+            let state = if *letters > 0 { State::DeadLettered } else { State::Delivered };
             self.sql
                 .prepare_cached(
                     "UPDATE transactions SET state = ?2, body = NULL WHERE sequence = ?1 AND state = 'committed'",
                 )?
-                .execute(params![sequence, state.as_str()])?;
-            if let Some(number) = number {
-                self.discard_packs(number)?;
-                forgotten.garbage = true;
+                .execute(params![row.sequence, state.as_str()])?;
+            if row.packs > 0 {
+                self.discard(row)?;
             }
-            self.note(TransactionId(uuid::Uuid::from_bytes(id)), state.as_str(), "relay", None)?;
-            forgotten.transactions += 1;
+            self.note(row.id, state.as_str(), &Actor::Relay, None)?;
         }
-        Ok(())
+        Ok(kept.len() as u64)
     }
 
-    fn sequence(&mut self) -> rusqlite::Result<i64> {
+    pub(super) fn sequence(&mut self) -> rusqlite::Result<i64> {
         if self.book.next_sequence >= self.book.sequence_reserved {
             self.reserve_sequences()?;
         }
@@ -358,25 +499,46 @@ impl Rows<'_> {
         Ok(())
     }
 
-    fn discard_packs(&self, number: i64) -> rusqlite::Result<()> {
-        self.sql.prepare_cached("INSERT INTO garbage (number) VALUES (?1)")?.execute([number])?;
+    /// The messages of this one are needed no more. Few are deleted at once; many, bit by bit later.
+    fn discard(&mut self, row: &Row) -> rusqlite::Result<()> {
+        if row.messages <= DISCARDED_MESSAGES && row.bytes <= DISCARDED_BYTES {
+            let (first, last) = pack_keys(row.number).into_inner();
+            self.sql.prepare_cached("DELETE FROM packs WHERE key BETWEEN ?1 AND ?2")?.execute([first, last])?;
+            return if row.name.is_some() { self.forget_message_ids(row.number) } else { Ok(()) };
+        }
+        self.sql.prepare_cached("INSERT INTO garbage (number) VALUES (?1)")?.execute([row.number])?;
+        self.tally.garbage = true;
         Ok(())
     }
 
-    /// The sequence and the state of a transaction that was parked.
-    fn parked(&self, id: TransactionId) -> rusqlite::Result<Option<(Sequence, String)>> {
-        self.sql
-            .prepare_cached("SELECT sequence, state FROM transactions WHERE parked_at IS NOT NULL AND id = ?1")?
-            .query_row([key(id)], |row| Ok((Sequence(row.get(0)?), row.get(1)?)))
-            .optional()
+    fn forget_message_ids(&self, number: i64) -> rusqlite::Result<()> {
+        self.sql.prepare_cached("DELETE FROM message_ids WHERE number = ?1")?.execute([number])?;
+        Ok(())
     }
 
-    fn note(&self, id: TransactionId, event: &str, actor: &str, reason: Option<&str>) -> rusqlite::Result<()> {
+    /// A transaction that was parked.
+    pub(super) fn find(&self, id: TransactionId) -> rusqlite::Result<Option<Row>> {
+        static FIND: LazyLock<String> = LazyLock::new(|| {
+            format!(
+                "SELECT {ROW_COLUMNS} FROM transactions AS t INDEXED BY parked
+                 CROSS JOIN lanes AS l ON l.lane = t.lane WHERE t.parked_at IS NOT NULL AND t.id = ?1"
+            )
+        });
+        self.sql.prepare_cached(&FIND)?.query_row([key(id)], Row::read).optional()
+    }
+
+    pub(super) fn note(
+        &self,
+        id: TransactionId,
+        event: &str,
+        actor: &Actor,
+        reason: Option<&str>,
+    ) -> rusqlite::Result<()> {
         self.sql
             .prepare_cached(
                 "INSERT INTO history (transaction_id, at, event, actor, reason) VALUES (?1, ?2, ?3, ?4, ?5)",
             )?
-            .execute(params![key(id), self.now.0, event, actor, reason])?;
+            .execute(params![key(id), self.now.0, event, actor.to_string(), reason])?;
         Ok(())
     }
 }
@@ -400,14 +562,36 @@ fn states_before(next: State) -> String {
     before.map(|state| format!("'{state}'")).collect::<Vec<_>>().join(", ")
 }
 
-fn key(id: TransactionId) -> [u8; 16] {
+/// The row was read in the same SQL transaction, in a state that may change; if another writer came in between all the
+/// same, nothing of this group may stay.
+fn decided_once(changed: usize) -> rusqlite::Result<()> {
+    if changed == 1 { Ok(()) } else { Err(rusqlite::Error::StatementChangedRows(changed)) }
+}
+
+/// As a column holds it; so long at most that added to a time it is one still.
+fn milliseconds(duration: Duration) -> i64 {
+    i64::try_from(duration.as_millis()).unwrap_or(i64::MAX).min(1 << 52)
+}
+
+pub(super) fn key(id: TransactionId) -> [u8; 16] {
     id.0.into_bytes()
 }
 
-fn not_there() -> StoreError {
-    StoreError::Conflict("not there".into())
+pub(super) fn id(key: [u8; 16]) -> TransactionId {
+    TransactionId(uuid::Uuid::from_bytes(key))
 }
 
-fn too_large() -> StoreError {
+/// The state in a column.
+pub(super) fn state(row: &rusqlite::Row<'_>, column: usize) -> rusqlite::Result<State> {
+    let text = row.get_ref(column)?.as_str()?;
+    let known = State::ALL.into_iter().find(|state| state.as_str() == text);
+    known.ok_or_else(|| rusqlite::Error::InvalidColumnType(column, "state".into(), rusqlite::types::Type::Text))
+}
+
+pub(super) fn conflict(state: State) -> StoreError {
+    StoreError::Conflict(state.to_string())
+}
+
+pub(super) fn too_large() -> StoreError {
     StoreError::Full(format!("a transaction is kept in at most {} pieces of {BODY_BYTES_MAX} bytes", 1 << PACK_BITS))
 }

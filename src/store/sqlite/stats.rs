@@ -1,5 +1,6 @@
 //! What the store counts about itself, for the metrics.
 
+use crate::tx::id::Timestamp;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
@@ -29,6 +30,12 @@ pub struct Stats {
     pub backlog: AtomicU64,
     /// Dead letters.
     pub dead_letters: AtomicU64,
+    /// Named transactions that are open.
+    pub open_named: AtomicU64,
+    /// Transactions in doubt.
+    pub in_doubt: AtomicU64,
+    /// Since when the oldest of them is: milliseconds since 1970-01-01 UTC; 0: there is none.
+    pub oldest_in_doubt: AtomicU64,
 }
 
 impl Stats {
@@ -43,6 +50,16 @@ impl Stats {
 
 pub(super) fn add(counter: &AtomicU64, by: u64) {
     counter.fetch_add(by, Ordering::Relaxed);
+}
+
+pub(super) fn add_signed(gauge: &AtomicU64, by: i64) {
+    // Two's complement: adding what stands for -1 takes 1 away.
+    gauge.fetch_add(by as u64, Ordering::Relaxed);
+}
+
+/// As a gauge holds a time.
+pub(super) fn milliseconds(at: Option<Timestamp>) -> u64 {
+    at.map_or(0, |at| at.0.try_into().unwrap_or_default())
 }
 
 pub(super) fn subtract(gauge: &AtomicU64, by: u64) {

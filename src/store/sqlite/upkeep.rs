@@ -2,10 +2,10 @@
 //! the file is. Each step is short, because commits wait for it.
 
 use super::SqliteSettings;
-use super::rows::pack_keys;
-use super::stats::{Stats, add, set};
+use super::rows::{Rows, pack_keys};
+use super::stats::{Stats, add, milliseconds, set};
 use crate::tx::id::Timestamp;
-use rusqlite::{Connection, OptionalExtension, Transaction, TransactionBehavior, params};
+use rusqlite::{Connection, Transaction, TransactionBehavior, params};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
@@ -25,6 +25,9 @@ const PURGE_PAUSE: Duration = Duration::from_millis(5);
 
 /// Packs deleted in one step, at most.
 const PURGED_PACKS: i64 = 256;
+
+/// Message-ids deleted in one step, at most: smaller than packs.
+const PURGED_MESSAGE_IDS: i64 = 8 * PURGED_PACKS;
 
 /// Bytes of packs after which a step of the purge ends: to delete a value SQLite walks all its pages.
 const PURGED_BYTES: i64 = 8 << 20;
@@ -217,8 +220,11 @@ pub(super) fn count(sql: &Connection, stats: &Stats) -> rusqlite::Result<()> {
     let count = |statement: &str| sql.query_row(statement, [], |row| row.get::<_, i64>(0));
     let backlog = count("SELECT count(*) FROM transactions INDEXED BY committed WHERE state = 'committed'")?;
     let letters = count("SELECT count(*) FROM dead_letters")?;
+    let in_doubt = count("SELECT count(*) FROM transactions INDEXED BY doubtful WHERE state = 'in_doubt'")?;
     set(&stats.backlog, backlog.try_into().unwrap_or_default());
     set(&stats.dead_letters, letters.try_into().unwrap_or_default());
+    set(&stats.in_doubt, in_doubt.try_into().unwrap_or_default());
+    set(&stats.oldest_in_doubt, milliseconds(Rows::oldest_doubt(sql)?));
     Ok(())
 }
 
@@ -243,9 +249,9 @@ struct Purged {
 
 fn purge(sql: &Connection, decided_before: i64) -> rusqlite::Result<Purged> {
     let garbage = sql
-        .prepare_cached("SELECT number FROM garbage LIMIT 1")?
-        .query_row([], |row| row.get::<_, i64>(0))
-        .optional()?;
+        .prepare_cached("SELECT number FROM garbage LIMIT ?1")?
+        .query_map([PURGED_PACKS], |row| row.get(0))?
+        .collect::<rusqlite::Result<Vec<i64>>>()?;
     let old = sql
         .prepare_cached(
             "SELECT sequence, id FROM transactions INDEXED BY finished
@@ -253,37 +259,67 @@ fn purge(sql: &Connection, decided_before: i64) -> rusqlite::Result<Purged> {
         )?
         .query_map(params![decided_before, PURGED_TRANSACTIONS as i64], |row| Ok((row.get(0)?, row.get(1)?)))?
         .collect::<rusqlite::Result<Vec<(i64, [u8; 16])>>>()?;
-    if garbage.is_none() && old.is_empty() {
+    if garbage.is_empty() && old.is_empty() {
         return Ok(Purged { wrote: false, more: false });
     }
     let sql_tx = Transaction::new_unchecked(sql, TransactionBehavior::Immediate)?;
-    if let Some(number) = garbage {
-        purge_packs(&sql_tx, number)?;
+    let mut budget = Budget { rows: PURGED_PACKS, bytes: PURGED_BYTES };
+    for number in &garbage {
+        purge_packs(&sql_tx, *number, &mut budget)?;
+        if budget.is_spent() {
+            break;
+        }
     }
     for (sequence, id) in &old {
         sql_tx.prepare_cached("DELETE FROM history WHERE transaction_id = ?1")?.execute([id])?;
         sql_tx.prepare_cached("DELETE FROM transactions WHERE sequence = ?1")?.execute([sequence])?;
     }
     sql_tx.commit()?;
-    Ok(Purged { wrote: true, more: garbage.is_some() || old.len() == PURGED_TRANSACTIONS })
+    Ok(Purged { wrote: true, more: !garbage.is_empty() || old.len() == PURGED_TRANSACTIONS })
 }
 
-/// Deletes the first packs under a number, and the number when none is left.
-fn purge_packs(sql: &Connection, number: i64) -> rusqlite::Result<()> {
+/// What one step of the purge may still delete.
+struct Budget {
+    rows: i64,
+    bytes: i64,
+}
+
+impl Budget {
+    fn is_spent(&self) -> bool {
+        self.rows <= 0 || self.bytes <= 0
+    }
+}
+
+/// Deletes the first packs under a number, then what goes with them, and the number when nothing is left.
+fn purge_packs(sql: &Connection, number: i64, budget: &mut Budget) -> rusqlite::Result<()> {
     let (first, last) = pack_keys(number).into_inner();
     let mut statement =
-        sql.prepare_cached("SELECT key, length(body) FROM packs WHERE key BETWEEN ?1 AND ?2 ORDER BY key LIMIT ?3")?;
-    let mut packs = statement.query(params![first, last, PURGED_PACKS])?;
-    let (mut end, mut bytes) = (None, 0);
-    while bytes < PURGED_BYTES {
+        sql.prepare_cached("SELECT key, length(body) FROM packs WHERE key BETWEEN ?1 AND ?2 ORDER BY key")?;
+    let mut packs = statement.query([first, last])?;
+    let mut end = None;
+    while !budget.is_spent() {
         let Some(pack) = packs.next()? else { break };
         end = Some(pack.get::<_, i64>(0)?);
-        bytes += pack.get::<_, i64>(1)?;
+        budget.rows -= 1;
+        budget.bytes -= pack.get::<_, i64>(1)?;
     }
-    match end {
-        Some(end) => sql.prepare_cached("DELETE FROM packs WHERE key BETWEEN ?1 AND ?2")?.execute([first, end])?,
-        None => sql.prepare_cached("DELETE FROM garbage WHERE number = ?1")?.execute([number])?,
-    };
+    drop(packs);
+    if let Some(end) = end {
+        sql.prepare_cached("DELETE FROM packs WHERE key BETWEEN ?1 AND ?2")?.execute([first, end])?;
+    }
+    if budget.is_spent() {
+        return Ok(());
+    }
+    let ids = sql
+        .prepare_cached(
+            "DELETE FROM message_ids WHERE number = ?1 AND message_id IN
+                 (SELECT message_id FROM message_ids WHERE number = ?1 LIMIT ?2)",
+        )?
+        .execute([number, PURGED_MESSAGE_IDS])?;
+    budget.rows -= 1 + ids as i64 / (PURGED_MESSAGE_IDS / PURGED_PACKS);
+    if (ids as i64) < PURGED_MESSAGE_IDS {
+        sql.prepare_cached("DELETE FROM garbage WHERE number = ?1")?.execute([number])?;
+    }
     Ok(())
 }
 

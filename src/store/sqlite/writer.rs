@@ -1,11 +1,16 @@
 //! The one thread that writes: it drains its queue into one SQL transaction, syncs, and answers everybody.
 
-use super::rows::{Book, Forgotten, Outcome, Rows};
-use super::stats::{Stats, add, subtract};
+use super::recent::Recent;
+use super::rows::{Book, Outcome, Released, Rows, Tally};
+use super::stats::{Stats, add, add_signed, milliseconds, set, subtract};
 use super::upkeep::Upkeep;
 use super::{SqliteSettings, upkeep};
-use crate::store::{Committed, Committing, DeadLetter, Forwarded, Messages, Origin, Outlet, Sequence, StoreError};
+use crate::store::{
+    Check, Committed, Committing, DeadLetter, Forwarded, Messages, Origin, Outlet, Sequence, StoreError,
+};
+use crate::tx::decision::{Actor, Decision, Target, Verdict};
 use crate::tx::id::{Timestamp, TransactionId};
+use bytes::Bytes;
 use rusqlite::{Connection, ErrorCode, Transaction, TransactionBehavior};
 use std::collections::HashMap;
 use std::fs::File;
@@ -63,7 +68,29 @@ pub(super) enum Request {
     },
     Rollback {
         id: TransactionId,
+        reason: Option<String>,
         answer: Answer<()>,
+    },
+    Abandon {
+        id: TransactionId,
+        answer: Answer<()>,
+    },
+    Decide {
+        target: Target,
+        decision: Decision,
+        actor: Actor,
+        reason: Option<String>,
+        answer: Answer<Verdict>,
+    },
+    Checked {
+        id: TransactionId,
+        check: Check,
+        answer: Answer<bool>,
+    },
+    CheckNow {
+        id: TransactionId,
+        checker: Option<Arc<str>>,
+        answer: Answer<bool>,
     },
     DeadLetter {
         letter: DeadLetter,
@@ -76,19 +103,24 @@ impl Request {
         match self {
             Self::Park { messages, .. } | Self::Commit { messages, .. } => messages.bytes.len(),
             Self::DeadLetter { letter, .. } => letter.message.len(),
-            Self::Rollback { .. } => 0,
+            Self::Rollback { .. }
+            | Self::Abandon { .. }
+            | Self::Decide { .. }
+            | Self::Checked { .. }
+            | Self::CheckNow { .. } => 0,
         }
     }
 
     fn refuse(self, error: StoreError) {
         // A caller that no longer waits needs no answer; so everywhere below.
         match self {
-            Self::Park { answer, .. } | Self::Rollback { answer, .. } | Self::DeadLetter { answer, .. } => {
-                let _ = answer.send(Err(error));
-            }
-            Self::Commit { answer, .. } => {
-                let _ = answer.send(Err(error));
-            }
+            Self::Park { answer, .. }
+            | Self::Rollback { answer, .. }
+            | Self::Abandon { answer, .. }
+            | Self::DeadLetter { answer, .. } => drop(answer.send(Err(error))),
+            Self::Commit { answer, .. } => drop(answer.send(Err(error))),
+            Self::Decide { answer, .. } => drop(answer.send(Err(error))),
+            Self::Checked { answer, .. } | Self::CheckNow { answer, .. } => drop(answer.send(Err(error))),
         }
     }
 }
@@ -103,6 +135,7 @@ pub(super) struct Writer {
     /// Undecided transactions a part of which could not be stored, and why. They can only be rolled back: the caller of
     /// a park need not wait for its answer, and a commit behind it must not stand for less than was published.
     broken: HashMap<TransactionId, StoreError>,
+    recent: Recent,
     /// What the relay is done with, still to be deleted.
     delivered: Vec<i64>,
     /// When to write unasked, if no request comes before: to delete, or to see whether the disk is well again.
@@ -124,10 +157,10 @@ impl Writer {
     ) -> rusqlite::Result<Self> {
         let mut book = Book::read(&sql)?;
         let sql_tx = Transaction::new_unchecked(&sql, TransactionBehavior::Immediate)?;
-        let rolled_back = Rows { sql: &sql_tx, book: &mut book, now: (settings.clock)() }.roll_back_open()?;
+        let (rolled_back, in_doubt) = Rows::new(&sql_tx, &mut book, (settings.clock)()).after_restart()?;
         sql_tx.commit()?;
-        if rolled_back > 0 {
-            tracing::info!(transactions = rolled_back, "rolled back what was open when the proxy ended");
+        if rolled_back + in_doubt > 0 {
+            tracing::info!(rolled_back, in_doubt, "ended what was open when the proxy ended");
         }
         upkeep::count(&sql, &stats)?;
         let upkeep = Upkeep::new(&mut sql, settings, Arc::clone(&stats), full)?;
@@ -139,6 +172,7 @@ impl Writer {
             stats,
             book,
             broken: HashMap::new(),
+            recent: Recent::default(),
             delivered: Vec::new(),
             write_at: None,
             upkeep,
@@ -219,11 +253,12 @@ impl Writer {
         let started = Instant::now();
         let deletes = if with_deletes { self.take_deletes() } else { Vec::new() };
         match self.try_attempt(requests, &deletes) {
-            Ok((outcomes, forgotten)) => {
+            Ok(Attempt { outcomes, forgotten, tally }) => {
                 if !requests.is_empty() {
                     self.stats.group(requests.len(), started.elapsed());
                 }
-                self.deleted(&forgotten);
+                subtract(&self.stats.backlog, forgotten);
+                self.count(&tally);
                 if self.stats.failing.swap(false, Ordering::Relaxed) {
                     tracing::info!("the store can write again");
                 }
@@ -238,47 +273,22 @@ impl Writer {
         }
     }
 
-    fn try_attempt(&mut self, requests: &[Request], deletes: &[i64]) -> rusqlite::Result<(Vec<Outcome>, Forgotten)> {
+    fn try_attempt(&mut self, requests: &[Request], deletes: &[i64]) -> rusqlite::Result<Attempt> {
         let sql_tx = Transaction::new_unchecked(&self.sql, TransactionBehavior::Immediate)?;
-        let mut rows = Rows { sql: &sql_tx, book: &mut self.book, now: (self.clock)() };
-        let mut letters = 0;
-        let mut outcomes = Vec::with_capacity(requests.len());
-        for request in requests {
-            outcomes.push(match request {
-                Request::Park { origin, messages, .. } => match self.broken.get(&origin.id) {
-                    None => {
-                        let outcome = rows.park(origin, messages)?;
-                        if let Outcome::Refused(error @ StoreError::Full(_)) = &outcome {
-                            self.broken.insert(origin.id, error.clone());
-                        }
-                        outcome
-                    }
-                    Some(error) => Outcome::Refused(error.clone()),
-                },
-                Request::Commit { origin, messages, parked, .. } => match self.broken.get(&origin.id) {
-                    None => rows.commit(origin, messages, *parked)?,
-                    Some(error) => Outcome::Refused(error.clone()),
-                },
-                Request::Rollback { id, .. } => match (rows.rollback(*id)?, self.broken.contains_key(id)) {
-                    // The first part of it was what failed.
-                    (Outcome::Refused(_), true) => Outcome::Done,
-                    (outcome, _) => outcome,
-                },
-                Request::DeadLetter { letter, .. } => {
-                    let (outcome, is_new) = rows.dead_letter(letter)?;
-                    letters += u64::from(is_new);
-                    outcome
-                }
-            });
-        }
+        let mut rows = Rows::new(&sql_tx, &mut self.book, (self.clock)());
+        let outcomes = requests.iter().map(|request| write(&mut rows, &mut self.broken, request));
+        let outcomes = outcomes.collect::<rusqlite::Result<Vec<_>>>()?;
         if self.stats.failing.load(Ordering::Relaxed) {
             rows.reserve_sequences()?;
         }
         // Behind the requests: a dead letter has to find its transaction.
-        let forgotten = forget(&mut rows, deletes)?;
+        let mut forgotten = 0;
+        for run in runs(deletes) {
+            forgotten += rows.forget(run)?;
+        }
+        let tally = rows.tally;
         sql_tx.commit()?;
-        add(&self.stats.dead_letters, letters);
-        Ok((outcomes, forgotten))
+        Ok(Attempt { outcomes, forgotten, tally })
     }
 
     /// Hands on what was committed, then answers. In this order because what RabbitMQ takes long for goes first.
@@ -296,27 +306,67 @@ impl Writer {
 
     fn hand_on(&mut self, request: Request, outcome: Outcome, committed: &mut Vec<Committed>) -> Told {
         match request {
-            Request::Park { answer, .. } | Request::DeadLetter { answer, .. } => Told::Plain(answer, done(outcome)),
-            Request::Rollback { id, answer } => {
-                self.broken.remove(&id);
-                Told::Plain(answer, done(outcome))
+            Request::Park { answer, .. } => {
+                let outcome = match outcome {
+                    Outcome::Parked(id, messages) => {
+                        self.recent.keep(id, messages);
+                        Outcome::Done
+                    }
+                    other => other,
+                };
+                Told::Done(answer, done(outcome))
             }
-            Request::Commit { origin, messages, parked, forwarded, answer } => match outcome {
-                Outcome::Committed(sequence) => {
-                    let Origin { id, lane, .. } = origin;
-                    let messages = (!parked).then_some(messages.bytes);
-                    committed.push(Committed { sequence, id, lane, messages, forwarded });
+            Request::DeadLetter { answer, .. } => Told::Done(answer, done(outcome)),
+            Request::Rollback { id, answer, .. } | Request::Abandon { id, answer } => {
+                self.broken.remove(&id);
+                self.recent.take(id);
+                Told::Done(answer, done(outcome))
+            }
+            Request::Commit { messages, forwarded, answer, .. } => match outcome {
+                Outcome::Committed(released) => {
+                    let sequence = released.sequence;
+                    let messages = (released.packs == 0).then_some(messages.bytes);
+                    committed.push(self.release(released, messages, forwarded));
                     Told::Commit(answer, Ok(Committing::Now(sequence)))
                 }
                 Outcome::CommittedBefore => Told::Commit(answer, Ok(Committing::Before)),
-                Outcome::Refused(error) => Told::Commit(answer, Err(error)),
-                Outcome::Done => unreachable!("a commit has a sequence, or a reason why not"),
+                other => Told::Commit(answer, Err(refusal(other))),
+            },
+            Request::Decide { answer, .. } => match outcome {
+                Outcome::Verdict(verdict, released) => {
+                    if let Verdict::Decided(fate) = &verdict
+                        && released.is_none()
+                    {
+                        self.recent.take(fate.id);
+                    }
+                    committed.extend(released.map(|released| self.release(released, None, None)));
+                    Told::Verdict(answer, Ok(verdict))
+                }
+                other => Told::Verdict(answer, Err(refusal(other))),
+            },
+            Request::Checked { answer, .. } | Request::CheckNow { answer, .. } => match outcome {
+                Outcome::Is(so) => Told::Is(answer, Ok(so)),
+                other => Told::Is(answer, Err(refusal(other))),
             },
         }
     }
 
+    fn release(
+        &mut self,
+        released: Released,
+        messages: Option<Bytes>,
+        forwarded: Option<oneshot::Sender<Forwarded>>,
+    ) -> Committed {
+        let Released { sequence, id, lane, packs } = released;
+        // What is remembered of it is its first pack.
+        let messages = messages.or_else(|| self.recent.take(id).filter(|_| packs == 1));
+        Committed { sequence, id, lane, messages, forwarded }
+    }
+
     fn refuse(&mut self, request: Request, error: StoreError) {
-        if let Request::Park { origin, .. } = &request {
+        if let Request::Park { origin, .. } = &request
+            && is_one(origin)
+        {
             self.broken.entry(origin.id).or_insert_with(|| error.clone());
         }
         request.refuse(error);
@@ -347,9 +397,18 @@ impl Writer {
         deletes
     }
 
-    fn deleted(&mut self, forgotten: &Forgotten) {
-        subtract(&self.stats.backlog, forgotten.transactions);
-        if forgotten.garbage {
+    /// What a SQL transaction that is durable changed.
+    fn count(&mut self, tally: &Tally) {
+        add_signed(&self.stats.open_named, tally.open);
+        add_signed(&self.stats.in_doubt, tally.in_doubt);
+        add_signed(&self.stats.dead_letters, tally.letters);
+        if tally.doubts_changed {
+            match Rows::oldest_doubt(&self.sql) {
+                Ok(oldest) => set(&self.stats.oldest_in_doubt, milliseconds(oldest)),
+                Err(error) => tracing::warn!(%error, "the store could not look for the oldest in doubt"),
+            }
+        }
+        if tally.garbage {
             self.upkeep.purge_soon();
         }
     }
@@ -360,43 +419,99 @@ impl Writer {
     }
 }
 
+/// What one SQL transaction came to.
+struct Attempt {
+    outcomes: Vec<Outcome>,
+    /// Transactions that left the backlog.
+    forgotten: u64,
+    tally: Tally,
+}
+
+/// Does what is asked, within the SQL transaction.
+fn write(
+    rows: &mut Rows<'_>,
+    broken: &mut HashMap<TransactionId, StoreError>,
+    request: &Request,
+) -> rusqlite::Result<Outcome> {
+    Ok(match request {
+        Request::Park { origin, messages, .. } => match broken.get(&origin.id) {
+            None => {
+                let outcome = rows.park(origin, messages)?;
+                if let Outcome::Refused(error) = &outcome
+                    && is_one(origin)
+                {
+                    broken.insert(origin.id, error.clone());
+                }
+                outcome
+            }
+            Some(error) => Outcome::Refused(error.clone()),
+        },
+        Request::Commit { origin, messages, parked, .. } => match broken.get(&origin.id) {
+            None => rows.commit(origin, messages, *parked)?,
+            Some(error) => Outcome::Refused(error.clone()),
+        },
+        Request::Rollback { id, reason, .. } => match rows.rollback(*id, reason.as_deref())? {
+            // The first part of it was what failed.
+            Outcome::NotThere if broken.contains_key(id) => Outcome::Done,
+            outcome => outcome,
+        },
+        Request::Abandon { id, .. } => {
+            match broken.get(id) {
+                // What lacks a part must not be released by those who can't know it.
+                Some(error) => drop(rows.rollback(*id, Some(&format!("a part of it was not kept: {error}")))?),
+                None => rows.abandon(*id, &Actor::Channel, "its channel ended undecided")?,
+            }
+            Outcome::Done
+        }
+        Request::Decide { target, decision, actor, reason, .. } => {
+            rows.decide(target, *decision, actor, reason.as_deref(), |id| broken.get(&id).cloned())?
+        }
+        Request::Checked { id, check, .. } => Outcome::Is(rows.checked(*id, check)?),
+        Request::CheckNow { id, checker, .. } => Outcome::Is(rows.check_now(*id, checker.as_deref())?),
+        Request::DeadLetter { letter, .. } => rows.dead_letter(letter)?,
+    })
+}
+
+/// Whether all that is parked under this id shares the fate of what could not be: one channel publishes it and decides
+/// it. Other half messages each have an answer of their own.
+fn is_one(origin: &Origin) -> bool {
+    origin.named.as_ref().is_none_or(|named| named.transactional)
+}
+
 /// An answer to be sent.
 enum Told {
-    Plain(Answer<()>, Result<(), StoreError>),
+    Done(Answer<()>, Result<(), StoreError>),
     Commit(Answer<Committing>, Result<Committing, StoreError>),
+    Verdict(Answer<Verdict>, Result<Verdict, StoreError>),
+    Is(Answer<bool>, Result<bool, StoreError>),
 }
 
 impl Told {
     fn send(self) {
         match self {
-            Self::Plain(answer, result) => {
-                let _ = answer.send(result);
-            }
-            Self::Commit(answer, result) => {
-                let _ = answer.send(result);
-            }
+            Self::Done(answer, result) => drop(answer.send(result)),
+            Self::Commit(answer, result) => drop(answer.send(result)),
+            Self::Verdict(answer, result) => drop(answer.send(result)),
+            Self::Is(answer, result) => drop(answer.send(result)),
         }
     }
 }
 
 fn done(outcome: Outcome) -> Result<(), StoreError> {
+    if let Outcome::Done = outcome { Ok(()) } else { Err(refusal(outcome)) }
+}
+
+/// Why nothing was done.
+fn refusal(outcome: Outcome) -> StoreError {
     match outcome {
-        Outcome::Refused(error) => Err(error),
-        Outcome::Done | Outcome::Committed(_) | Outcome::CommittedBefore => Ok(()),
+        Outcome::Refused(error) => error,
+        Outcome::NotThere => StoreError::Conflict("not there".into()),
+        other => unreachable!("{other:?} answers another call"),
     }
 }
 
-/// Deletes in runs, because the relay is done with neighbours mostly, and one statement for a run is many times cheaper.
-fn forget(rows: &mut Rows<'_>, sequences: &[i64]) -> rusqlite::Result<Forgotten> {
-    let mut all = Forgotten::default();
-    for run in runs(sequences) {
-        let forgotten = rows.forget(run)?;
-        all.transactions += forgotten.transactions;
-        all.garbage |= forgotten.garbage;
-    }
-    Ok(all)
-}
-
+/// Deletes go in runs, because the relay is done with neighbours mostly, and one statement for a run is many times
+/// cheaper.
 fn runs(sequences: &[i64]) -> Vec<RangeInclusive<i64>> {
     let mut sorted = sequences.to_vec();
     sorted.sort_unstable();

@@ -91,7 +91,7 @@ fn messages(body_bytes: usize) -> Messages {
 
 type Answered<T> = oneshot::Receiver<Result<T, StoreError>>;
 
-fn commit(origin: &Origin, body_bytes: usize, parked: bool) -> (Request, Answered<Sequence>) {
+fn commit(origin: &Origin, body_bytes: usize, parked: bool) -> (Request, Answered<Committing>) {
     let (answer, answered) = oneshot::channel();
     let (origin, messages) = (origin.clone(), messages(body_bytes));
     (Request::Commit { origin, messages, parked, forwarded: None, answer }, answered)
@@ -104,7 +104,14 @@ fn park(origin: &Origin, body_bytes: usize) -> (Request, Answered<()>) {
 
 fn rollback(origin: &Origin) -> (Request, Answered<()>) {
     let (answer, answered) = oneshot::channel();
-    (Request::Rollback { id: origin.id, answer }, answered)
+    (Request::Rollback { id: origin.id, reason: None, answer }, answered)
+}
+
+fn place(committing: Result<Committing, StoreError>) -> Sequence {
+    match committing {
+        Ok(Committing::Now(sequence)) => sequence,
+        other => panic!("{other:?}"),
+    }
 }
 
 fn answer<T>(mut answered: Answered<T>) -> Result<T, StoreError> {
@@ -122,7 +129,7 @@ fn a_group_shares_one_sql_transaction() {
     let mut bench = Bench::new();
     let (requests, answers): (Vec<_>, Vec<_>) = (0..50).map(|lane| commit(&origin(lane % 4), 100, false)).unzip();
     bench.write(requests);
-    let sequences: Vec<_> = answers.into_iter().map(|answered| answer(answered).unwrap()).collect();
+    let sequences: Vec<_> = answers.into_iter().map(|answered| place(answer(answered))).collect();
     assert!(sequences.is_sorted());
     assert_eq!(bench.stat(|stats| &stats.groups), 1);
     assert_eq!(bench.stat(|stats| &stats.group_requests), 50);
@@ -247,7 +254,7 @@ fn deletes_that_failed_are_kept_for_later() {
     let mut bench = Bench::new();
     let (request, answered) = commit(&origin(0), 10, false);
     bench.write([request]);
-    bench.writer.gather(Call::Delivered(vec![answer(answered).unwrap()]), &mut Vec::new());
+    bench.writer.gather(Call::Delivered(vec![place(answer(answered))]), &mut Vec::new());
 
     let other = bench.lock_out();
     assert!(bench.writer.attempt(&[], true).is_err());

@@ -1,0 +1,276 @@
+//! What people and the check-back read: who is due, lists, a transaction with its history and its messages. Each answer
+//! is short, because the relay's pages wait behind it.
+
+use super::reader::packs_of;
+use super::rows::{id, key, state};
+use crate::store::{Due, DueNow, Event, Filter, Listing, Pack, Sequence, Summary};
+use crate::tx::decision::Actor;
+use crate::tx::id::{Timestamp, TransactionId};
+use crate::tx::name::TransactionName;
+use crate::tx::state::State;
+use bytes::Bytes;
+use rusqlite::{Connection, OptionalExtension, Row, ToSql, Transaction, TransactionBehavior, named_params, params};
+use std::sync::Arc;
+
+/// Rows that one answer looks at, at most: a filter that hardly anything fits must hold up nobody. Some ten
+/// milliseconds.
+const ROWS_MAX: usize = 20_000;
+
+/// Milliseconds that the clock may have gone back between a transaction's first message and its commit.
+const CLOCK_SLACK: i64 = 1_000;
+
+/// The columns of a [`Summary`] behind its sequence, of `transactions` as `t` and `lanes` as `l`.
+const COLUMNS: &str = "t.sequence, t.id, t.name, l.vhost, t.user, t.state, t.created_at, t.parked_at, t.decided_at,
+    t.decided_by, t.messages, t.bytes, t.checker, t.attempts, t.checks_answered, t.next_check_at, l.number";
+
+fn summary(row: &Row<'_>) -> rusqlite::Result<(i64, Summary)> {
+    let decided_at = row.get::<_, Option<i64>>(8)?;
+    let decided_by = row.get::<_, Option<String>>(9)?;
+    let name = row.get_ref(2)?.as_bytes_or_null()?;
+    let summary = Summary {
+        id: id(row.get(1)?),
+        // It was checked when it came.
+        name: name.and_then(|name| TransactionName::new(name).ok()),
+        vhost: row.get::<_, String>(3)?.into(),
+        user: row.get::<_, String>(4)?.into(),
+        state: state(row, 5)?,
+        created_at: Timestamp(row.get(6)?),
+        parked_at: row.get::<_, Option<i64>>(7)?.map(Timestamp),
+        decided_at: decided_at.map(Timestamp),
+        // A plain commit does not spell out what it always is.
+        decided_by: decided_by.or_else(|| decided_at.map(|_| Actor::Channel.to_string())),
+        messages: row.get::<_, i64>(10)?.unsigned_abs(),
+        bytes: row.get::<_, i64>(11)?.unsigned_abs(),
+        checker: row.get::<_, Option<String>>(12)?.map(Into::into),
+        attempts: row.get(13)?,
+        checks_answered: row.get(14)?,
+        next_check_at: row.get::<_, Option<i64>>(15)?.map(Timestamp),
+        lane: row.get(16)?,
+    };
+    Ok((row.get(0)?, summary))
+}
+
+/// A list that is being made.
+struct Rows {
+    items: Vec<(i64, Summary)>,
+    limit: usize,
+    /// The last that was looked at, if there may be more behind it.
+    next: Option<i64>,
+}
+
+impl Rows {
+    fn new(limit: usize) -> Self {
+        Self { items: Vec::new(), limit: limit.max(1), next: None }
+    }
+
+    /// Adds what `query` finds behind `after` and `filter` wants. The query has the columns of a summary, and sorts by
+    /// the sequence.
+    fn add(&mut self, sql: &Connection, query: &str, values: &[&dyn ToSql], filter: &Filter) -> rusqlite::Result<()> {
+        let mut statement = sql.prepare_cached(query)?;
+        let mut rows = statement.query(values)?;
+        let (mut seen, mut found) = (0, 0);
+        while let Some(row) = rows.next()? {
+            let (sequence, summary) = summary(row)?;
+            seen += 1;
+            if filter.fits(&summary) {
+                found += 1;
+                self.items.push((sequence, summary));
+            }
+            if found == self.limit || seen == ROWS_MAX {
+                // Behind this one the list is not known.
+                self.next = Some(self.next.map_or(sequence, |next| next.min(sequence)));
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    fn finish(mut self) -> Listing {
+        self.items.sort_unstable_by_key(|(sequence, _)| *sequence);
+        if let Some(next) = self.next {
+            self.items.retain(|(sequence, _)| *sequence <= next);
+        }
+        if self.items.len() >= self.limit {
+            self.items.truncate(self.limit);
+            self.next = self.items.last().map(|(sequence, _)| *sequence);
+        }
+        Listing { items: self.items.into_iter().map(|(_, summary)| summary).collect(), next: self.next }
+    }
+}
+
+pub(super) fn transactions(sql: &Connection, filter: &Filter, after: i64, limit: usize) -> rusqlite::Result<Listing> {
+    let sql = Transaction::new_unchecked(sql, TransactionBehavior::Deferred)?;
+    let mut rows = Rows::new(limit);
+    let select = |from: &str| {
+        format!(
+            "SELECT {COLUMNS} FROM transactions AS t {from} AND t.sequence > ?1 ORDER BY t.sequence",
+            from = from.replace("WHERE", "CROSS JOIN lanes AS l ON l.lane = t.lane WHERE"),
+        )
+    };
+    // The first conditions are the index's own, word for word: without them SQLite would not use it.
+    match (&filter.name, filter.state) {
+        (Some(name), state) => {
+            let rolled_back = "INDEXED BY named_rolled_back
+                WHERE t.name IS NOT NULL AND t.state = 'rolled_back' AND t.name = ?2";
+            let rest = "INDEXED BY named WHERE t.name IS NOT NULL AND t.state <> 'rolled_back' AND t.name = ?2";
+            if state.is_none_or(|state| state == State::RolledBack) {
+                rows.add(&sql, &select(rolled_back), &[&after, name], filter)?;
+            }
+            if state != Some(State::RolledBack) {
+                rows.add(&sql, &select(rest), &[&after, name], filter)?;
+            }
+        }
+        (None, Some(State::Committed)) => {
+            let query = select("INDEXED BY committed WHERE t.state = 'committed' AND t.lane = ?2");
+            for lane in lanes_of(&sql, filter.vhost.as_deref())? {
+                rows.add(&sql, &query, &[&after, &lane], filter)?;
+            }
+        }
+        (None, Some(state)) => {
+            let query = select("INDEXED BY others WHERE t.state <> 'committed' AND t.state = ?2");
+            rows.add(&sql, &query, &[&after, &state.as_str()], filter)?;
+        }
+        (None, None) => rows.add(&sql, &select("NOT INDEXED WHERE TRUE"), &[&after], filter)?,
+    }
+    Ok(rows.finish())
+}
+
+fn lanes_of(sql: &Connection, vhost: Option<&str>) -> rusqlite::Result<Vec<i64>> {
+    let mut lanes = sql.prepare_cached("SELECT lane FROM lanes WHERE ?1 IS NULL OR vhost = ?1")?;
+    lanes.query_map([vhost], |row| row.get(0))?.collect()
+}
+
+pub(super) fn unasked(sql: &Connection, known: &[Arc<str>], after: i64, limit: usize) -> rusqlite::Result<Listing> {
+    let sql = Transaction::new_unchecked(sql, TransactionBehavior::Deferred)?;
+    let query = format!(
+        "SELECT {COLUMNS} FROM transactions AS t INDEXED BY doubtful CROSS JOIN lanes AS l ON l.lane = t.lane
+         WHERE t.state = 'in_doubt' AND t.checker IS ?2 AND t.sequence > ?1 ORDER BY t.sequence"
+    );
+    let mut rows = Rows::new(limit);
+    let everything = Filter::default();
+    rows.add(&sql, &query, &[&after, &None::<String>], &everything)?;
+    // From checker to checker: those that are named in rows are few, and the rows may be a million.
+    let mut next = sql.prepare_cached(
+        "SELECT min(checker) FROM transactions INDEXED BY doubtful WHERE state = 'in_doubt' AND checker > ?1",
+    )?;
+    let mut last = String::new();
+    while let Some(checker) = next.query_row([&last], |row| row.get::<_, Option<String>>(0))? {
+        if !known.iter().any(|known| **known == *checker) {
+            rows.add(&sql, &query, &[&after, &checker], &everything)?;
+        }
+        last = checker;
+    }
+    Ok(rows.finish())
+}
+
+pub(super) fn due(sql: &Connection, checker: &str, now: Timestamp, limit: usize) -> rusqlite::Result<DueNow> {
+    let mut statement = sql.prepare_cached(
+        "SELECT id, next_check_at, attempts, checks_answered FROM transactions INDEXED BY due
+         WHERE state = 'in_doubt' AND next_check_at IS NOT NULL AND checker = ?1 ORDER BY next_check_at LIMIT ?2",
+    )?;
+    let one_more = i64::try_from(limit).unwrap_or(i64::MAX).saturating_add(1);
+    let mut rows = statement.query(params![checker, one_more])?;
+    let mut found = DueNow::default();
+    while let Some(row) = rows.next()? {
+        let next_check_at = Timestamp(row.get(1)?);
+        if next_check_at > now || found.due.len() == limit {
+            found.next = Some(next_check_at);
+            break;
+        }
+        found.due.push(Due { id: id(row.get(0)?), next_check_at, attempts: row.get(2)?, answered: row.get(3)? });
+    }
+    Ok(found)
+}
+
+/// The place of a transaction among the rows.
+fn place(sql: &Connection, id: TransactionId) -> rusqlite::Result<Option<i64>> {
+    let known = sql
+        .prepare_cached(
+            "SELECT sequence FROM transactions INDEXED BY parked WHERE parked_at IS NOT NULL AND id = ?1
+             UNION ALL SELECT sequence FROM transactions INDEXED BY dead
+                 WHERE parked_at IS NULL AND state = 'dead_lettered' AND id = ?1",
+        )?
+        .query_row([key(id)], |row| row.get(0))
+        .optional()?;
+    match known {
+        Some(sequence) => Ok(Some(sequence)),
+        None => place_of_plain(sql, id),
+    }
+}
+
+/// A plain commit pays for no index on its id, but its id tells when it began, and rows lie in the order of decisions.
+fn place_of_plain(sql: &Connection, id: TransactionId) -> rusqlite::Result<Option<i64>> {
+    let began = id.0.get_timestamp().map_or(0, |at| {
+        let (seconds, nanos) = at.to_unix();
+        i64::try_from(seconds * 1000 + u64::from(nanos / 1_000_000)).unwrap_or(i64::MAX)
+    });
+    let last: i64 = sql
+        .prepare_cached("SELECT coalesce(max(sequence), 0) FROM transactions NOT INDEXED")?
+        .query_row([], |row| row.get(0))?;
+    let mut decided = sql.prepare_cached(
+        "SELECT sequence, decided_at FROM transactions INDEXED BY committed
+         WHERE state = 'committed' AND lane = ?1 AND sequence >= ?2 ORDER BY sequence LIMIT 1",
+    )?;
+    let mut scan = sql.prepare_cached(
+        "SELECT sequence, id FROM transactions INDEXED BY committed
+         WHERE state = 'committed' AND lane = ?1 AND sequence >= ?2 ORDER BY sequence LIMIT ?3",
+    )?;
+    for lane in lanes_of(sql, None)? {
+        let (mut from, mut to) = (0, last);
+        while from < to {
+            let middle = from + (to - from) / 2;
+            let found = decided.query_row([lane, middle], |row| Ok((row.get::<_, i64>(0)?, row.get::<_, i64>(1)?)));
+            match found.optional()? {
+                Some((sequence, decided_at)) if decided_at < began.saturating_sub(CLOCK_SLACK) => from = sequence + 1,
+                _ => to = middle,
+            }
+        }
+        let mut rows = scan.query(params![lane, from, ROWS_MAX as i64])?;
+        while let Some(row) = rows.next()? {
+            if row.get::<_, [u8; 16]>(1)? == key(id) {
+                return row.get(0).map(Some);
+            }
+        }
+    }
+    Ok(None)
+}
+
+pub(super) fn transaction(sql: &Connection, id: TransactionId) -> rusqlite::Result<Option<(Summary, Vec<Event>)>> {
+    let sql = Transaction::new_unchecked(sql, TransactionBehavior::Deferred)?;
+    let Some(sequence) = place(&sql, id)? else { return Ok(None) };
+    let query = format!(
+        "SELECT {COLUMNS} FROM transactions AS t NOT INDEXED CROSS JOIN lanes AS l ON l.lane = t.lane
+         WHERE t.sequence = :sequence"
+    );
+    let (_, summary) =
+        sql.prepare_cached(&query)?.query_row(named_params! { ":sequence": sequence }, |row| self::summary(row))?;
+    let events = sql
+        .prepare_cached(
+            "SELECT at, event, actor, reason FROM history INDEXED BY history_of
+             WHERE transaction_id = ?1 ORDER BY entry",
+        )?
+        .query_map([key(id)], |row| {
+            Ok(Event { at: Timestamp(row.get(0)?), event: row.get(1)?, actor: row.get(2)?, reason: row.get(3)? })
+        })?
+        .collect::<rusqlite::Result<Vec<_>>>()?;
+    Ok(Some((summary, events)))
+}
+
+pub(super) fn messages(sql: &Connection, id: TransactionId, bytes_max: usize) -> rusqlite::Result<Vec<Pack>> {
+    let sql = Transaction::new_unchecked(sql, TransactionBehavior::Deferred)?;
+    let Some(place) = place(&sql, id)? else { return Ok(Vec::new()) };
+    let mut statement = sql.prepare_cached(
+        "SELECT number, packs, body FROM transactions NOT INDEXED
+         WHERE sequence = ?1 AND state IN ('open', 'in_doubt', 'committed')",
+    )?;
+    let mut rows = statement.query([place])?;
+    let Some(row) = rows.next()? else { return Ok(Vec::new()) };
+    let sequence = Sequence(place);
+    match row.get::<_, Option<i64>>(0)? {
+        Some(number) => packs_of(&sql, sequence, id, number, row.get(1)?, bytes_max),
+        None => {
+            let messages = Bytes::copy_from_slice(row.get_ref(2)?.as_blob()?);
+            Ok(vec![Pack { sequence, id, number: 0, first_index: 0, last: true, messages }])
+        }
+    }
+}
