@@ -13,7 +13,8 @@ use std::{
 
 use crate::{
     admin::{Access, TokenError},
-    config::{self, Config, ProxyProtocol, Relay, StoreUrl, UpstreamUrl},
+    check_back,
+    config::{self, Asked, Checker, Config, ProxyProtocol, Relay, StoreUrl, UpstreamTls, UpstreamUrl},
     relay::{self, Credentials, ProbeError},
     store::sqlite,
     tls::ClientTls,
@@ -48,7 +49,7 @@ impl Finding {
     }
 }
 
-/// Looks at the upstream nodes, the relay's account in each of `vhosts`, and the store.
+/// Looks at the upstream nodes, the relay's account in each of `vhosts`, the checkers, and the store.
 pub async fn examine(config: &Config, vhosts: &[String]) -> Vec<Finding> {
     let mut findings = Vec::new();
     match load_trust(config) {
@@ -56,6 +57,9 @@ pub async fn examine(config: &Config, vhosts: &[String]) -> Vec<Finding> {
         Ok(trust) => {
             for url in &config.upstream.urls {
                 findings.extend(examine_node(config, url, trust.clone(), vhosts).await);
+            }
+            for checker in &config.checker {
+                findings.extend(examine_checker(config, checker, trust.clone()).await);
             }
         }
     }
@@ -121,6 +125,38 @@ async fn examine_node(
         }
     }
     findings
+}
+
+/// Whether a checker can be asked. It is not asked: a question about a transaction that is not there would puzzle it.
+async fn examine_checker(config: &Config, checker: &Checker, trust: Option<Arc<ClientTls>>) -> Option<Finding> {
+    let what = format!("checker {}", checker.name);
+    let (verdict, text) = match checker.asked()? {
+        Asked::Http { url, .. } => {
+            let tls = url.tls.then(|| ClientTls::load(UpstreamTls { ca: None })).transpose();
+            let reached = match tls {
+                Ok(tls) => check_back::reach(url, tls.as_ref(), checker.timeout).await,
+                Err(error) => Err(error.to_string()),
+            };
+            match reached {
+                Ok(()) => (Verdict::Fine, format!("{}:{} takes connections", url.host, url.port)),
+                Err(error) => (Verdict::Failed, format!("{}:{} can't be reached: {error}", url.host, url.port)),
+            }
+        }
+        Asked::Amqp { vhost, queue } => {
+            let proxy_protocol = config.upstream.proxy_protocol == ProxyProtocol::V2;
+            let urls = config.upstream.urls.clone();
+            let upstream = Arc::new(Upstream::new(urls, trust, proxy_protocol, config.upstream.connect_timeout));
+            let Relay { username, password, .. } = &config.relay;
+            let credentials = Credentials { username: username.clone(), password: password.expose().to_owned() };
+            let place = format!("queue {queue} in virtual host {vhost}");
+            match check_back::queue_exists(upstream, &credentials, vhost, queue, checker.timeout).await {
+                Ok(0) => (Verdict::Warning, format!("nobody consumes from {place} now")),
+                Ok(consumers) => (Verdict::Fine, format!("{place} has consumers: {consumers}")),
+                Err(error) => (Verdict::Failed, format!("{place}: {error}")),
+            }
+        }
+    };
+    Some(Finding::new(what, verdict, text))
 }
 
 /// Asks the proxy that runs with this configuration whether it lives.

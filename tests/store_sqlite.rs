@@ -1,7 +1,7 @@
 //! The SQLite store over restarts, on files that are not its own, and on disks that fail.
 
 use halfway::store::sqlite::{OpenError, SqliteSettings, SqliteStore, ToolError, backup, check, stats};
-use halfway::store::{Commit, Committed, DeadLetter, Lane, Origin, Outlet, Sequence, Store, StoreError};
+use halfway::store::{Commit, Committed, Committing, DeadLetter, Lane, Origin, Outlet, Sequence, Store, StoreError};
 use halfway::tx::batch::{Batch, HalfMessage};
 use halfway::tx::id::{Timestamp, TransactionId};
 use std::collections::BTreeSet;
@@ -47,6 +47,13 @@ fn commit(origin: &Origin, body_bytes: usize) -> Commit {
     Commit { origin: origin.clone(), batch: batch(body_bytes), parked: false, forwarded: None }
 }
 
+fn now(committing: Result<Committing, StoreError>) -> Sequence {
+    match committing {
+        Ok(Committing::Now(sequence)) => sequence,
+        other => panic!("{other:?}"),
+    }
+}
+
 async fn committed(store: &SqliteStore) -> BTreeSet<TransactionId> {
     store.page(&lane(), None, usize::MAX).await.unwrap().into_iter().map(|pack| pack.id).collect()
 }
@@ -83,7 +90,7 @@ async fn a_restart_keeps_what_is_committed_and_rolls_back_what_is_open() {
     store.park(large.clone(), batch(10)).await.unwrap();
     store.park(undecided.clone(), batch(10)).await.unwrap();
     store.commit(commit(&plain, 10)).await.unwrap();
-    let last = store.commit(Commit { parked: true, ..commit(&large, 10) }).await.unwrap();
+    let last = now(store.commit(Commit { parked: true, ..commit(&large, 10) }).await);
     store.close();
     drop(store);
 
@@ -93,7 +100,7 @@ async fn a_restart_keeps_what_is_committed_and_rolls_back_what_is_open() {
     assert_eq!(store.stats().backlog.load(Ordering::Relaxed), 2);
     let late = store.commit(Commit { parked: true, ..commit(&undecided, 10) }).await;
     assert!(matches!(late, Err(StoreError::Conflict(state)) if state == "rolled_back"));
-    let next = store.commit(commit(&origin(), 10)).await.unwrap();
+    let next = now(store.commit(commit(&origin(), 10)).await);
     assert!(next > last, "a place is never used twice");
     assert_sound(&folder.db());
 }
@@ -102,12 +109,12 @@ async fn a_restart_keeps_what_is_committed_and_rolls_back_what_is_open() {
 async fn a_place_is_not_used_again_when_everything_is_gone() {
     let folder = Folder::new();
     let store = open(&folder.db());
-    let first = store.commit(commit(&origin(), 10)).await.unwrap();
+    let first = now(store.commit(commit(&origin(), 10)).await);
     store.delivered(vec![first]);
     store.close();
     let store = open(&folder.db());
     assert_eq!(store.stats().backlog.load(Ordering::Relaxed), 0);
-    assert!(store.commit(commit(&origin(), 10)).await.unwrap() > first);
+    assert!(now(store.commit(commit(&origin(), 10)).await) > first);
 }
 
 /// What is in the files at the moment of the answer is what a crash leaves.
@@ -254,13 +261,13 @@ async fn past_its_size_it_is_full_until_there_is_room_again() {
     let mut fullness = store.fullness();
     let mut sequences = Vec::new();
     while !store.is_full() {
-        sequences.push(store.commit(commit(&origin(), 50_000)).await.unwrap());
+        sequences.push(now(store.commit(commit(&origin(), 50_000)).await));
         assert!(sequences.len() < 30, "1 MiB holds fewer");
     }
     assert!(sequences.len() > 10);
     assert!(*fullness.borrow_and_update());
     // What is asked all the same is kept: publishers are asked to wait, not cut off.
-    sequences.push(store.commit(commit(&origin(), 10)).await.unwrap());
+    sequences.push(now(store.commit(commit(&origin(), 10)).await));
     drop(store);
 
     let store = SqliteStore::open(settings, Arc::new(Silent)).unwrap();
@@ -301,9 +308,9 @@ async fn finished_transactions_that_were_parked_leave_after_their_retention() {
         }
     }
     let commit = |tx: &Origin| Commit { origin: tx.clone(), batch: batch(1), parked: true, forwarded: None };
-    let sequence = store.commit(commit(&delivered)).await.unwrap();
+    let sequence = now(store.commit(commit(&delivered)).await);
     store.commit(commit(&waiting)).await.unwrap();
-    store.rollback(rolled_back.id).await.unwrap();
+    store.rollback(rolled_back.id, None).await.unwrap();
     store.delivered(vec![sequence]);
     let sql = rusqlite::Connection::open(folder.db()).unwrap();
     let count = |query: &str| sql.query_row(query, [], |row| row.get::<_, i64>(0)).unwrap();
@@ -347,7 +354,7 @@ async fn stats_count_beside_a_running_store() {
     let folder = Folder::new();
     let store = open(&folder.db());
     assert_eq!(stats(&folder.db()).unwrap().oldest_committed_at, None);
-    let sequence = store.commit(commit(&origin(), 10)).await.unwrap();
+    let sequence = now(store.commit(commit(&origin(), 10)).await);
     let letter = DeadLetter {
         sequence,
         index: 0,
@@ -370,7 +377,7 @@ async fn stats_count_beside_a_running_store() {
     store.delivered(vec![sequence]);
     eventually("it left the backlog", || store.stats().backlog.load(Ordering::Relaxed) == 1).await;
     let sql = rusqlite::Connection::open(folder.db()).unwrap();
-    let row = "SELECT state, body IS NULL, attempts FROM transactions JOIN dead_letters USING (sequence)";
+    let row = "SELECT state, body IS NULL, dead_letters.attempts FROM transactions JOIN dead_letters USING (sequence)";
     let row = sql.query_row(row, [], |row| Ok((row.get::<_, String>(0)?, row.get(1)?, row.get(2)?))).unwrap();
     assert_eq!(row, ("dead_lettered".into(), true, 2));
     assert_sound(&folder.db());
@@ -429,7 +436,7 @@ async fn a_bad_disk(folder: &Path, spoil: impl Fn(), heal: impl Fn(), is_expecte
     let store = open(&path);
     let mut promised = BTreeSet::new();
     let first = origin();
-    let first_sequence = store.commit(commit(&first, 1000)).await.unwrap();
+    let first_sequence = now(store.commit(commit(&first, 1000)).await);
     promised.insert(first.id);
     spoil();
     let error = loop {

@@ -115,12 +115,21 @@ pub fn print_check(
     mut err: impl Write,
 ) -> io::Result<()> {
     match (loaded, json) {
-        (Ok(loaded), false) => match &loaded.file {
-            Some(path) => writeln!(out, "{} is valid.", path.display()),
-            None => writeln!(out, "There is no configuration file; defaults and environment are valid."),
-        },
+        (Ok(loaded), false) => {
+            for warning in &loaded.warnings {
+                writeln!(err, "warning: {warning}")?;
+            }
+            match &loaded.file {
+                Some(path) => writeln!(out, "{} is valid.", path.display()),
+                None => writeln!(out, "There is no configuration file; defaults and environment are valid."),
+            }
+        }
         (Err(error), false) => writeln!(err, "{error}"),
-        (Ok(loaded), true) => writeln!(out, "{}", json!({"valid": true, "file": loaded.file, "problems": []})),
+        (Ok(loaded), true) => {
+            let warnings: Vec<_> = loaded.warnings.iter().map(problem_json).collect();
+            let answer = json!({"valid": true, "file": loaded.file, "problems": [], "warnings": warnings});
+            writeln!(out, "{answer}")
+        }
         (Err(error), true) => {
             let problems: Vec<_> = match error {
                 ConfigError::Problems(problems) => problems.iter().map(problem_json).collect(),

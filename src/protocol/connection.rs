@@ -762,15 +762,17 @@ impl Connection {
         if let Some(Slot::Refused(refused)) = self.channels.get_mut(&frame.channel)
             && refused.content != Content::Idle
         {
-            let is_about_the_close = matches!(frame.method_id(), Some(id::CHANNEL_CLOSE | id::CHANNEL_CLOSE_OK));
-            if !is_about_the_close {
+            // Answers to what the proxy asked for.
+            let ours = [id::CHANNEL_CLOSE, id::CHANNEL_CLOSE_OK, id::CHANNEL_FLOW_OK];
+            let is_ours = frame.method_id().is_some_and(|method| ours.contains(&method));
+            if !is_ours {
                 self.io.to_client.extend_from_slice(frame.raw);
             }
             refused.content.follow(frame);
             if refused.content == Content::Idle {
                 self.io.to_client.append(&mut refused.close);
             }
-            if !is_about_the_close {
+            if !is_ours {
                 return;
             }
         }

@@ -278,6 +278,7 @@ impl HalfChannel {
             io.committing += 1;
         }
         self.waiting.push_back(Waiting { ticket: Ticket(self.next_ticket), tag, bytes, stage });
+        // The answer also tells where RabbitMQ is within a content, which the confirm of a decision needs too.
         if std::mem::take(&mut self.unordered) {
             self.flows.push_back(true);
             method::write_flow(&mut io.to_upstream, self.number);

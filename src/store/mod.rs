@@ -135,6 +135,9 @@ pub struct DeadLetter {
     pub since: Timestamp,
 }
 
+/// Why the one is rolled back that comes second under a name.
+const COMMITTED_BEFORE: &str = "its name was committed before";
+
 /// A batch that is whole, in the form in which a store keeps it and the relay takes it.
 #[derive(Debug, Clone, Default)]
 struct Messages {
@@ -256,7 +259,21 @@ pub struct Filter {
     pub name: Option<String>,
 }
 
+impl Filter {
+    /// Whether a transaction is wanted.
+    fn fits(&self, summary: &Summary) -> bool {
+        let is = |wanted: &Option<String>, found: Option<&str>| wanted.is_none() || wanted.as_deref() == found;
+        self.state.is_none_or(|state| state == summary.state)
+            && is(&self.vhost, Some(&summary.vhost))
+            && is(&self.user, Some(&summary.user))
+            && is(&self.name, summary.name.as_ref().map(TransactionName::as_str))
+    }
+}
+
 /// Some transactions, in the order in which they entered the store or were committed.
+///
+/// It may have fewer than were asked for, or none, although there are more: what hardly anything fits is looked for a
+/// bounded way.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Listing {
     /// At most as many as were asked for.

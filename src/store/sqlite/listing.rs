@@ -95,16 +95,6 @@ impl Rows {
     }
 }
 
-impl Filter {
-    fn fits(&self, summary: &Summary) -> bool {
-        let is = |wanted: &Option<String>, found: Option<&str>| wanted.is_none() || wanted.as_deref() == found;
-        self.state.is_none_or(|state| state == summary.state)
-            && is(&self.vhost, Some(&summary.vhost))
-            && is(&self.user, Some(&summary.user))
-            && is(&self.name, summary.name.as_ref().map(TransactionName::as_str))
-    }
-}
-
 pub(super) fn transactions(sql: &Connection, filter: &Filter, after: i64, limit: usize) -> rusqlite::Result<Listing> {
     let sql = Transaction::new_unchecked(sql, TransactionBehavior::Deferred)?;
     let mut rows = Rows::new(limit);
@@ -147,12 +137,7 @@ fn lanes_of(sql: &Connection, vhost: Option<&str>) -> rusqlite::Result<Vec<i64>>
     lanes.query_map([vhost], |row| row.get(0))?.collect()
 }
 
-pub(super) fn unasked(
-    sql: &Connection,
-    known: &[Arc<str>],
-    after: i64,
-    limit: usize,
-) -> rusqlite::Result<Listing> {
+pub(super) fn unasked(sql: &Connection, known: &[Arc<str>], after: i64, limit: usize) -> rusqlite::Result<Listing> {
     let sql = Transaction::new_unchecked(sql, TransactionBehavior::Deferred)?;
     let query = format!(
         "SELECT {COLUMNS} FROM transactions AS t INDEXED BY doubtful CROSS JOIN lanes AS l ON l.lane = t.lane

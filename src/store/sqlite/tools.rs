@@ -6,7 +6,7 @@ use crate::amqp::wire::Malformed;
 use crate::tx::batch;
 use crate::tx::id::TransactionId;
 use rusqlite::backup::{Backup, StepResult};
-use rusqlite::{Connection, Transaction, TransactionBehavior};
+use rusqlite::{Connection, ErrorCode, Transaction, TransactionBehavior};
 use serde::Serialize;
 use std::fs::File;
 use std::path::{Path, PathBuf};
@@ -222,13 +222,23 @@ impl Check<'_> {
     fn structure(&mut self) -> rusqlite::Result<()> {
         let mut statement = self.sql.prepare("PRAGMA integrity_check")?;
         let mut rows = statement.query([])?;
-        while let Some(row) = rows.next()? {
-            let line = row.get::<_, String>(0)?;
-            if line != "ok" {
-                self.problem(line);
+        loop {
+            match rows.next() {
+                Ok(Some(row)) => {
+                    let line = row.get::<_, String>(0)?;
+                    if line != "ok" {
+                        self.problem(line);
+                    }
+                }
+                Ok(None) => return Ok(()),
+                // Where SQLite can't even tell what is wrong.
+                Err(error) if error.sqlite_error_code() == Some(ErrorCode::DatabaseCorrupt) => {
+                    self.problem(error.to_string());
+                    return Ok(());
+                }
+                Err(error) => return Err(error),
             }
         }
-        Ok(())
     }
 
     fn references(&mut self) -> rusqlite::Result<()> {

@@ -74,7 +74,13 @@ impl Bench {
 
 fn origin(lane: u16) -> Origin {
     let id = TransactionId(uuid::Uuid::now_v7());
-    Origin { id, user: "guest".into(), lane: Lane { vhost: "/".into(), number: lane }, created_at: Timestamp(0), named: None }
+    Origin {
+        id,
+        user: "guest".into(),
+        lane: Lane { vhost: "/".into(), number: lane },
+        created_at: Timestamp(0),
+        named: None,
+    }
 }
 
 fn messages(body_bytes: usize) -> Messages {
