@@ -55,7 +55,9 @@ struct Open {
 
 /// Who waits for an answer, by correlation-id; `None` when no answer can come any more.
 #[derive(Clone)]
-struct Waiting(Arc<Mutex<Option<HashMap<String, oneshot::Sender<Vec<u8>>>>>>);
+struct Waiting(Arc<Mutex<Option<Waiters>>>);
+
+type Waiters = HashMap<String, oneshot::Sender<Vec<u8>>>;
 
 /// A place in [`Waiting`], left when it is dropped: an answer that comes later is nobody's.
 struct Place {

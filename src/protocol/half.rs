@@ -157,7 +157,9 @@ mod tests {
 
     const PUBLISH: Publish<'static> = Publish { exchange: b"orders", routing_key: b"commit", flags: 0 };
 
-    fn table(entries: &[(&[u8], u8, &[u8])]) -> Vec<u8> {
+    type Entries<'a> = &'a [(&'a [u8], u8, &'a [u8])];
+
+    fn table(entries: Entries<'_>) -> Vec<u8> {
         let mut out = Vec::new();
         for (name, kind, value) in entries {
             out.put_short_string(name);
@@ -184,7 +186,7 @@ mod tests {
         }
     }
 
-    fn named(entries: &[(&[u8], u8, &[u8])]) -> Result<Option<Named>, String> {
+    fn named(entries: Entries<'_>) -> Result<Option<Named>, String> {
         let header = full(0, &table(entries));
         read(&PUBLISH, &Properties::parse(&header).unwrap(), "/", true, &rules())
     }
@@ -205,7 +207,7 @@ mod tests {
     #[test]
     fn a_wrong_header_is_named() {
         let long = [b'n'; 256];
-        let cases: [(&[(&[u8], u8, &[u8])], &str); 7] = [
+        let cases: [(Entries<'_>, &str); 7] = [
             (&[(TRANSACTION, b'S', b"")], "header x-half-transaction is empty"),
             (&[(TRANSACTION, b'S', &long)], "header x-half-transaction has 256 bytes, more than 255"),
             (&[(TRANSACTION, b'S', b"\xff")], "header x-half-transaction is not UTF-8"),
@@ -230,12 +232,12 @@ mod tests {
 
     #[test]
     fn a_control_message_has_a_decision_a_name_and_no_body() {
-        let control = |routing_key: &'static [u8], entries: &[(&[u8], u8, &[u8])], body_bytes| {
+        let control = |routing_key: &'static [u8], entries: Entries<'_>, body_bytes| {
             let header = full(body_bytes, &table(entries));
             let publish = Publish { exchange: b"halfway", routing_key, flags: 0 };
             read_control(&publish, &Properties::parse(&header).unwrap(), body_bytes)
         };
-        let name: &[(&[u8], u8, &[u8])] = &[(TRANSACTION, b'S', b"a")];
+        let name: Entries<'_> = &[(TRANSACTION, b'S', b"a")];
         let read = control(b"commit", name, 0).unwrap();
         assert_eq!((read.0, read.1.as_str()), (Decision::Commit, "a"));
         assert_eq!(control(b"rollback", name, 0).unwrap().0, Decision::RollBack);
