@@ -285,7 +285,7 @@ fn a_checker_behind_one_that_fits_everything_is_worth_a_warning() {
 
 #[test]
 fn a_checkers_secret_comes_from_a_variable_or_a_file_and_is_never_shown() {
-    let text = format!("{}", ORDERS.replace("'orders'", "'my-orders'"));
+    let text = ORDERS.replace("'orders'", "'my-orders'");
     let loaded = load_text(&text, &[("HALFWAY_CHECKER__MY_ORDERS__SECRET", "hunter2")]).expect("valid");
     assert_eq!(loaded.config.checker[0].secret.as_ref().map(Secret::expose), Some("hunter2"));
     assert_eq!(origin(&loaded, "checker.0.secret").to_string(), "HALFWAY_CHECKER__MY_ORDERS__SECRET");
