@@ -97,6 +97,7 @@ fn links_in_the_documents_lead_somewhere() {
 fn the_documents_name_every_metric_and_every_dependency() {
     let metrics = halfway::metrics::Metrics::new();
     metrics.relay_state("/");
+    metrics.checker("orders");
     let operations = read(&root().join("docs/operations.md"));
     assert_eq!(unnamed(&metric_names(&metrics.encode()), &operations), Vec::<String>::new());
     let architecture = read(&root().join("docs/architecture.md"));

@@ -55,9 +55,9 @@ struct Open {
 
 /// Who waits for an answer, by correlation-id; `None` when no answer can come any more.
 #[derive(Clone)]
-struct Waiting(Arc<Mutex<Option<Waiters>>>);
+struct Waiting(Arc<Mutex<Option<Places>>>);
 
-type Waiters = HashMap<String, oneshot::Sender<Vec<u8>>>;
+type Places = HashMap<String, oneshot::Sender<Vec<u8>>>;
 
 /// A place in [`Waiting`], left when it is dropped: an answer that comes later is nobody's.
 struct Place {
@@ -176,7 +176,7 @@ impl Waiting {
         Self(Arc::new(Mutex::new(Some(HashMap::new()))))
     }
 
-    fn held(&self) -> MutexGuard<'_, Option<HashMap<String, oneshot::Sender<Vec<u8>>>>> {
+    fn held(&self) -> MutexGuard<'_, Option<Places>> {
         // Each change is one insert or remove, so one that panicked has left nothing half done.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }

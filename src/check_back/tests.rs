@@ -273,6 +273,20 @@ async fn a_checker_that_says_nothing_is_given_up() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_check_that_breaks_off_costs_no_slot() {
+    let store = FakeStore::new();
+    store.add(1, Duration::ZERO);
+    let broken = AtomicUsize::new(0);
+    let checker = FakeChecker::new(Duration::ZERO, move |_, _| {
+        assert!(broken.fetch_add(1, Ordering::SeqCst) > 1, "a fault of the test's own");
+        Ok(COMMIT)
+    });
+    let _running = start(&store, &checker, policy(1, WhenExhausted::Hold), 1, 1000);
+    until("the decision", || store.decided().len() == 1).await;
+    assert_eq!(checker.asked().len(), 3);
+}
+
+#[tokio::test(start_paused = true)]
 async fn an_answer_outlives_a_store_that_fails() {
     let store = FakeStore::new();
     store.add(1, Duration::ZERO);

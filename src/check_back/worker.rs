@@ -9,11 +9,11 @@ use crate::tx::check_back::{Answer, Asked, Breaker, Next, Pace, Permit, Policy, 
 use crate::tx::decision::{Actor, Decision, Target, Verdict};
 use crate::tx::id::TransactionId;
 use crate::tx::state::State;
-use std::collections::HashSet;
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::{Notify, watch};
-use tokio::task::JoinSet;
+use tokio::task::{self, JoinError, JoinSet};
 use tokio::time::{Instant, sleep, timeout};
 
 /// How often to look for what is due, when nobody tells.
@@ -40,8 +40,8 @@ pub(super) struct Worker<A> {
     concurrency: usize,
     pace: Pace,
     breaker: Breaker,
-    /// Those that are asked about now.
-    busy: HashSet<TransactionId>,
+    /// Those that are asked about now, and by which task.
+    busy: HashMap<TransactionId, task::Id>,
     running: JoinSet<Ended>,
     store_fails: bool,
 }
@@ -66,7 +66,7 @@ impl<A: Ask> Worker<A> {
             concurrency,
             pace: Pace::new(rate),
             breaker: Breaker::default(),
-            busy: HashSet::new(),
+            busy: HashMap::new(),
             running: JoinSet::new(),
             store_fails: false,
         }
@@ -83,13 +83,13 @@ impl<A: Ask> Worker<A> {
             tokio::select! {
                 biased;
                 () = stopped(&mut stop) => break,
-                Some(ended) = self.running.join_next() => self.end_check(ended.ok()),
+                Some(ended) = self.running.join_next() => self.end_check(ended),
                 () = wake.notified() => {}
                 () = sleep(pause) => {}
             }
             // Those that ended together make room together.
             while let Some(ended) = self.running.try_join_next() {
-                self.end_check(ended.ok());
+                self.end_check(ended);
             }
         }
         while self.running.join_next().await.is_some() {}
@@ -118,15 +118,16 @@ impl<A: Ask> Worker<A> {
         };
         self.store_fails = false;
         let mut due = found.due;
-        due.retain(|due| !self.busy.contains(&due.id));
+        due.retain(|due| !self.busy.contains_key(&due.id));
         for due in due.into_iter().take(room) {
             if let Some(pause) = self.held_back() {
                 return pause;
             }
             self.breaker.begin();
             self.pace.take(Instant::now().into_std());
-            self.busy.insert(due.id);
-            self.running.spawn(check(Arc::clone(&self.context), due));
+            let id = due.id;
+            let task = self.running.spawn(check(Arc::clone(&self.context), due));
+            self.busy.insert(id, task.id());
         }
         self.count_breaker();
         let until_next = found.next.map(|next| next.0.saturating_sub(now.0).max(1).unsigned_abs());
@@ -146,16 +147,17 @@ impl<A: Ask> Worker<A> {
         Some(free_at - now)
     }
 
-    /// `None`: the check panicked, and it is not known which it was.
-    fn end_check(&mut self, ended: Option<Ended>) {
+    fn end_check(&mut self, ended: Result<Ended, JoinError>) {
         let now = Instant::now().into_std();
         let answered = match ended {
-            Some(Ended { id, answered }) => {
+            Ok(Ended { id, answered }) => {
                 self.busy.remove(&id);
                 answered
             }
-            None => {
-                tracing::error!(checker = %self.context.name, "a check ended in a panic; its transaction is not asked about before the next start");
+            Err(error) => {
+                // A panic is a fault of ours; it must cost neither the slot nor the transaction its checks.
+                self.busy.retain(|_, task| *task != error.id());
+                tracing::error!(checker = %self.context.name, %error, "a check broke off");
                 Some(false)
             }
         };
