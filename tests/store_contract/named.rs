@@ -422,7 +422,7 @@ async fn what_was_decided_from_outside_is_not_decided_again(stage: Stage<'_>) {
 async fn of_two_attempts_in_doubt_the_larger_stays(stage: Stage<'_>) {
     for (text, first, second, second_stays) in [("fuller", 2, 1, false), ("fuller-2", 1, 2, true), ("tie", 1, 1, true)]
     {
-        let bodies = vec!["x"; 2];
+        let bodies = ["x"; 2];
         let earlier = stage.doubt(text, &bodies[..first]).await;
         let later = stage.doubt(text, &bodies[..second]).await;
         let (stays, goes) = if second_stays { (&later, &earlier) } else { (&earlier, &later) };
