@@ -335,10 +335,15 @@ pub trait Store: Send + Sync + 'static {
 
     /// The channel of a named, open transaction ended undecided: it is in doubt from now on, and its check is due after
     /// its plan's `first_after`. If an earlier attempt under its name is in doubt already, the one with more messages
-    /// stays, at a tie the later one, and the other is rolled back: a name has one fate. Does nothing to others.
+    /// stays, at a tie the later one, and the other is rolled back: a name has one fate. It is rolled back as well if
+    /// its name was committed meanwhile, or if a part of it could not be kept. Does nothing to others.
     fn abandon(&self, id: TransactionId) -> Reply<()>;
 
     /// Decides from outside the channel that published. `reason` is for the history.
+    ///
+    /// To commit an attempt is to replace an earlier one in doubt under its name, as with [`Store::commit`]; if an
+    /// earlier one was committed, this one is rolled back, and the verdict is [`Verdict::Before`] with the earlier one's
+    /// fate. What is open without a name only its channel can commit ([`StoreError::Conflict`]); it can be rolled back.
     fn decide(&self, target: Target, decision: Decision, actor: Actor, reason: Option<String>) -> Reply<Verdict>;
 
     /// Transactions in doubt whose check by `checker` is due at `now`, `limit` at most.
