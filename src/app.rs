@@ -1,6 +1,6 @@
 //! Builds every part in order, and ends them in the opposite order.
 
-use crate::admin::Admin;
+use crate::admin::{Access, Admin, TokenError};
 use crate::check_back::{self, CheckBack};
 use crate::config::{Config, ProxyProtocol, StoreUrl, Unroutable, UpstreamTls};
 use crate::health::{Component, Condition, Health};
@@ -47,6 +47,9 @@ pub enum AppError {
     /// Certificates, keys or authorities are missing or don't fit.
     #[error(transparent)]
     Tls(#[from] TlsError),
+    /// A token of the admin port is missing or can't be one.
+    #[error(transparent)]
+    Token(#[from] TokenError),
     /// The store can't be used.
     #[error(transparent)]
     Store(#[from] OpenError),
@@ -65,13 +68,19 @@ pub async fn run(config: Config) -> Result<(), AppError> {
     let certificates = Certificates::load(&config)?;
     let upstream = Arc::new(upstream(&config, certificates.client.clone()));
 
-    let admin = match config.admin.address {
+    let access = Arc::new(Access::load(&config.admin)?);
+    let admin = Admin::new(health.clone(), metrics.clone(), access.clone());
+    let serving = match config.admin.address {
         None => None,
         Some(address) => {
             let listener = bind(address, "admin.address").await?;
             tracing::info!(%address, "admin port open");
-            let admin = Admin { health: health.clone(), metrics: metrics.clone() };
-            Some(tokio::spawn(admin.serve(listener)))
+            if access.is_open() {
+                tracing::info!(
+                    "/api needs no token on this machine: admin.open_on_loopback is true and admin.tokens empty"
+                );
+            }
+            Some(tokio::spawn(admin.clone().serve(listener)))
         }
     };
     let amqp = bind(config.listen.address, "listen.address").await?;
@@ -84,6 +93,7 @@ pub async fn run(config: Config) -> Result<(), AppError> {
     let store = open_store(&config, relay.clone()).await?;
     relay.start(store.clone()).await?;
     health.set(Component::Store, Condition::Ready);
+    admin.open(store.clone());
     let reporter = report::start(&health, &metrics, &store, &relay, &upstream);
 
     let parts = check_back::Parts {
@@ -95,8 +105,15 @@ pub async fn run(config: Config) -> Result<(), AppError> {
     };
     let check_back = CheckBack::start(&config.checker, &parts);
 
-    let shared =
-        Shared::new(&config, store.clone(), Arc::clone(&upstream), metrics, health.clone(), signals.shutdown.clone());
+    let shared = Shared::new(
+        &config,
+        store.clone(),
+        Arc::clone(&upstream),
+        metrics,
+        health.clone(),
+        signals.shutdown.clone(),
+        Arc::new(check_back::rules(&config.checker)),
+    );
     let listener = Listener::new(Arc::new(shared), config.listen.max_connections);
     tracing::info!(address = %config.listen.address, "AMQP port open");
     tokio::spawn(listener.clone().serve(amqp, None));
@@ -108,7 +125,7 @@ pub async fn run(config: Config) -> Result<(), AppError> {
 
     tokio::select! {
         () = signals.shutdown.requested() => {}
-        () = reload(&mut signals.reload, &certificates) => {}
+        () = reload(&mut signals.reload, &certificates, &access) => {}
     }
     tracing::info!(sessions = listener.sessions(), "draining");
     health.drain();
@@ -123,8 +140,8 @@ pub async fn run(config: Config) -> Result<(), AppError> {
         tracing::error!(%error, "the check-back did not end in good order");
     }
     blocking(move || store.close()).await;
-    if let Some(admin) = admin {
-        admin.abort();
+    if let Some(serving) = serving {
+        serving.abort();
     }
     tracing::info!("ended");
     Ok(())
@@ -156,12 +173,16 @@ impl Certificates {
     }
 }
 
-/// Reads the certificates again at each SIGHUP. Never returns.
-async fn reload(requests: &mut mpsc::Receiver<()>, certificates: &Certificates) {
+/// Reads certificates and tokens again at each SIGHUP. Never returns.
+async fn reload(requests: &mut mpsc::Receiver<()>, certificates: &Certificates, access: &Access) {
     while requests.recv().await.is_some() {
         match certificates.reload() {
             Ok(()) => tracing::info!("certificates read again"),
             Err(error) => tracing::error!(%error, "certificates not read again; the old ones stay in force"),
+        }
+        match access.reload() {
+            Ok(()) => tracing::info!("tokens read again"),
+            Err(error) => tracing::error!(%error, "tokens not read again; the old ones stay in force"),
         }
     }
     std::future::pending().await

@@ -21,7 +21,7 @@ use std::{
 use serde::{Deserialize, Serialize};
 
 pub use checker::{Asked, Checker, CheckerMatch, WhenExhausted};
-pub use load::{ConfigError, Entry, Loaded, Origin, Problem, load};
+pub use load::{ConfigError, Entry, Loaded, Origin, Problem, TOKEN_VARIABLE, load};
 pub use value::{HttpUrl, MessageSizeLimit, Secret, StoreUrl, UpstreamUrl, format_size};
 
 /// The whole configuration. [`Config::default`] is what an empty file gives.
@@ -41,7 +41,7 @@ pub struct Config {
     /// Who is asked about transactions in doubt, in this order; without any, they wait for a person.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub checker: Vec<Checker>,
-    /// The HTTP port for health and metrics.
+    /// The HTTP port: health, metrics, and decisions by hand.
     pub admin: Admin,
     /// How the process ends.
     pub shutdown: Shutdown,
@@ -212,6 +212,8 @@ pub struct Transaction {
     pub memory: u64,
     /// What becomes of a committed message that is not mandatory and reaches no queue.
     pub unroutable: Unroutable,
+    /// Messages to this exchange are decisions about named transactions; none reaches RabbitMQ.
+    pub control_exchange: String,
     /// How long finished transactions are remembered.
     #[serde(with = "value::duration")]
     pub retention: Duration,
@@ -232,9 +234,40 @@ pub enum Unroutable {
 #[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
 #[serde(default)]
 pub struct Admin {
-    /// `/healthz`, `/readyz` and `/metrics`; none: no HTTP port.
+    /// `/healthz`, `/readyz`, `/metrics` and `/api`; none: no HTTP port.
     #[serde(with = "value::optional_address")]
     pub address: Option<SocketAddr>,
+    /// Who may use `/api`; none: see [`Admin::is_open`].
+    pub tokens: Vec<AdminToken>,
+    /// Whether `/api` needs no token while none is configured and the port listens on loopback.
+    pub open_on_loopback: bool,
+}
+
+impl Admin {
+    /// Whether `/api` answers without a token.
+    pub fn is_open(&self) -> bool {
+        let on_loopback = self.address.is_some_and(|address| address.ip().is_loopback());
+        self.open_on_loopback && on_loopback && self.tokens.is_empty()
+    }
+}
+
+/// One of `admin.tokens`.
+#[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
+pub struct AdminToken {
+    /// The file that holds the token; its name without the ending is the name under which its decisions are kept.
+    pub token_file: PathBuf,
+    /// What its bearer may do.
+    pub role: Role,
+}
+
+/// What the bearer of a token may do.
+#[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Role {
+    /// Read.
+    Viewer,
+    /// Read and decide.
+    Operator,
 }
 
 /// `[shutdown]`.
@@ -327,6 +360,7 @@ impl Default for Transaction {
             max_message_size: MessageSizeLimit::Auto,
             memory: MIB,
             unroutable: Unroutable::Drop,
+            control_exchange: "halfway".into(),
             retention: Duration::from_secs(24 * 60 * 60),
         }
     }
@@ -334,7 +368,11 @@ impl Default for Transaction {
 
 impl Default for Admin {
     fn default() -> Self {
-        Admin { address: Some(SocketAddr::from((Ipv4Addr::LOCALHOST, 15673))) }
+        Admin {
+            address: Some(SocketAddr::from((Ipv4Addr::LOCALHOST, 15673))),
+            tokens: Vec::new(),
+            open_on_loopback: true,
+        }
     }
 }
 

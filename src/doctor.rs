@@ -12,8 +12,9 @@ use std::{
 };
 
 use crate::{
+    admin::{Access, TokenError},
     check_back,
-    config::{Asked, Checker, Config, ProxyProtocol, Relay, StoreUrl, UpstreamTls, UpstreamUrl},
+    config::{self, Asked, Checker, Config, ProxyProtocol, Relay, StoreUrl, UpstreamTls, UpstreamUrl},
     relay::{self, Credentials, ProbeError},
     store::sqlite,
     tls::ClientTls,
@@ -67,7 +68,16 @@ pub async fn examine(config: &Config, vhosts: &[String]) -> Vec<Finding> {
     if path.exists() {
         findings.push(examine_file(path));
     }
+    findings.extend(examine_tokens(&config.admin));
     findings
+}
+
+/// Whether the admin port's tokens can be used; nothing if it has none.
+fn examine_tokens(admin: &config::Admin) -> Option<Finding> {
+    let what = "tokens of the admin port";
+    let usable = |_| Finding::new(what, Verdict::Fine, format!("{} usable", admin.tokens.len()));
+    let failed = |error: TokenError| Finding::new(what, Verdict::Failed, error.to_string());
+    (!admin.tokens.is_empty()).then(|| Access::load(admin).map_or_else(failed, usable))
 }
 
 /// Whether one node is reached, and what the relay's account may do there.
@@ -297,12 +307,25 @@ mod tests {
         assert_eq!(examine_file(&path).verdict, Verdict::Failed);
     }
 
+    #[test]
+    fn a_token_that_can_not_be_used_fails() {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let token_file = folder.path().join("alice");
+        assert_eq!(examine_tokens(&config::Admin::default()), None);
+        let token = config::AdminToken { token_file: token_file.clone(), role: config::Role::Viewer };
+        let admin = config::Admin { tokens: vec![token], ..config::Admin::default() };
+        assert_eq!(examine_tokens(&admin).expect("a token").verdict, Verdict::Failed);
+        fs::write(&token_file, "secret\n").expect("written");
+        assert_eq!(examine_tokens(&admin).expect("a token").verdict, Verdict::Fine);
+    }
+
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
     async fn health_is_asked_of_the_admin_port() {
         let listener = tokio::net::TcpListener::bind("0.0.0.0:0").await.expect("a free port");
         let mut config = Config::default();
         config.admin.address = Some(listener.local_addr().expect("bound"));
-        let admin = crate::admin::Admin { health: Default::default(), metrics: Default::default() };
+        let access = crate::admin::Access::load(&config.admin).expect("no tokens");
+        let admin = crate::admin::Admin::new(Default::default(), Default::default(), Arc::new(access));
         let server = tokio::spawn(admin.serve(listener));
         ask_health(&config).expect("it lives, ready or not");
         server.abort();

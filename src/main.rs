@@ -49,6 +49,7 @@ fn run(command: Command) -> Result<ExitCode, Box<dyn Error>> {
             cli::print_config(&loaded, query.json, stdout())?;
         }
         Command::Doctor(args) => return doctor(&args),
+        Command::Tx(command) => runtime()?.block_on(cli::tx::run(&command, stdout()))?,
         Command::Store(command) => return store(&command),
     }
     Ok(ExitCode::SUCCESS)

@@ -11,6 +11,7 @@ use prometheus_client::{
 };
 
 use crate::tx::check_back::Answer;
+use crate::tx::state::State;
 
 /// Every metric. Increment the fields; [`Metrics::encode`] writes them for Prometheus.
 pub struct Metrics {
@@ -29,6 +30,10 @@ pub struct Metrics {
     transactions: Family<OutcomeLabel, Counter>,
     /// Transactions that have messages and no decision.
     pub transactions_open: Gauge,
+    decisions: Family<SourceLabel, Counter>,
+    in_store: Family<StateLabel, Gauge>,
+    /// How long the oldest transaction in doubt is so, in seconds; 0 if there is none.
+    pub in_doubt_oldest_age_seconds: Gauge,
     /// From `tx.commit` to `tx.commit-ok`, in seconds.
     pub commit_seconds: Histogram,
     /// Messages published in a transaction.
@@ -54,7 +59,6 @@ pub struct Metrics {
     /// Messages kept because RabbitMQ can't take them.
     pub dead_letters: Gauge,
 
-    decisions: Family<SourceLabel, Counter>,
     checks: Family<CheckLabel, Counter>,
     checks_exhausted: Family<CheckerLabel, Counter>,
     checker_circuit_open: Family<CheckerLabel, Gauge>,
@@ -101,6 +105,8 @@ pub enum Outcome {
     Refused,
     /// The store could not make it durable.
     Failed,
+    /// Its channel or connection ended, and it is named: somebody who knows decides.
+    InDoubt,
 }
 
 /// What is counted of one checker.
@@ -150,6 +156,9 @@ impl Metrics {
             sent_bytes: Counter::default(),
             transactions: Family::default(),
             transactions_open: Gauge::default(),
+            decisions: Family::default(),
+            in_store: Family::default(),
+            in_doubt_oldest_age_seconds: Gauge::default(),
             commit_seconds: Histogram::new(COMMIT_SECONDS),
             messages_staged: Counter::default(),
             messages_forwarded: Counter::default(),
@@ -163,7 +172,6 @@ impl Metrics {
             relay_stalled: Family::default(),
             backlog_transactions: Gauge::default(),
             dead_letters: Gauge::default(),
-            decisions: Family::default(),
             checks: Family::default(),
             checks_exhausted: Family::default(),
             checker_circuit_open: Family::default(),
@@ -178,18 +186,13 @@ impl Metrics {
         for reason in REFUSALS {
             metrics.connections_refused.get_or_create(&RefusedLabel { reason }).inc_by(0);
         }
+        for source in SOURCES {
+            metrics.decisions.get_or_create(&SourceLabel { source }).inc_by(0);
+        }
         for outcome in OUTCOMES {
             metrics.transactions.get_or_create(&OutcomeLabel { outcome }).inc_by(0);
         }
-        for source in DECISION_SOURCES {
-            metrics.decisions.get_or_create(&SourceLabel { source }).inc_by(0);
-        }
         metrics
-    }
-
-    /// Counts a decision about a named transaction that was the first, by an actor's source.
-    pub fn decided(&self, source: &'static str) {
-        self.decisions.get_or_create(&SourceLabel { source }).inc();
     }
 
     /// The counters of one checker, for the check-back to keep.
@@ -212,6 +215,16 @@ impl Metrics {
     /// Counts a transaction that ended.
     pub fn transaction(&self, outcome: Outcome) {
         self.transactions.get_or_create(&OutcomeLabel { outcome }).inc();
+    }
+
+    /// Counts a decision about a named transaction that was the first, by the [source](crate::tx::decision::Actor::source) of who made it.
+    pub fn decision(&self, source: &'static str) {
+        self.decisions.get_or_create(&SourceLabel { source }).inc();
+    }
+
+    /// The gauge of transactions in the store that stand like this.
+    pub fn in_store(&self, state: State) -> Gauge {
+        self.in_store.get_or_create_owned(&StateLabel { state: state.as_str() })
     }
 
     /// The gauges of one virtual host, for the relay to keep.
@@ -247,6 +260,12 @@ impl Metrics {
         registry.register("transactions", "Transactions that ended, by outcome", self.transactions.clone());
         let help = "Transactions that have messages and no decision";
         registry.register("transactions_open", help, self.transactions_open.clone());
+        let help = "Decisions about named transactions, by source";
+        registry.register("decisions", help, self.decisions.clone());
+        let help = "Unfinished transactions in the store, by state";
+        registry.register("transactions_in_store", help, self.in_store.clone());
+        let help = "How long the oldest transaction in doubt is so; 0 if there is none";
+        registry.register("in_doubt_oldest_age_seconds", help, self.in_doubt_oldest_age_seconds.clone());
         registry.register("commit_seconds", "From tx.commit to tx.commit-ok", self.commit_seconds.clone());
         registry.register("messages_staged", "Messages published in a transaction", self.messages_staged.clone());
         registry.register("messages_forwarded", "Messages that RabbitMQ confirmed", self.messages_forwarded.clone());
@@ -269,7 +288,6 @@ impl Metrics {
         registry.register("backlog_transactions", help, self.backlog_transactions.clone());
         registry.register("dead_letters", "Messages kept, as RabbitMQ can't take them", self.dead_letters.clone());
 
-        registry.register("decisions", "Decisions about named transactions, by source", self.decisions.clone());
         registry.register("checks", "Questions to checkers, by what came of them", self.checks.clone());
         let help = "Transactions that wait for a person, as their checker never knew";
         registry.register("checks_exhausted", help, self.checks_exhausted.clone());
@@ -323,6 +341,7 @@ impl EncodeLabelValue for Outcome {
             Outcome::RolledBack => "rolled_back",
             Outcome::Refused => "refused",
             Outcome::Failed => "failed",
+            Outcome::InDoubt => "in_doubt",
         };
         EncodeLabelValue::encode(&name, encoder)
     }
@@ -339,13 +358,18 @@ struct OutcomeLabel {
 }
 
 #[derive(Clone, Debug, EncodeLabelSet, Eq, Hash, PartialEq)]
-struct VhostLabel {
-    vhost: String,
+struct SourceLabel {
+    source: &'static str,
 }
 
 #[derive(Clone, Debug, EncodeLabelSet, Eq, Hash, PartialEq)]
-struct SourceLabel {
-    source: &'static str,
+struct StateLabel {
+    state: &'static str,
+}
+
+#[derive(Clone, Debug, EncodeLabelSet, Eq, Hash, PartialEq)]
+struct VhostLabel {
+    vhost: String,
 }
 
 #[derive(Clone, Debug, EncodeLabelSet, Eq, Hash, PartialEq)]
@@ -371,9 +395,10 @@ const REFUSALS: [Refused; 7] = [
     Refused::Upstream,
     Refused::Draining,
 ];
-const OUTCOMES: [Outcome; 4] = [Outcome::Committed, Outcome::RolledBack, Outcome::Refused, Outcome::Failed];
-/// The sources of [`crate::tx::decision::Actor`] that decide.
-const DECISION_SOURCES: [&str; 7] = ["channel", "control", "checker", "exhausted", "operator", "attempt", "restart"];
+const OUTCOMES: [Outcome; 5] =
+    [Outcome::Committed, Outcome::RolledBack, Outcome::Refused, Outcome::Failed, Outcome::InDoubt];
+/// The sources of [`crate::tx::decision::Actor`] that decide about named transactions.
+const SOURCES: [&str; 5] = ["channel", "control", "checker", "exhausted", "operator"];
 const NO_ANSWER: &str = "no_answer";
 const CHECK_RESULTS: [&str; 5] = ["commit", "rollback", "unknown", "ongoing", NO_ANSWER];
 const COMMIT_SECONDS: [f64; 14] =
@@ -404,8 +429,9 @@ mod tests {
         for word in ["commit", "rollback", "unknown", "ongoing"] {
             checker.checks.count(Answer::of(word));
         }
-        metrics.decided("checker");
+        metrics.decision("checker");
         metrics.transaction(Outcome::Committed);
+        metrics.in_store(State::InDoubt).set(3);
         metrics.refused(Refused::Limit);
         metrics.received_bytes.inc_by(42);
         metrics.commit_seconds.observe(0.002);
@@ -414,12 +440,13 @@ mod tests {
         let text = metrics.encode();
         for line in [
             "halfway_transactions_total{outcome=\"committed\"} 1",
+            "halfway_decisions_total{source=\"checker\"} 1",
+            "halfway_decisions_total{source=\"operator\"} 0",
+            "halfway_transactions_in_store{state=\"in_doubt\"} 3",
             "halfway_connections_refused_total{reason=\"limit\"} 1",
             "halfway_received_bytes_total 42",
             "halfway_checks_total{checker=\"orders\",result=\"no_answer\"} 1",
             "halfway_checks_total{checker=\"orders\",result=\"ongoing\"} 1",
-            "halfway_decisions_total{source=\"checker\"} 1",
-            "halfway_decisions_total{source=\"control\"} 0",
             "halfway_checker_circuit_open{checker=\"orders\"} 0",
             "halfway_commit_seconds_bucket{le=\"0.0025\"} 1",
             "halfway_relay_connected{vhost=\"a\\\"b\"} 1",

@@ -1,5 +1,8 @@
 //! One story told to every store: what `halfway::store` promises, chapter by chapter.
 
+#[path = "store_contract/named.rs"]
+mod named;
+
 use bytes::Bytes;
 use halfway::store::memory::MemoryStore;
 use halfway::store::sqlite::{SqliteSettings, SqliteStore};
@@ -8,6 +11,7 @@ use halfway::store::{
 };
 use halfway::tx::batch::{Batch, HalfMessage, iter};
 use halfway::tx::id::{Timestamp, TransactionId};
+use std::sync::atomic::{AtomicI64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -281,10 +285,21 @@ async fn story(store: &dyn Store, relay: &Relay) {
     it_is_not_full(store, relay).await;
 }
 
+/// A clock that stands still until it is set on.
+macro_rules! clock {
+    () => {{
+        static NOW: AtomicI64 = AtomicI64::new(1_000_000);
+        (&NOW, || Timestamp(NOW.load(Ordering::Relaxed)))
+    }};
+}
+
 #[tokio::test]
 async fn memory() {
     let relay = Arc::new(Relay::default());
-    story(&*MemoryStore::new(relay.clone()), &relay).await;
+    let (now, clock) = clock!();
+    let store = MemoryStore::with_clock(relay.clone(), clock);
+    story(&*store, &relay).await;
+    named::story(named::Stage { store: &*store, relay: &relay, now }).await;
 }
 
 #[tokio::test]
@@ -292,8 +307,10 @@ async fn sqlite() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("halfway.db");
     let relay = Arc::new(Relay::default());
-    let store = SqliteStore::open(SqliteSettings::new(&path), relay.clone()).unwrap();
+    let (now, clock) = clock!();
+    let store = SqliteStore::open(SqliteSettings { clock, ..SqliteSettings::new(&path) }, relay.clone()).unwrap();
     story(&*store, &relay).await;
+    named::story(named::Stage { store: &*store, relay: &relay, now }).await;
     let report = halfway::store::sqlite::check(&path).unwrap();
     assert_eq!(report.problems, Vec::<String>::new());
     store.close();

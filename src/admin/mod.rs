@@ -1,29 +1,57 @@
-//! The HTTP port: `/healthz` says that the process lives, `/readyz` how each part is, `/metrics` what was counted.
+//! The HTTP port: `/healthz` says that the process lives, `/readyz` how each part is, `/metrics` what was counted; under
+//! `/api` transactions are looked at and decided.
 
+mod access;
+mod decisions;
+mod problem;
+mod request;
 mod routes;
 mod view;
 
+use std::net::SocketAddr;
+use std::sync::OnceLock;
 use std::{io, sync::Arc};
 
 use tokio::net::TcpListener;
 
-use crate::{health::Health, metrics::Metrics};
+use crate::{health::Health, metrics::Metrics, store::Store};
 
-/// What the HTTP port shows.
-#[derive(Clone, Debug)]
+pub use access::{Access, TokenError, read_token};
+pub use request::{LIMIT_MAX, check_reason};
+
+/// What the HTTP port shows, and to whom. Clones are the same port.
+#[derive(Clone)]
 pub struct Admin {
-    /// For `/readyz`.
-    pub health: Arc<Health>,
-    /// For `/metrics`.
-    pub metrics: Arc<Metrics>,
+    health: Arc<Health>,
+    metrics: Arc<Metrics>,
+    access: Arc<Access>,
+    /// Empty until the store is open: the port answers for the health of a proxy that still starts.
+    store: Arc<OnceLock<Arc<dyn Store>>>,
 }
 
 impl Admin {
+    /// A port that answers for health and metrics, and with 503 for what needs the store.
+    pub fn new(health: Arc<Health>, metrics: Arc<Metrics>, access: Arc<Access>) -> Self {
+        Self { health, metrics, access, store: Arc::default() }
+    }
+
+    /// Opens what needs the store. The first one stays.
+    pub fn open(&self, store: Arc<dyn Store>) {
+        self.store.get_or_init(|| store);
+    }
+
     /// Serves until the future is dropped: a drain ends with it, so that it can be watched to its end.
     /// # Errors
     /// When the listener fails for good.
     pub async fn serve(self, listener: TcpListener) -> io::Result<()> {
-        axum::serve(listener, routes::router(self)).await
+        let service = routes::router(self).into_make_service_with_connect_info::<SocketAddr>();
+        axum::serve(listener, service).await
+    }
+}
+
+impl std::fmt::Debug for Admin {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Admin").field("access", &self.access).finish_non_exhaustive()
     }
 }
 

@@ -2,13 +2,14 @@
 
 use axum::{
     Json, Router,
-    extract::State,
-    http::{StatusCode, header},
+    extract::{DefaultBodyLimit, State},
+    http::{HeaderValue, StatusCode, header},
+    middleware::{from_fn_with_state, map_response},
     response::{IntoResponse, Response},
-    routing::get,
+    routing::{get, post},
 };
 
-use super::{Admin, view};
+use super::{Admin, access, decisions, problem::Problem, request, view};
 use crate::metrics;
 
 pub(super) fn router(admin: Admin) -> Router {
@@ -16,7 +17,47 @@ pub(super) fn router(admin: Admin) -> Router {
         .route("/healthz", get(healthz))
         .route("/readyz", get(readyz))
         .route("/metrics", get(show_metrics))
+        .method_not_allowed_fallback(wrong_method)
+        .nest("/api", api(&admin))
+        .fallback(no_such_path)
+        .layer(map_response(no_sniffing))
         .with_state(admin)
+}
+
+fn api(admin: &Admin) -> Router<Admin> {
+    const NAMED: &str = "/vhosts/{vhost}/users/{user}/transactions/{name}";
+    Router::new()
+        .route("/transactions", get(decisions::list))
+        .route("/transactions/{id}", get(decisions::show))
+        .route("/transactions/{id}/commit", post(decisions::commit))
+        .route("/transactions/{id}/rollback", post(decisions::roll_back))
+        .route("/transactions/{id}/check", post(decisions::check))
+        .route(&format!("{NAMED}/commit"), post(decisions::commit_named))
+        .route(&format!("{NAMED}/rollback"), post(decisions::roll_back_named))
+        .method_not_allowed_fallback(wrong_method)
+        .fallback(no_such_path)
+        .layer(DefaultBodyLimit::max(request::BODY_BYTES_MAX))
+        // Who may not ask does not learn which paths there are.
+        .layer(from_fn_with_state(admin.clone(), access::guard))
+        .layer(map_response(not_stored))
+}
+
+async fn no_such_path() -> Problem {
+    Problem::new(StatusCode::NOT_FOUND, "there is nothing under this path")
+}
+
+async fn wrong_method() -> Problem {
+    Problem::new(StatusCode::METHOD_NOT_ALLOWED, "this path does not know this method; see Allow")
+}
+
+async fn no_sniffing(mut response: Response) -> Response {
+    response.headers_mut().insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
+    response
+}
+
+async fn not_stored(mut response: Response) -> Response {
+    response.headers_mut().insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    response
 }
 
 /// The process lives and its runtime takes turns. It asks nothing else: who restarts the process because RabbitMQ is

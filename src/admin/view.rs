@@ -1,10 +1,121 @@
 //! The JSON shapes; core types stay free of serde.
 
 use std::collections::BTreeMap;
+use std::time::{Duration, UNIX_EPOCH};
 
 use serde::Serialize;
 
+use super::request;
 use crate::health::{COMPONENTS, Condition, Report};
+use crate::store::{Event, Listing, Summary};
+use crate::tx::decision::Fate;
+use crate::tx::id::Timestamp;
+
+/// RFC 3339, UTC, to the millisecond.
+pub(super) fn time(at: Timestamp) -> String {
+    // The formatter knows the years 1970 to 9999.
+    let millis = at.0.clamp(0, LAST_MILLISECOND).unsigned_abs();
+    humantime::format_rfc3339_millis(UNIX_EPOCH + Duration::from_millis(millis)).to_string()
+}
+
+const LAST_MILLISECOND: i64 = 253_402_300_799_999;
+
+/// A page of transactions.
+#[derive(Debug, Serialize)]
+pub(super) struct Page {
+    items: Vec<Transaction>,
+    next_cursor: Option<String>,
+}
+
+impl From<Listing> for Page {
+    fn from(listing: Listing) -> Self {
+        Self {
+            items: listing.items.into_iter().map(Transaction::from).collect(),
+            next_cursor: listing.next.map(request::cursor),
+        }
+    }
+}
+
+/// A transaction.
+#[derive(Debug, Serialize)]
+pub(super) struct Transaction {
+    id: String,
+    name: Option<String>,
+    vhost: String,
+    user: String,
+    state: &'static str,
+    created_at: String,
+    parked_at: Option<String>,
+    decided_at: Option<String>,
+    decided_by: Option<String>,
+    messages: u64,
+    bytes: u64,
+    checker: Option<String>,
+    checks_answered: u32,
+    next_check_at: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    history: Option<Vec<Happened>>,
+}
+
+#[derive(Debug, Serialize)]
+struct Happened {
+    at: String,
+    event: String,
+    actor: String,
+    reason: Option<String>,
+}
+
+impl From<Summary> for Transaction {
+    fn from(summary: Summary) -> Self {
+        Self {
+            id: summary.id.to_string(),
+            name: summary.name.map(|name| name.to_string()),
+            vhost: summary.vhost.to_string(),
+            user: summary.user.to_string(),
+            state: summary.state.as_str(),
+            created_at: time(summary.created_at),
+            parked_at: summary.parked_at.map(time),
+            decided_at: summary.decided_at.map(time),
+            decided_by: summary.decided_by,
+            messages: summary.messages,
+            bytes: summary.bytes,
+            checker: summary.checker.map(|checker| checker.to_string()),
+            checks_answered: summary.checks_answered,
+            next_check_at: summary.next_check_at.map(time),
+            history: None,
+        }
+    }
+}
+
+impl Transaction {
+    pub(super) fn with_history(summary: Summary, history: Vec<Event>) -> Self {
+        let happened = |Event { at, event, actor, reason }| Happened { at: time(at), event, actor, reason };
+        Self { history: Some(history.into_iter().map(happened).collect()), ..summary.into() }
+    }
+}
+
+/// The answer to a decision.
+#[derive(Debug, Serialize)]
+pub(super) struct Decided {
+    id: String,
+    state: &'static str,
+    decided_at: String,
+    decided_by: String,
+    changed: bool,
+}
+
+impl Decided {
+    /// `changed`: this decision was the first.
+    pub(super) fn new(fate: Fate, changed: bool) -> Self {
+        Self {
+            id: fate.id.to_string(),
+            state: fate.state.as_str(),
+            decided_at: time(fate.decided_at),
+            decided_by: fate.decided_by,
+            changed,
+        }
+    }
+}
 
 /// The body of `/readyz`.
 #[derive(Debug, Serialize)]

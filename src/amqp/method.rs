@@ -27,6 +27,8 @@ pub mod id {
         CONNECTION_UNBLOCKED = 10, 61;
         CHANNEL_OPEN = 20, 10;
         CHANNEL_OPEN_OK = 20, 11;
+        CHANNEL_FLOW = 20, 20;
+        CHANNEL_FLOW_OK = 20, 21;
         CHANNEL_CLOSE = 20, 40;
         CHANNEL_CLOSE_OK = 20, 41;
         BASIC_CONSUME = 60, 20;
@@ -350,4 +352,22 @@ pub fn write_blocked(out: &mut Vec<u8>, reason: &[u8]) {
 /// Appends a method without arguments: tx.*, the -ok methods, connection.unblocked.
 pub fn write_bare(out: &mut Vec<u8>, channel: u16, id: (u16, u16)) {
     frame::write_method(out, channel, id, |_| {});
+}
+
+/// Appends channel.open.
+pub fn write_channel_open(out: &mut Vec<u8>, channel: u16) {
+    frame::write_method(out, channel, id::CHANNEL_OPEN, |out| out.put_short_string(b""));
+}
+
+/// Appends channel.flow(active), which RabbitMQ answers and which changes nothing.
+pub fn write_flow(out: &mut Vec<u8>, channel: u16) {
+    frame::write_method(out, channel, id::CHANNEL_FLOW, |out| out.put_u8(1));
+}
+
+/// Appends basic.ack or basic.nack.
+pub fn write_settle(out: &mut Vec<u8>, channel: u16, id: (u16, u16), settle: Settle) {
+    frame::write_method(out, channel, id, |out| {
+        out.put_u64(settle.tag);
+        out.put_u8(settle.multiple.into());
+    });
 }

@@ -269,7 +269,7 @@ impl<A> Context<A> {
         let decide = || self.store.decide(Target::Id(id), decision, actor.clone(), Some(reason.clone()));
         match self.persist(id, decide).await {
             Some(Verdict::Decided(_)) => {
-                self.metrics.decided(actor.source());
+                self.metrics.decision(actor.source());
                 tracing::info!(transaction = %id, decision = decision.as_str(), by = %actor, "decided");
             }
             Some(Verdict::Contradicted(fate)) => {

@@ -132,7 +132,9 @@ pub struct Problem {
 impl fmt::Display for Problem {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.origin {
-            Origin::Variable(_) => write!(f, "{}: {}", self.origin, self.text),
+            Origin::Variable(name) if variable_of(&self.key) == *name || self.key == *name => {
+                write!(f, "{}: {}", self.origin, self.text)
+            }
             _ => write!(f, "{}: `{}`: {}", self.origin, self.key, self.text),
         }
     }
@@ -241,6 +243,7 @@ fn find_unknown(dict: &Dict, prefix: &str, origin: &Origin, known: &Keys, proble
     for (name, value) in dict {
         let key = if prefix.is_empty() { name.clone() } else { format!("{prefix}.{name}") };
         if known.contains_key(&key) {
+            problems.extend(unknown_in_list(&key, value, origin));
             if let Value::Array(_, items) = value
                 && key == CHECKER
             {
@@ -258,6 +261,20 @@ fn find_unknown(dict: &Dict, prefix: &str, origin: &Origin, known: &Keys, proble
             }
         }
     }
+}
+
+/// The unknown keys of the tables that a list holds.
+fn unknown_in_list(list: &str, value: &Value, origin: &Origin) -> Vec<Problem> {
+    let Some((_, valid)) = LISTS_OF_TABLES.iter().find(|(key, _)| *key == list) else { return Vec::new() };
+    let mut problems = Vec::new();
+    for (index, item) in value.as_array().unwrap_or_default().iter().enumerate() {
+        for name in item.as_dict().into_iter().flat_map(Dict::keys).filter(|name| !valid.contains(&name.as_str())) {
+            let near = nearest(name, valid.iter().copied());
+            let text = format!("unknown key, the nearest valid one is `{near}`");
+            problems.push(Problem { origin: origin.clone(), key: format!("{list}.{index}.{name}"), text });
+        }
+    }
+    problems
 }
 
 /// As [`find_unknown`], within the tables of `[[checker]]`.
@@ -301,6 +318,10 @@ fn set_secret(checkers: &mut [Checker], wanted: &str, variable: &OsStr, value: O
 /// The layer of one variable; none when the variable is not ours.
 fn read_variable(name: OsString, value: OsString, known: &Keys) -> Result<Option<Layer>, Problem> {
     let Some(name) = name.to_str().filter(|name| name.starts_with(PREFIX)) else { return Ok(None) };
+    // The token is for the command line, not a part of the configuration, which may be shown.
+    if name == TOKEN_VARIABLE {
+        return Ok(None);
+    }
     // Kubernetes sets these in every pod that stands beside a service called `halfway`.
     if name == "HALFWAY_PORT" || name.starts_with("HALFWAY_PORT_") || name.starts_with("HALFWAY_SERVICE_") {
         return Ok(None);
@@ -318,7 +339,17 @@ fn read_variable(name: OsString, value: OsString, known: &Keys) -> Result<Option
         Json::Number(_) => Value::from(
             text.trim().parse::<u64>().map_err(|_| problem(key, format!("expected a whole number, found {text:?}")))?,
         ),
-        Json::Array(_) => parse_list(&text).map_err(|text| problem(key, text))?,
+        Json::Bool(_) => Value::from(
+            text.trim().parse::<bool>().map_err(|_| problem(key, format!("expected true or false, found {text:?}")))?,
+        ),
+        Json::Array(_) => {
+            let list = parse_list(&text).map_err(|text| problem(key, text))?;
+            let unknown = unknown_in_list(key, &list, &Origin::Variable(name.to_owned()));
+            if let Some(first) = unknown.into_iter().next() {
+                return Err(first);
+            }
+            list
+        }
         _ => Value::from(text),
     };
     let dict = key.rsplit('.').fold(value, |value, part| Value::from(Dict::from([(part.to_owned(), value)])));
@@ -405,6 +436,10 @@ impl Provider for Layer {
 
 type Keys = BTreeMap<String, Json>;
 
+/// Lists whose items are tables, and the keys of these tables.
+const LISTS_OF_TABLES: [(&str, &[&str]); 1] = [("admin.tokens", &["token_file", "role"])];
+/// The variable in which the command line finds its token for the admin port.
+pub const TOKEN_VARIABLE: &str = "HALFWAY_TOKEN";
 /// The one list of tables.
 const CHECKER: &str = "checker";
 const PREFIX: &str = "HALFWAY_";

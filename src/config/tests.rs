@@ -115,6 +115,56 @@ fn unknown_keys_name_the_place_and_the_nearest_valid_key() {
 }
 
 #[test]
+fn tokens_are_tables_in_a_list_and_their_keys_are_checked_like_all_others() {
+    let text = "[admin]\naddress = '0.0.0.0:1'\n[[admin.tokens]]\ntoken_file = 'a/alice.txt'\nrole = 'operator'";
+    let admin = load_text(text, &[]).expect("valid").config.admin;
+    assert_eq!(admin.tokens, [AdminToken { token_file: "a/alice.txt".into(), role: Role::Operator }]);
+    let item = serde_json::to_value(&admin.tokens[0]).expect("JSON");
+    assert_eq!(item.as_object().expect("a table").len(), 2, "the list of valid keys has to follow");
+
+    let variable = [("HALFWAY_ADMIN__TOKENS", "[{ token_file = 'b', role = 'viewer' }]"), ("HALFWAY_TOKEN", "x")];
+    let loaded = load_text(text, &variable).expect("valid");
+    assert_eq!(loaded.config.admin.tokens[0].role, Role::Viewer);
+    let closed = load_text("", &[("HALFWAY_ADMIN__OPEN_ON_LOOPBACK", "false")]).expect("valid");
+    assert!(!closed.config.admin.is_open());
+
+    let wrong =
+        "[admin]\ntokens = [{ token_file = 'a', role = 'viewer' }, { token_file = 'b', role = 'viewer', rol = 1 }]";
+    let found = "admin.tokens.1.rol: unknown key, the nearest valid one is `role`";
+    assert_eq!(problems(wrong, &[]), [found]);
+    let wrong = [("HALFWAY_ADMIN__TOKENS", "[{ token_fil = 'a', role = 'viewer', token_file = 'a' }]")];
+    let found = "admin.tokens.0.token_fil: unknown key, the nearest valid one is `token_file`";
+    assert_eq!(problems("", &wrong), [found]);
+    for (text, expected) in [
+        ("[admin]\ntokens = [{ token_file = 'a', role = 'admin' }]", "admin.tokens.0.role: unknown variant"),
+        ("[admin]\ntokens = [{ token_file = 'a' }]", "admin.tokens.0: missing field `role`"),
+        ("[admin]\ntokens = [{ token_file = '', role = 'viewer' }]", "admin.tokens: a token_file is empty"),
+        ("[admin]\nopen_on_loopback = 'yes'", "admin.open_on_loopback: invalid type"),
+    ] {
+        let found = problems(text, &[]);
+        assert!(found.len() == 1 && found[0].starts_with(expected), "{text}: {found:?}");
+    }
+    let variable = [("HALFWAY_ADMIN__OPEN_ON_LOOPBACK", "yes")];
+    assert_eq!(problems("", &variable), ["admin.open_on_loopback: expected true or false, found \"yes\""]);
+}
+
+#[test]
+fn only_a_loopback_port_without_tokens_is_open() {
+    let mut admin = Admin::default();
+    assert!(admin.is_open());
+    admin.address = Some("[::1]:1".parse().expect("an address"));
+    assert!(admin.is_open());
+    for closed in ["0.0.0.0:1", "[::]:1", "192.0.2.1:1"] {
+        admin.address = Some(closed.parse().expect("an address"));
+        assert!(!admin.is_open(), "{closed}");
+    }
+    admin = Admin { open_on_loopback: false, ..Admin::default() };
+    assert!(!admin.is_open());
+    admin = Admin { tokens: vec![AdminToken { token_file: "a".into(), role: Role::Viewer }], ..Admin::default() };
+    assert!(!admin.is_open());
+}
+
+#[test]
 fn the_variables_of_a_kubernetes_service_are_not_ours() {
     let variables = [
         ("HALFWAY_PORT", "tcp://10.0.0.1:5673"),

@@ -4,7 +4,7 @@ use std::{net::SocketAddr, time::Duration};
 
 use tracing_subscriber::EnvFilter;
 
-use super::{Checker, Config, MessageSizeLimit};
+use super::{AdminToken, Checker, Config, MessageSizeLimit};
 
 /// Everything that is wrong with `config`: the key to look at, and what is wrong with it.
 pub(super) fn problems(config: &Config) -> Vec<(String, String)> {
@@ -27,6 +27,8 @@ pub(super) fn problems(config: &Config) -> Vec<(String, String)> {
     check(!collide(Some(listen.address), listen.tls_address), "listen.tls_address", "is listen.address too");
     check(!collide(Some(listen.address), admin.address), "admin.address", "is listen.address too");
     check(!collide(listen.tls_address, admin.address), "admin.address", "is listen.tls_address too");
+    let named = |token: &AdminToken| token.token_file.file_stem().is_some();
+    check(admin.tokens.iter().all(named), "admin.tokens", "a token_file is empty, or names no file");
     check(listen.max_connections > 0, "listen.max_connections", AT_LEAST_ONE);
     check(listen.handshake_timeout > Duration::ZERO, "listen.handshake_timeout", LONGER_THAN_ZERO);
 
@@ -49,6 +51,9 @@ pub(super) fn problems(config: &Config) -> Vec<(String, String)> {
         check(bytes > 0, "transaction.max_message_size", AT_LEAST_ONE);
         check(bytes <= transaction.max_size, "transaction.max_message_size", "is larger than transaction.max_size");
     }
+
+    let exchange = &transaction.control_exchange;
+    check((1..=255).contains(&exchange.len()), "transaction.control_exchange", "must have 1 to 255 bytes");
 
     if let Err(error) = EnvFilter::try_new(&config.log.level) {
         found.push(("log.level".to_owned(), format!("is neither a level nor a list of module=level: {error}")));

@@ -12,15 +12,21 @@
 //! kinder and just as correct).
 
 use super::command::{Command, Ended, Io};
+use super::deliveries::{Consumers, Content};
+use super::half;
+use super::ordinary::Ticket;
 use super::probe;
 use super::transaction::{Transaction, write_native, write_return};
 use crate::amqp::frame::{self, Frame, kind};
-use crate::amqp::method::{self, CLASS_BASIC, Consume, Publish, Settle, id};
+use crate::amqp::method::{self, CLASS_BASIC, Close, Publish, Settle, id};
 use crate::amqp::properties::{self, Properties};
 use crate::amqp::reply_code::ReplyCode;
 use crate::amqp::tags::TagSet;
 use crate::amqp::wire::{Malformed, Reader};
+use crate::tx::batch::Batch;
+use crate::tx::decision::{Decision, Verdict};
 use crate::tx::id::TransactionId;
+use crate::tx::name::TransactionName;
 use crate::tx::outcome::{Forwarded, StoreError};
 use std::collections::{HashSet, VecDeque};
 use std::time::Instant;
@@ -31,10 +37,6 @@ const PROBES_MAX: usize = 1_000;
 const BEHIND_BYTES_MAX: usize = 1 << 20;
 /// Calls to park that may be unanswered before the client has to wait.
 const PARKS_MAX: usize = 4;
-/// What forwarding adds to a content header at most: `x-half-id` with an index of ten digits (62), then
-/// `x-half-possible-duplicate` (28), the length of the table (4), and the frame around it (8). Rounded up.
-const HEADER_GROWTH_BYTES: usize = 104;
-
 /// What is to be done with a channel after a frame or an event.
 #[derive(Debug)]
 pub enum Outcome {
@@ -50,85 +52,15 @@ pub enum Outcome {
     Broken,
 }
 
-/// Consumers of a channel, as far as delivery tags depend on them.
-#[derive(Debug, Default)]
-pub struct Consumers {
-    /// `no_ack` of each basic.consume that waits for its consume-ok.
-    asked: VecDeque<bool>,
-    /// Consumer tags whose deliveries need no ack.
-    no_ack: HashSet<Vec<u8>>,
-    /// A no_ack consumer whose tag the server chose and never told: every unknown consumer may be it.
-    unnamed_no_ack: bool,
-}
-
-impl Consumers {
-    /// The client sent basic.consume.
-    pub fn asked(&mut self, arguments: &[u8]) -> Result<(), Malformed> {
-        let consume = Consume::parse(arguments)?;
-        match consume {
-            Consume { no_wait: false, no_ack, .. } => self.asked.push_back(no_ack),
-            Consume { no_ack: true, consumer_tag: b"", .. } => self.unnamed_no_ack = true,
-            Consume { no_ack: true, consumer_tag, .. } => drop(self.no_ack.insert(consumer_tag.to_vec())),
-            Consume { .. } => {}
-        }
-        Ok(())
-    }
-
-    /// RabbitMQ answered with basic.consume-ok.
-    pub fn accepted(&mut self, arguments: &[u8]) {
-        if self.asked.pop_front() == Some(true)
-            && let Ok(tag) = Reader::new(arguments).short_string()
-        {
-            self.no_ack.insert(tag.to_vec());
-        }
-    }
-
-    fn needs_ack(&self, consumer_tag: &[u8]) -> bool {
-        let may_be_unnamed = self.unnamed_no_ack && consumer_tag.starts_with(b"amq.ctag-");
-        !self.no_ack.contains(consumer_tag) && !may_be_unnamed
-    }
-}
-
-/// Where RabbitMQ is within a content that it sends on a channel. Nothing else may stand in between.
-#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
-pub enum Content {
-    /// Between contents.
-    #[default]
-    Idle,
-    /// Anywhere: contents were not followed while the channel passed through. The next method tells.
-    Unknown,
-    /// The header is next.
-    Header,
-    /// So many bytes of body are to come.
-    Body(u64),
-}
-
-impl Content {
-    /// Follows a frame from RabbitMQ.
-    pub fn follow(&mut self, frame: &Frame<'_>) {
-        *self = match (*self, frame.kind) {
-            (_, kind::METHOD) => match frame.method_id() {
-                Some(id::BASIC_DELIVER | id::BASIC_GET_OK | id::BASIC_RETURN) => Self::Header,
-                _ => Self::Idle,
-            },
-            (Self::Header, kind::HEADER) => Self::body(properties::body_size(frame.payload).unwrap_or(0)),
-            (Self::Body(rest), kind::BODY) => Self::body(rest.saturating_sub(frame.payload.len() as u64)),
-            (content, _) => content,
-        };
-    }
-
-    fn body(rest: u64) -> Self {
-        if rest == 0 { Self::Idle } else { Self::Body(rest) }
-    }
-}
-
 /// Who waits for the next tx.rollback-ok or tx.commit-ok from RabbitMQ.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug)]
 enum Asker {
     /// The client: the answer passes.
     Client,
     /// A commit that fences off its probes.
     Fence,
+    /// Half messages of this named transaction, to be parked if RabbitMQ has nothing against them.
+    Judge(TransactionId, Batch),
     /// A long transaction that lightens RabbitMQ's memory.
     Trim,
     /// A commit whose acks and native messages take effect.
@@ -154,8 +86,10 @@ enum Body {
     Parked,
     /// Kept apart, to be published natively.
     Native(Vec<u8>),
-    /// Nowhere: the message is too large, which RabbitMQ says when all of it has come.
-    TooLarge(u64),
+    /// There is none: the message is a decision about another transaction.
+    Decision(Decision, TransactionName),
+    /// Nowhere: the message is refused, which RabbitMQ does when all of it has come.
+    Wrong(String),
 }
 
 /// A commit on its way.
@@ -172,6 +106,8 @@ struct Commit {
 enum Step {
     Fencing,
     Fenced,
+    /// So many decisions about other transactions are being made.
+    DecidingOthers(usize),
     Deciding,
     Settling {
         /// RabbitMQ's commit-ok for acks and native messages is due.
@@ -188,7 +124,9 @@ pub struct Channel {
     transaction: Transaction,
     receiving: Option<Receiving>,
     commit: Option<Commit>,
-    /// Frames that came behind a commit.
+    /// The prepare barrier: a repeated tx.select in a named transaction; and whether RabbitMQ has answered it.
+    barrier: Option<bool>,
+    /// Frames that came behind a commit or a barrier.
     behind: Vec<u8>,
     answers: VecDeque<Asker>,
     /// Delivery tags that the client holds, of deliveries since tx.select.
@@ -233,7 +171,7 @@ impl Channel {
 
     /// A frame from the client.
     pub fn handle_client(&mut self, frame: &Frame<'_>, io: &mut Io) -> Outcome {
-        if self.commit.is_some() {
+        if self.commit.is_some() || self.barrier.is_some() {
             self.behind.extend_from_slice(frame.raw);
             return Outcome::Stay;
         }
@@ -289,8 +227,9 @@ impl Channel {
             id::BASIC_GET => self.gets.push_back(method::get_no_ack(frame.arguments())?),
             id::BASIC_CONSUME => self.consumers.asked(frame.arguments())?,
             id::BASIC_RECOVER_ASYNC => self.recovered(),
+            id::TX_SELECT if self.transaction.named.is_some() => self.barrier = Some(false),
             id::CHANNEL_CLOSE => {
-                self.abandon(Ended::RolledBack, io);
+                self.leave(io);
                 io.to_upstream.extend_from_slice(frame.raw);
                 return Ok(Outcome::Gone);
             }
@@ -313,17 +252,40 @@ impl Channel {
         };
         io.published = true;
         let publish = Publish::parse(&receiving.publish)?;
-        receiving.body = if body_bytes > io.settings.message_bytes_max {
-            Body::TooLarge(body_bytes)
-        } else if Properties::parse(frame.payload).is_ok_and(|read| !probe::is_native(&publish, &read)) {
+        receiving.body = self.look(&publish, frame.payload, body_bytes, io);
+        if matches!(receiving.body, Body::Parked) {
             self.transaction.batch.begin(&receiving.publish, frame.payload, body_bytes);
-            Body::Parked
-        } else {
-            Body::Native(Vec::new())
-        };
+        }
         receiving.header = Some(frame.payload.to_vec());
         receiving.remaining = body_bytes;
         Ok(self.proceed(receiving, io))
+    }
+
+    /// What is to be done with a message, as far as its properties tell.
+    fn look(&mut self, publish: &Publish<'_>, header: &[u8], body_bytes: u64, io: &Io) -> Body {
+        let properties = Properties::parse(header);
+        if let (true, Ok(properties)) = (publish.exchange == io.settings.control_exchange.as_bytes(), &properties) {
+            return match half::read_control(publish, properties, body_bytes) {
+                Ok((decision, name)) => Body::Decision(decision, name),
+                Err(text) => Body::Wrong(text),
+            };
+        }
+        if let Some(text) = half::too_large(header.len(), body_bytes, io) {
+            return Body::Wrong(text);
+        }
+        // What can't be read goes as it is, for RabbitMQ to judge.
+        let Ok(properties) = properties else { return Body::Native(Vec::new()) };
+        if probe::is_native(publish, &properties) {
+            return match half::is_named(&properties) {
+                true => Body::Wrong(half::NATIVE.into()),
+                false => Body::Native(Vec::new()),
+            };
+        }
+        let named = half::read(publish, &properties, &io.vhost, true, &io.settings);
+        match named.and_then(|named| named.map_or(Ok(()), |named| self.transaction.take_name(named))) {
+            Ok(()) => Body::Parked,
+            Err(text) => Body::Wrong(text),
+        }
     }
 
     fn handle_body(&mut self, mut receiving: Receiving, frame: &Frame<'_>, io: &mut Io) -> Result<Outcome, Malformed> {
@@ -335,7 +297,7 @@ impl Channel {
         match &mut receiving.body {
             Body::Parked => self.transaction.batch.extend_body(frame.payload),
             Body::Native(body) => body.extend_from_slice(frame.payload),
-            Body::TooLarge(_) => {}
+            Body::Decision(..) | Body::Wrong(_) => {}
         }
         Ok(self.proceed(receiving, io))
     }
@@ -347,20 +309,16 @@ impl Channel {
             return Outcome::Stay;
         }
         let refuse = |text| Outcome::Refuse(ReplyCode::PRECONDITION_FAILED, text, id::BASIC_PUBLISH);
-        if let Body::TooLarge(size) = receiving.body {
-            let max = io.settings.message_bytes_max;
-            return refuse(format!("message size {size} is larger than configured max size {max}"));
+        if let Body::Wrong(text) = receiving.body {
+            return refuse(text);
         }
         let (publish, header) = (receiving.publish, receiving.header.unwrap_or_default());
-        let frame_bytes_max = io.server_frame_max as usize;
-        if frame_bytes_max != 0 && header.len() + HEADER_GROWTH_BYTES > frame_bytes_max {
-            return refuse(format!(
-                "message properties of {} bytes leave no room for x-half-id in a frame of {frame_bytes_max}",
-                header.len()
-            ));
-        }
         if self.transaction.has_no_message() {
             io.commands.push_back(Command::Began);
+        }
+        if let Body::Decision(decision, name) = receiving.body {
+            self.transaction.decisions.push((decision, name));
+            return Outcome::Stay;
         }
         self.send_probe(&publish, &header, io);
         match receiving.body {
@@ -368,7 +326,7 @@ impl Channel {
                 let frame_max = io.frame_max;
                 write_native(&mut self.transaction.native, self.number, &publish, &header, &body, frame_max);
             }
-            Body::Parked | Body::TooLarge(_) => {
+            Body::Parked | Body::Decision(..) | Body::Wrong(_) => {
                 self.transaction.batch.finish();
                 self.transaction.messages += 1;
                 self.transaction.mandatory |= Publish::parse(&publish).is_ok_and(|publish| publish.mandatory());
@@ -386,10 +344,62 @@ impl Channel {
         if held_bytes > limits.bytes_max {
             return refuse(format!("transaction of more than {} bytes (transaction.max_size)", limits.bytes_max));
         }
-        if self.transaction.batch.bytes() > limits.memory_bytes_max {
-            self.park(io);
+        if self.transaction.named.is_some() {
+            self.judge(io);
+        } else if self.transaction.batch.bytes() > limits.memory_bytes_max {
+            let batch = std::mem::take(&mut self.transaction.batch);
+            park(&mut self.transaction, batch, self.number, &mut self.parks, io);
         }
         Outcome::Stay
+    }
+
+    /// Half messages of a named transaction are durable as they come, but none before RabbitMQ has judged it: what it
+    /// would refuse must not be left for somebody to release. While it judges some, the next ones gather.
+    fn judge(&mut self, io: &mut Io) {
+        let transaction = &mut self.transaction;
+        if transaction.named.is_none()
+            || transaction.judging
+            || transaction.batch.is_empty()
+            || self.receiving.is_some()
+        {
+            return;
+        }
+        let batch = std::mem::take(&mut transaction.batch);
+        if std::mem::take(&mut transaction.probes) == 0 {
+            return park(transaction, batch, self.number, &mut self.parks, io);
+        }
+        transaction.judging = true;
+        let id = *transaction.id.get_or_insert_with(io.settings.new_id);
+        self.answers.push_back(Asker::Judge(id, batch));
+        method::write_bare(&mut io.to_upstream, self.number, id::TX_ROLLBACK);
+        io.to_upstream.extend_from_slice(transaction.settlements());
+    }
+
+    /// RabbitMQ has nothing against these.
+    fn judged(&mut self, id: TransactionId, batch: Batch, io: &mut Io) -> Outcome {
+        let transaction = match &mut self.commit {
+            Some(commit) if commit.transaction.id == Some(id) => &mut commit.transaction,
+            _ if self.transaction.id == Some(id) => &mut self.transaction,
+            // It was rolled back meanwhile.
+            _ => return Outcome::Stay,
+        };
+        transaction.judging = false;
+        park(transaction, batch, self.number, &mut self.parks, io);
+        self.judge(io);
+        Outcome::Stay
+    }
+
+    /// Answers the prepare barrier if everything before it is durable.
+    fn pass_barrier(&mut self, io: &mut Io) -> Outcome {
+        let is_durable = self.transaction.is_parked() && self.transaction.id.is_none_or(|id| !self.parks.contains(&id));
+        if self.barrier != Some(true) || !is_durable {
+            return Outcome::Stay;
+        }
+        self.barrier = None;
+        let mut answer = Vec::new();
+        method::write_bare(&mut answer, self.number, id::TX_SELECT_OK);
+        self.say(&answer, io);
+        Outcome::Released
     }
 
     fn send_probe(&mut self, publish: &[u8], header: &[u8], io: &mut Io) {
@@ -405,22 +415,13 @@ impl Channel {
                 probe::write_unreadable(&mut io.to_upstream, self.number, &publish, header);
             }
         }
-        if self.transaction.probes >= PROBES_MAX {
+        // A named transaction has its judgements before that.
+        if self.transaction.probes >= PROBES_MAX && self.transaction.named.is_none() {
             self.transaction.probes = 0;
             self.answers.push_back(Asker::Trim);
             method::write_bare(&mut io.to_upstream, self.number, id::TX_ROLLBACK);
             io.to_upstream.extend_from_slice(self.transaction.settlements());
         }
-    }
-
-    /// Hands what is in memory to the store.
-    fn park(&mut self, io: &mut Io) {
-        let transaction = *self.transaction.id.get_or_insert_with(io.settings.new_id);
-        let batch = std::mem::take(&mut self.transaction.batch);
-        self.transaction.bytes += batch.bytes() as u64;
-        self.transaction.parked = true;
-        self.parks.push(transaction);
-        io.commands.push_back(Command::Park { channel: self.number, transaction, batch });
     }
 
     /// The store has kept, or not kept, what was parked.
@@ -432,7 +433,10 @@ impl Channel {
             Err(error) if [committing, Some(self.transaction.id)].contains(&Some(Some(id))) => {
                 refuse_store(&error, method::id::BASIC_PUBLISH)
             }
-            _ => self.decide(io),
+            _ => match self.pass_barrier(io) {
+                Outcome::Stay => self.decide(io),
+                released => released,
+            },
         }
     }
 
@@ -442,7 +446,7 @@ impl Channel {
         if let Some(unacked) = transaction.take_unsettled() {
             self.unacked = unacked;
         }
-        discard(&transaction, Ended::RolledBack, io);
+        roll_back(&transaction, Ended::RolledBack, None, io);
     }
 
     fn begin_commit(&mut self, frame: &Frame<'_>, io: &mut Io) -> Outcome {
@@ -453,20 +457,51 @@ impl Channel {
             io.to_upstream.extend_from_slice(frame.raw);
             return Outcome::Stay;
         }
-        self.answers.push_back(Asker::Fence);
-        method::write_bare(&mut io.to_upstream, self.number, id::TX_ROLLBACK);
+        let is_prepared = transaction.is_prepared();
         self.commit = Some(Commit { transaction, step: Step::Fencing, since: io.now, forwarded: None });
         io.committing += 1;
+        if is_prepared {
+            return self.fenced(io);
+        }
+        self.answers.push_back(Asker::Fence);
+        method::write_bare(&mut io.to_upstream, self.number, id::TX_ROLLBACK);
         Outcome::Stay
     }
 
     /// RabbitMQ has judged every probe and dropped them.
     fn fenced(&mut self, io: &mut Io) -> Outcome {
         let Some(commit) = &mut self.commit else { return Outcome::Stay };
-        if commit.transaction.messages == 0 {
-            return self.settle(None, io);
+        let transaction = &mut commit.transaction;
+        if transaction.named.is_some() && !transaction.batch.is_empty() {
+            let batch = std::mem::take(&mut transaction.batch);
+            park(transaction, batch, self.number, &mut self.parks, io);
         }
-        commit.step = Step::Fenced;
+        // First what is decided about others: if that can't be, nothing of this transaction is.
+        let decisions = std::mem::take(&mut transaction.decisions);
+        commit.step = if decisions.is_empty() { Step::Fenced } else { Step::DecidingOthers(decisions.len()) };
+        for (ticket, (decision, name)) in (0..).map(Ticket).zip(decisions) {
+            io.commands.push_back(Command::Decide { channel: self.number, ticket, decision, name });
+        }
+        self.decide(io)
+    }
+
+    /// The store's answer to a decision about another transaction.
+    pub fn handle_decided(
+        &mut self,
+        name: &TransactionName,
+        result: Result<Verdict, StoreError>,
+        io: &mut Io,
+    ) -> Outcome {
+        let Some(Commit { step: Step::DecidingOthers(left), .. }) = &mut self.commit else { return Outcome::Stay };
+        if let Err((code, text)) = half::check_verdict(name, result) {
+            return Outcome::Refuse(code, text, id::TX_COMMIT);
+        }
+        *left -= 1;
+        if *left == 0
+            && let Some(commit) = &mut self.commit
+        {
+            commit.step = Step::Fenced;
+        }
         self.decide(io)
     }
 
@@ -475,6 +510,9 @@ impl Channel {
         let Some(commit) = self.commit.as_mut().filter(|commit| commit.step == Step::Fenced) else {
             return Outcome::Stay;
         };
+        if commit.transaction.messages == 0 {
+            return self.settle(None, io);
+        }
         if commit.transaction.id.is_some_and(|id| self.parks.contains(&id)) {
             return Outcome::Stay;
         }
@@ -484,6 +522,7 @@ impl Channel {
         io.commands.push_back(Command::Commit {
             channel: self.number,
             transaction: id,
+            named: transaction.named.clone(),
             batch: std::mem::take(&mut transaction.batch),
             parked: transaction.parked,
             wait: transaction.mandatory || !io.settings.forward_wait.is_zero(),
@@ -491,15 +530,16 @@ impl Channel {
         Outcome::Stay
     }
 
-    /// The store has decided, or could not.
-    pub fn handle_committed(&mut self, id: TransactionId, result: Result<(), StoreError>, io: &mut Io) -> Outcome {
+    /// The store has decided, or could not; `true`: just now, so that the messages are on their way.
+    pub fn handle_committed(&mut self, id: TransactionId, result: Result<bool, StoreError>, io: &mut Io) -> Outcome {
         let Some(commit) = self.commit.as_ref().filter(|commit| commit.transaction.id == Some(id)) else {
             return Outcome::Stay;
         };
-        if let Err(error) = result {
-            return refuse_store(&error, id::TX_COMMIT);
-        }
-        let wait = match (commit.transaction.mandatory, io.hurried) {
+        let is_new = match result {
+            Ok(is_new) => is_new,
+            Err(error) => return refuse_store(&error, id::TX_COMMIT),
+        };
+        let wait = match (commit.transaction.mandatory, io.hurried || !is_new) {
             (_, true) => None,
             (true, false) => Some(io.settings.mandatory_wait),
             (false, false) => Some(io.settings.forward_wait).filter(|wait| !wait.is_zero()),
@@ -593,11 +633,23 @@ impl Channel {
             Some(id::TX_ROLLBACK_OK | id::TX_COMMIT_OK) => match self.answers.pop_front() {
                 Some(Asker::Client) | None => Outcome::Stay,
                 Some(Asker::Trim) => return Outcome::Stay,
+                Some(Asker::Judge(id, batch)) => return self.judged(id, batch, io),
                 Some(Asker::Fence) => return self.fenced(io),
                 Some(Asker::Settle) => return self.settled(io),
             },
+            Some(id::TX_SELECT_OK) if self.barrier == Some(false) => {
+                self.barrier = Some(true);
+                return self.pass_barrier(io);
+            }
             Some(id::CHANNEL_CLOSE) => {
-                self.abandon(Ended::Refused, io);
+                match Close::parse(frame.arguments()) {
+                    // A refused publish decides its transaction: nobody may release half of it later.
+                    Ok(Close { code, text, method: id::BASIC_PUBLISH }) => {
+                        let text = String::from_utf8_lossy(text);
+                        self.abandon(Ended::Refused, Some(format!("refused by RabbitMQ: {code} {text}")), io);
+                    }
+                    _ => self.leave(io),
+                }
                 Outcome::Gone
             }
             Some(method) => {
@@ -659,10 +711,10 @@ impl Channel {
         match &mut self.commit {
             None => Outcome::Stay,
             Some(Commit { step: Step::Fencing | Step::Fenced, .. }) => {
-                self.abandon(Ended::RolledBack, io);
+                self.leave(io);
                 Outcome::Stay
             }
-            Some(Commit { step: Step::Deciding, .. }) => Outcome::Stay,
+            Some(Commit { step: Step::Deciding | Step::DecidingOthers(_), .. }) => Outcome::Stay,
             Some(Commit { step: Step::Settling { upstream, .. }, .. }) => {
                 // Acks that were not settled come again: RabbitMQ redelivers, and nothing is lost.
                 *upstream = false;
@@ -671,42 +723,71 @@ impl Channel {
         }
     }
 
-    /// Lets go of everything undecided: the channel is over. A decision that is being made goes on without it.
-    pub fn abandon(&mut self, ended: Ended, io: &mut Io) {
-        discard(&std::mem::take(&mut self.transaction), ended, io);
-        if let Some(commit) = self.commit.take() {
-            io.committing -= 1;
-            match (commit.step, ended) {
-                (Step::Fencing | Step::Fenced, _) | (Step::Deciding, Ended::Failed) => {
-                    discard(&commit.transaction, ended, io);
+    /// The channel is over, and nobody has said what becomes of its transaction: a named one is in doubt, any other is
+    /// rolled back. A decision that is being made goes on without it.
+    pub fn leave(&mut self, io: &mut Io) {
+        leave(&std::mem::take(&mut self.transaction), Ended::RolledBack, io);
+        self.leave_commit(None, io);
+    }
+
+    /// The channel is over because something was refused, or failed: what is undecided is rolled back, for `reason`. A
+    /// decision that is being made goes on without it; one that failed leaves a named transaction in doubt.
+    pub fn abandon(&mut self, ended: Ended, reason: Option<String>, io: &mut Io) {
+        roll_back(&std::mem::take(&mut self.transaction), ended, reason, io);
+        self.leave_commit(Some(ended), io);
+    }
+
+    fn leave_commit(&mut self, ended: Option<Ended>, io: &mut Io) {
+        let Some(commit) = self.commit.take() else { return };
+        io.committing -= 1;
+        match (commit.step, ended) {
+            (Step::Fencing | Step::Fenced | Step::DecidingOthers(_), Some(Ended::Refused)) => {
+                roll_back(&commit.transaction, Ended::Refused, None, io);
+            }
+            (Step::Fencing | Step::Fenced | Step::DecidingOthers(_), _) | (Step::Deciding, Some(Ended::Failed)) => {
+                leave(&commit.transaction, ended.unwrap_or(Ended::RolledBack), io);
+            }
+            (Step::Deciding | Step::Settling { .. }, _) => {
+                if let Step::Settling { relay_until: Some(until), .. } = commit.step {
+                    io.timers.remove(&(until, self.number));
                 }
-                (Step::Deciding | Step::Settling { .. }, _) => {
-                    if let Step::Settling { relay_until: Some(until), .. } = commit.step {
-                        io.timers.remove(&(until, self.number));
-                    }
-                    io.commands.push_back(Command::Ended(Ended::Committed(io.now - commit.since)));
-                }
+                io.commands.push_back(Command::Ended(Ended::Committed(io.now - commit.since)));
             }
         }
     }
 }
 
+/// Hands half messages to the store.
+fn park(transaction: &mut Transaction, batch: Batch, channel: u16, parks: &mut Vec<TransactionId>, io: &mut Io) {
+    let id = *transaction.id.get_or_insert_with(io.settings.new_id);
+    transaction.bytes += batch.bytes() as u64;
+    transaction.parked = true;
+    parks.push(id);
+    let named = transaction.named.clone();
+    io.commands.push_back(Command::Park { channel, transaction: id, named, batch });
+}
+
 /// Forgets an undecided transaction, in the store too.
-fn discard(transaction: &Transaction, ended: Ended, io: &mut Io) {
+fn roll_back(transaction: &Transaction, ended: Ended, reason: Option<String>, io: &mut Io) {
     if !transaction.has_no_message() {
         io.commands.push_back(Command::Ended(ended));
     }
     if let Some(transaction) = transaction.id.filter(|_| transaction.parked) {
-        io.commands.push_back(Command::RollBack { transaction });
+        io.commands.push_back(Command::RollBack { transaction, reason });
+    }
+}
+
+/// Forgets an undecided transaction, which ended in this way, unless it is named and in the store.
+fn leave(transaction: &Transaction, ended: Ended, io: &mut Io) {
+    match transaction.id.filter(|_| transaction.parked && transaction.named.is_some()) {
+        None => roll_back(transaction, ended, None, io),
+        Some(id) => {
+            io.commands.push_back(Command::Ended(Ended::InDoubt));
+            io.commands.push_back(Command::Abandon { transaction: id });
+        }
     }
 }
 
 fn refuse_store(error: &StoreError, method: (u16, u16)) -> Outcome {
-    let code = match error {
-        StoreError::Full(_) => ReplyCode::RESOURCE_ERROR,
-        StoreError::Conflict(_) => ReplyCode::PRECONDITION_FAILED,
-        StoreError::Locked(_) => ReplyCode::RESOURCE_LOCKED,
-        StoreError::Io(_) | StoreError::Closed => ReplyCode::INTERNAL_ERROR,
-    };
-    Outcome::Refuse(code, error.to_string(), method)
+    Outcome::Refuse(error.reply_code(), error.to_string(), method)
 }

@@ -2,9 +2,14 @@
 //! write to.
 
 use super::handshake::LoginRules;
+use super::ordinary::Ticket;
 use crate::tx::batch::Batch;
+use crate::tx::checker::Rules;
+use crate::tx::decision::Decision;
 use crate::tx::id::TransactionId;
+use crate::tx::name::{Named, TransactionName};
 use std::collections::{BTreeSet, VecDeque};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 /// Limits and waits: see `config.toml` for what users may set.
@@ -26,6 +31,10 @@ pub struct Settings {
     pub message_bytes_auto: bool,
     /// Bytes of a transaction that are gathered in memory before they are parked in the store.
     pub memory_bytes_max: usize,
+    /// Who is asked about which named transaction.
+    pub rules: Arc<Rules>,
+    /// Messages to this exchange are decisions.
+    pub control_exchange: Arc<str>,
     /// Makes transaction ids.
     pub new_id: fn() -> TransactionId,
 }
@@ -43,6 +52,8 @@ pub enum Command {
         channel: u16,
         /// Whose messages.
         transaction: TransactionId,
+        /// What a named one has.
+        named: Option<Arc<Named>>,
         /// The messages.
         batch: Batch,
     },
@@ -52,6 +63,8 @@ pub enum Command {
         channel: u16,
         /// Which.
         transaction: TransactionId,
+        /// What a named one has.
+        named: Option<Arc<Named>>,
         /// Its messages, but for those parked before.
         batch: Batch,
         /// Whether some were parked before.
@@ -63,6 +76,24 @@ pub enum Command {
     RollBack {
         /// Which.
         transaction: TransactionId,
+        /// Why, where nobody asked for it: RabbitMQ's refusal, say.
+        reason: Option<String>,
+    },
+    /// The channel of a named, parked transaction is gone: leave it in doubt.
+    Abandon {
+        /// Which.
+        transaction: TransactionId,
+    },
+    /// Decide a named transaction of this user; answer with [`super::connection::Connection::handle_decided`].
+    Decide {
+        /// The client's channel.
+        channel: u16,
+        /// Tells its decisions apart.
+        ticket: Ticket,
+        /// What.
+        decision: Decision,
+        /// Whose.
+        name: TransactionName,
     },
     /// The client is refused, or given up, before its connection is open.
     Refused(Refusal),
@@ -100,6 +131,8 @@ pub enum Ended {
     Refused,
     /// The store could not keep it.
     Failed,
+    /// Its channel ended, and somebody who knows has to decide.
+    InDoubt,
 }
 
 /// What both sides agreed on.
@@ -128,6 +161,8 @@ pub struct Io {
     pub commands: VecDeque<Command>,
     /// See [`Settings`].
     pub settings: Settings,
+    /// The virtual host.
+    pub vhost: String,
     /// The negotiated frame_max; 0 is no limit.
     pub frame_max: u32,
     /// The frame_max that RabbitMQ offered, which the relay gets too; 0 is no limit.
@@ -154,6 +189,7 @@ impl Io {
             to_upstream: Vec::new(),
             commands: VecDeque::new(),
             settings,
+            vhost: String::new(),
             frame_max: 0,
             server_frame_max: 0,
             timers: BTreeSet::new(),

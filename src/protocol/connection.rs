@@ -4,13 +4,23 @@
 //! at, and runs of them are copied in one piece. Where a client breaks the protocol, what it sent is passed on, so that
 //! RabbitMQ gives its own answer to it.
 
-use super::channel::{Channel, Consumers, Content, Outcome};
+mod ending;
+mod ordinary;
+#[cfg(test)]
+pub(super) mod tests;
+
+use super::channel::{Channel, Outcome};
 use super::command::{Command, Ended, Io, Opened, Refusal, Settings};
+use super::deliveries::{Consumers, Content};
 use super::handshake::{self, LoginRefused};
+use super::judge::Judge;
+use super::ordinary::{HalfChannel, Step, Ticket};
 use crate::amqp::frame::{self, Frame, PROTOCOL_HEADER, Split, kind};
 use crate::amqp::method::{self, Close, Start, StartOk, Tune, id};
 use crate::amqp::reply_code::ReplyCode;
+use crate::tx::decision::Verdict;
 use crate::tx::id::TransactionId;
+use crate::tx::name::TransactionName;
 use crate::tx::outcome::{Forwarded, StoreError};
 use std::collections::{HashMap, HashSet};
 use std::time::{Duration, Instant};
@@ -59,9 +69,14 @@ enum End {
     ClientClose,
 }
 
+/// A channel that is not simply an ordinary one.
 #[derive(Debug)]
 enum Slot {
     Tx(Box<Channel>),
+    /// In confirm mode, with so many messages published.
+    Confirm(u64),
+    /// Half messages were published on it.
+    Half(Box<HalfChannel>),
     /// Closed by the proxy; the client, or RabbitMQ, has not answered yet.
     Refused(Refused),
 }
@@ -76,6 +91,20 @@ struct Refused {
     behind: Vec<u8>,
 }
 
+/// Where a frame of the client goes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Road {
+    /// To RabbitMQ, as it is.
+    Pass,
+    /// To a closer look.
+    Look,
+    /// Nowhere yet: what it is depends on the frame behind it.
+    Wait,
+}
+
+/// Stands for the judge among [`Connection::congested`]: the client waits until it has stepped aside.
+const JUDGE: u16 = 0;
+
 /// The protocol logic of one session.
 #[derive(Debug)]
 pub struct Connection {
@@ -83,6 +112,13 @@ pub struct Connection {
     pub io: Io,
     phase: Phase,
     channels: HashMap<u16, Slot>,
+    /// The client's open channels.
+    open: HashSet<u16>,
+    /// How many RabbitMQ lets be open; 0 is no limit.
+    channel_max: u16,
+    judge: Judge,
+    /// The client's channel.open, while the judge steps aside for it.
+    behind_judge: Vec<u8>,
     /// Consumers of ordinary channels, which matter if they become transactional.
     consumers: HashMap<u16, Consumers>,
     /// Channels that RabbitMQ closed and whose client has not answered: RabbitMQ ignores what comes on them.
@@ -111,6 +147,10 @@ impl Connection {
             io: Io::new(settings, now),
             phase: Phase::Greeting,
             channels: HashMap::new(),
+            open: HashSet::new(),
+            channel_max: 0,
+            judge: Judge::default(),
+            behind_judge: Vec::new(),
             consumers: HashMap::new(),
             closed_upstream: HashSet::new(),
             closing_upstream: HashSet::new(),
@@ -206,9 +246,16 @@ impl Connection {
         loop {
             match frame::split(&input[at..], self.client_payload_max()) {
                 Split::Frame(frame) => {
-                    if self.client_frame_passes(&frame) {
-                        at += frame.raw.len();
-                        continue;
+                    match self.road(&frame, &input[at + frame.raw.len()..], true) {
+                        Road::Pass => {
+                            at += frame.raw.len();
+                            continue;
+                        }
+                        Road::Wait => {
+                            self.io.to_upstream.extend_from_slice(&input[run..at]);
+                            return (at, false);
+                        }
+                        Road::Look => {}
                     }
                     self.io.to_upstream.extend_from_slice(&input[run..at]);
                     at += frame.raw.len();
@@ -240,19 +287,6 @@ impl Connection {
         }
     }
 
-    /// The fast path: whether a frame of the client goes to RabbitMQ without another look.
-    fn client_frame_passes(&self, frame: &Frame<'_>) -> bool {
-        if frame.channel == 0 || self.phase != Phase::Running || self.channels.contains_key(&frame.channel) {
-            return false;
-        }
-        match frame.method_id() {
-            None => true,
-            Some(id::TX_SELECT | id::BASIC_CONSUME | id::CHANNEL_CLOSE) => false,
-            Some(id::CHANNEL_CLOSE_OK | id::CHANNEL_OPEN) => self.closed_upstream.is_empty(),
-            Some(_) => true,
-        }
-    }
-
     fn client_frame(&mut self, frame: &Frame<'_>) {
         if self.phase == Phase::Closing {
             if frame.method_id() == Some(id::CONNECTION_CLOSE_OK) {
@@ -269,25 +303,44 @@ impl Connection {
                 self.apply(frame.channel, outcome);
                 self.block_if_full();
             }
+            Some(Slot::Half(channel)) => {
+                match channel.handle_client(frame, &mut self.io) {
+                    Step::Pass => self.ordinary_client_frame(frame),
+                    step => self.take(frame.channel, step),
+                }
+                self.block_if_full();
+            }
             Some(Slot::Refused(_)) => self.refused_client_frame(frame),
             None if frame.channel == 0 => self.client_frame_0(frame),
-            None => self.ordinary_client_frame(frame),
+            None | Some(Slot::Confirm(_)) => self.ordinary_client_frame(frame),
         }
     }
 
     fn ordinary_client_frame(&mut self, frame: &Frame<'_>) {
+        let number = frame.channel;
         match frame.method_id() {
-            Some(id::CHANNEL_CLOSE_OK | id::CHANNEL_OPEN) => drop(self.closed_upstream.remove(&frame.channel)),
-            _ if self.closed_upstream.contains(&frame.channel) => {}
-            Some(id::TX_SELECT) => {
-                let consumers = self.consumers.remove(&frame.channel).unwrap_or_default();
-                self.channels.insert(frame.channel, Slot::Tx(Box::new(Channel::new(frame.channel, consumers))));
+            Some(id::CHANNEL_OPEN) if self.judge.is_in_the_way(number, &self.open, self.channel_max) => {
+                self.judge.step_aside(&mut self.io);
+                self.behind_judge.extend_from_slice(frame.raw);
+                self.congested.insert(JUDGE);
+                return;
             }
+            Some(id::CHANNEL_OPEN) => {
+                self.open.insert(number);
+                self.closed_upstream.remove(&number);
+            }
+            Some(id::CHANNEL_CLOSE_OK) => drop(self.closed_upstream.remove(&number)),
+            _ if self.closed_upstream.contains(&number) => {}
+            Some(id::TX_SELECT) => {
+                let consumers = self.consumers.remove(&number).unwrap_or_default();
+                self.channels.insert(number, Slot::Tx(Box::new(Channel::new(number, consumers))));
+            }
+            Some(id::CONFIRM_SELECT) => drop(self.channels.entry(number).or_insert(Slot::Confirm(0))),
             Some(id::BASIC_CONSUME) => {
                 // What can't be read, RabbitMQ refuses.
-                let _ = self.consumers.entry(frame.channel).or_default().asked(frame.arguments());
+                let _ = self.consumers.entry(number).or_default().asked(frame.arguments());
             }
-            Some(id::CHANNEL_CLOSE) => drop(self.consumers.remove(&frame.channel)),
+            Some(id::CHANNEL_CLOSE) => self.forget_ordinary(number),
             _ => {}
         }
         self.io.to_upstream.extend_from_slice(frame.raw);
@@ -341,12 +394,14 @@ impl Connection {
             Some(id::CONNECTION_TUNE_OK) if self.phase == Phase::Handshake => {
                 if let Ok(tune) = Tune::parse(frame.arguments()) {
                     self.io.frame_max = tune.frame_max;
+                    self.channel_max = tune.channel_max;
                     self.opened.heartbeat = tune.heartbeat;
                 }
             }
             Some(id::CONNECTION_OPEN) if self.phase == Phase::Handshake => {
                 if let Ok(vhost) = method::open_vhost(frame.arguments()) {
                     self.opened.vhost = String::from_utf8_lossy(vhost).into_owned();
+                    self.io.vhost.clone_from(&self.opened.vhost);
                 }
             }
             Some(id::CONNECTION_CLOSE) => {
@@ -390,8 +445,10 @@ impl Connection {
     /// The framing is broken: from here on RabbitMQ gets the bytes as they come, and has the last word.
     fn break_off(&mut self) {
         for slot in self.channels.values_mut() {
-            if let Slot::Tx(channel) = slot {
-                channel.pass_receiving(&mut self.io);
+            match slot {
+                Slot::Tx(channel) => channel.pass_receiving(&mut self.io),
+                Slot::Half(channel) => channel.pass_receiving(&mut self.io),
+                Slot::Confirm(_) | Slot::Refused(_) => {}
             }
         }
         self.abandon_all();
@@ -407,6 +464,7 @@ impl Connection {
         match outcome {
             Outcome::Stay => {}
             Outcome::Gone => {
+                self.open.remove(&number);
                 if let Some(Slot::Tx(mut channel)) = self.channels.remove(&number) {
                     self.congested.remove(&number);
                     self.replay(&channel.take_behind());
@@ -438,8 +496,10 @@ impl Connection {
         while let Split::Frame(frame) = frame::split(frames, FRAME_BYTES_MAX) {
             frames = &frames[frame.raw.len()..];
             match self.phase {
-                Phase::Running if self.client_frame_passes(&frame) => self.io.to_upstream.extend_from_slice(frame.raw),
-                Phase::Running => self.client_frame(&frame),
+                Phase::Running => match self.road(&frame, frames, false) {
+                    Road::Pass => self.io.to_upstream.extend_from_slice(frame.raw),
+                    Road::Look | Road::Wait => self.client_frame(&frame),
+                },
                 Phase::PassThrough => self.io.to_upstream.extend_from_slice(frame.raw),
                 _ => return,
             }
@@ -448,16 +508,30 @@ impl Connection {
 
     /// Closes a channel towards both sides.
     fn refuse(&mut self, number: u16, code: ReplyCode, detail: &str, method: (u16, u16)) {
-        let Some(Slot::Tx(mut channel)) = self.channels.remove(&number) else { return };
-        let ended = match code {
-            ReplyCode::PRECONDITION_FAILED if method != id::TX_COMMIT => Ended::Refused,
-            _ => Ended::Failed,
-        };
-        channel.abandon(ended, &mut self.io);
-        self.congested.remove(&number);
-        let behind = channel.take_behind();
-        let mut refused = Refused { content: channel.content(), ..Refused::default() };
         let text = code.text(detail);
+        let mut refused = Refused::default();
+        let behind = match self.channels.remove(&number) {
+            Some(Slot::Tx(mut channel)) => {
+                let (ended, reason) = match (code, method) {
+                    (_, id::TX_COMMIT) => (Ended::Failed, None),
+                    (ReplyCode::PRECONDITION_FAILED, _) => (Ended::Refused, Some(format!("refused: {code} {text}"))),
+                    _ => (Ended::Failed, Some(format!("refused: {code} {text}"))),
+                };
+                channel.abandon(ended, reason, &mut self.io);
+                refused.content = channel.content();
+                channel.take_behind()
+            }
+            Some(Slot::Half(mut channel)) => {
+                channel.abandon(&mut self.io);
+                refused.content = channel.content();
+                refused.close = channel.take_held();
+                channel.take_behind()
+            }
+            Some(other) => return drop(self.channels.insert(number, other)),
+            None => return,
+        };
+        self.open.remove(&number);
+        self.congested.remove(&number);
         Close { code, text: text.as_bytes(), method }.write(&mut refused.close, number);
         if refused.content == Content::Idle {
             self.io.to_client.append(&mut refused.close);
@@ -515,8 +589,9 @@ impl Connection {
     fn upstream_frame_passes(&self, frame: &Frame<'_>) -> bool {
         if frame.channel == 0
             || !matches!(self.phase, Phase::Running | Phase::PassThrough)
-            || self.channels.contains_key(&frame.channel)
+            || !matches!(self.channels.get(&frame.channel), None | Some(Slot::Confirm(_)))
             || !self.closing_upstream.is_empty()
+            || self.judge.is_at(frame.channel)
         {
             return false;
         }
@@ -534,12 +609,21 @@ impl Connection {
         if self.closing_upstream.contains(&frame.channel) {
             return self.closing_upstream_frame(frame);
         }
+        if self.judge.is_at(frame.channel) {
+            return self.judge_frame(frame);
+        }
         if frame.channel != 0 && frame.method_id() == Some(id::CHANNEL_CLOSE) {
             self.closed_upstream.insert(frame.channel);
         }
         if let Some(Slot::Tx(channel)) = self.channels.get_mut(&frame.channel) {
             let outcome = channel.handle_upstream(frame, &mut self.io);
             return self.apply(frame.channel, outcome);
+        }
+        if let Some(Slot::Half(channel)) = self.channels.get_mut(&frame.channel) {
+            match channel.handle_upstream(frame, &mut self.io) {
+                Step::Pass => {}
+                step => return self.take(frame.channel, step),
+            }
         }
         if frame.channel == 0 {
             return self.upstream_frame_0(frame);
@@ -550,7 +634,11 @@ impl Connection {
                     consumers.accepted(frame.arguments());
                 }
             }
-            Some(id::CHANNEL_CLOSE) => drop(self.consumers.remove(&frame.channel)),
+            Some(id::CHANNEL_CLOSE) => {
+                self.forget_ordinary(frame.channel);
+                self.io.to_client.extend_from_slice(frame.raw);
+                return self.end_if_idle();
+            }
             _ => {}
         }
         self.io.to_client.extend_from_slice(frame.raw);
@@ -562,15 +650,17 @@ impl Connection {
         if let Some(Slot::Refused(refused)) = self.channels.get_mut(&frame.channel)
             && refused.content != Content::Idle
         {
-            let is_about_the_close = matches!(frame.method_id(), Some(id::CHANNEL_CLOSE | id::CHANNEL_CLOSE_OK));
-            if !is_about_the_close {
+            // Answers to what the proxy asked for.
+            let ours = [id::CHANNEL_CLOSE, id::CHANNEL_CLOSE_OK, id::CHANNEL_FLOW_OK];
+            let is_ours = frame.method_id().is_some_and(|method| ours.contains(&method));
+            if !is_ours {
                 self.io.to_client.extend_from_slice(frame.raw);
             }
             refused.content.follow(frame);
             if refused.content == Content::Idle {
                 self.io.to_client.append(&mut refused.close);
             }
-            if !is_about_the_close {
+            if !is_ours {
                 return;
             }
         }
@@ -623,124 +713,32 @@ impl Connection {
         Start { mechanisms: &mechanisms, ..start }.write(&mut self.io.to_client);
     }
 
-    /// The connection to RabbitMQ ended, or could not be made.
-    pub fn handle_upstream_lost(&mut self) {
-        self.io.upstream_lost = true;
-        self.io.to_upstream.clear();
-        match self.phase {
-            Phase::Running => {
-                self.ending = Some(End::UpstreamLost);
-                self.hurry();
-                for number in self.channels.keys().copied().collect::<Vec<_>>() {
-                    if let Some(Slot::Tx(channel)) = self.channels.get_mut(&number) {
-                        let outcome = channel.lose_upstream(&mut self.io);
-                        self.apply(number, outcome);
-                    }
-                }
-                self.end_if_idle();
-            }
-            Phase::Closing | Phase::Closed => {}
-            // RabbitMQ closes after connection.close, and during a handshake that it refuses: so does the proxy.
-            _ => self.close(),
-        }
-    }
-
-    /// The client is gone without a word.
-    pub fn handle_client_lost(&mut self) {
-        self.close();
-    }
-
-    /// The proxy shuts down: running commits finish, then the client is told to go.
-    pub fn drain(&mut self) {
-        match self.phase {
-            Phase::Running => {
-                if self.ending.is_none() {
-                    self.ending = Some(End::Drain);
-                    self.end_if_idle();
-                }
-            }
-            Phase::PassThrough | Phase::Closing | Phase::Closed => {}
-            _ => {
-                self.io.commands.push_back(Command::Refused(Refusal::Draining));
-                self.close();
-            }
-        }
-    }
-
-    /// Commits wait for the relay no more.
-    fn hurry(&mut self) {
-        self.io.hurried = true;
-        for number in self.io.timers.iter().map(|(_, number)| *number).collect::<Vec<_>>() {
-            if let Some(Slot::Tx(channel)) = self.channels.get_mut(&number) {
-                let outcome = channel.stop_waiting(&mut self.io);
-                self.apply(number, outcome);
-            }
-        }
-    }
-
-    /// Ends the connection in the way that was decided, as soon as no commit is running.
-    fn end_if_idle(&mut self) {
-        let Some(end) = self.ending.filter(|_| matches!(self.phase, Phase::Running | Phase::Handshake)) else { return };
-        if !self.io.hurried {
-            self.hurry();
-        }
-        if self.io.committing > 0 || !matches!(self.phase, Phase::Running | Phase::Handshake) {
-            return;
-        }
-        self.abandon_all();
-        match end {
-            End::ClientClose => {
-                self.ending = None;
-                self.phase = Phase::PassThrough;
-                self.io.to_upstream.append(&mut self.client_close);
-            }
-            End::Drain => {
-                let text = ReplyCode::CONNECTION_FORCED.text("halfway is shutting down");
-                self.write_close(ReplyCode::CONNECTION_FORCED, &text);
-                Close { code: ReplyCode::SUCCESS, text: b"Goodbye", method: (0, 0) }.write(&mut self.io.to_upstream, 0);
-                self.await_close_ok();
-            }
-            End::UpstreamLost => {
-                let text = ReplyCode::CONNECTION_FORCED.text("the connection to RabbitMQ was lost");
-                self.write_close(ReplyCode::CONNECTION_FORCED, &text);
-                self.await_close_ok();
-            }
-        }
-    }
-
-    fn await_close_ok(&mut self) {
-        self.phase = Phase::Closing;
-        self.phase_until = Some(self.io.now + CLOSE_OK_WITHIN);
-    }
-
-    fn write_close(&mut self, code: ReplyCode, text: &str) {
-        Close { code, text: text.as_bytes(), method: (0, 0) }.write(&mut self.io.to_client, 0);
-    }
-
-    fn close(&mut self) {
-        self.abandon_all();
-        self.phase = Phase::Closed;
-        self.phase_until = None;
-        self.io.commands.push_back(Command::Close);
-    }
-
-    fn abandon_all(&mut self) {
-        for slot in self.channels.values_mut() {
-            if let Slot::Tx(channel) = slot {
-                channel.abandon(Ended::RolledBack, &mut self.io);
-            }
-        }
-        self.channels.clear();
-        self.congested.clear();
-    }
-
     /// The store's answer to [`Command::Park`].
     pub fn handle_parked(&mut self, channel: u16, transaction: TransactionId, result: Result<(), StoreError>) {
+        if let Some(Slot::Half(half)) = self.channels.get_mut(&channel) {
+            let step = half.handle_parked(transaction, result, &mut self.io);
+            return self.take(channel, step);
+        }
         self.on_channel(channel, |channel, io| channel.handle_parked(transaction, result, io));
     }
 
-    /// The store's answer to [`Command::Commit`].
-    pub fn handle_committed(&mut self, channel: u16, transaction: TransactionId, result: Result<(), StoreError>) {
+    /// The store's answer to [`Command::Decide`].
+    pub fn handle_decided(
+        &mut self,
+        channel: u16,
+        ticket: Ticket,
+        name: &TransactionName,
+        result: Result<Verdict, StoreError>,
+    ) {
+        if let Some(Slot::Half(half)) = self.channels.get_mut(&channel) {
+            let step = half.handle_decided(ticket, result, &mut self.io);
+            return self.take(channel, step);
+        }
+        self.on_channel(channel, |channel, io| channel.handle_decided(name, result, io));
+    }
+
+    /// The store's answer to [`Command::Commit`]; `true`: it was committed just now, and is being forwarded.
+    pub fn handle_committed(&mut self, channel: u16, transaction: TransactionId, result: Result<bool, StoreError>) {
         self.on_channel(channel, |channel, io| channel.handle_committed(transaction, result, io));
     }
 
@@ -804,6 +802,3 @@ impl Connection {
         handshake::has_capability(&self.client_properties, b"connection.blocked")
     }
 }
-
-#[cfg(test)]
-mod tests;

@@ -5,6 +5,11 @@
 pub mod channel;
 pub mod command;
 pub mod connection;
+pub mod deliveries;
+pub mod half;
 pub mod handshake;
+pub mod judge;
+pub mod numbering;
+pub mod ordinary;
 pub mod probe;
 pub mod transaction;

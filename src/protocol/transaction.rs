@@ -6,8 +6,11 @@ use crate::amqp::method::{Settle, id};
 use crate::amqp::tags::TagSet;
 use crate::amqp::wire::Write;
 use crate::tx::batch::Batch;
+use crate::tx::decision::Decision;
 use crate::tx::id::TransactionId;
+use crate::tx::name::{Named, TransactionName};
 use std::collections::HashSet;
+use std::sync::Arc;
 
 /// Probe keys that are remembered. Past that, messages are probed again: slower, never wrong.
 const PROBE_KEYS_MAX: usize = 1_000;
@@ -17,6 +20,12 @@ const PROBE_KEYS_MAX: usize = 1_000;
 pub struct Transaction {
     /// Given to it with its first message.
     pub id: Option<TransactionId>,
+    /// What the producer said of it, if its messages are to be durable as they come.
+    pub named: Option<Arc<Named>>,
+    /// Whether RabbitMQ is judging half messages of a named one, which are parked when it has.
+    pub judging: bool,
+    /// Decisions about other transactions, to be made at commit.
+    pub decisions: Vec<(Decision, TransactionName)>,
     /// Half messages that are in memory.
     pub batch: Batch,
     /// Whether earlier half messages are in the store.
@@ -29,7 +38,7 @@ pub struct Transaction {
     pub mandatory: bool,
     /// Frames of messages that live and die with the connection, to be published on it at commit.
     pub native: Vec<u8>,
-    /// Probes that RabbitMQ holds for it.
+    /// Probes that RabbitMQ holds for it, sent since the last fence.
     pub probes: usize,
     /// What RabbitMQ has been asked about already.
     judged: HashSet<Vec<u8>>,
@@ -42,7 +51,38 @@ pub struct Transaction {
 impl Transaction {
     /// Whether there is nothing to decide about: no message, only acks perhaps.
     pub fn has_no_message(&self) -> bool {
-        self.messages == 0 && self.native.is_empty()
+        self.messages == 0 && self.native.is_empty() && self.decisions.is_empty()
+    }
+
+    /// Takes the name that a message carries.
+    ///
+    /// # Errors
+    /// The transaction has another name, or began without one and may have been kept without one.
+    pub fn take_name(&mut self, named: Named) -> Result<(), String> {
+        match &self.named {
+            Some(own) if own.name == named.name => Ok(()),
+            Some(own) => {
+                let (own, other) = (&own.name, &named.name);
+                Err(format!("header x-half-transaction is '{other}', the transaction of this channel is '{own}'"))
+            }
+            None if self.messages > 0 => {
+                Err("header x-half-transaction must come with the first message of a transaction".into())
+            }
+            None => {
+                self.named = Some(Arc::new(named));
+                Ok(())
+            }
+        }
+    }
+
+    /// Whether all of it is durable and nothing is left to be done at RabbitMQ.
+    pub fn is_prepared(&self) -> bool {
+        self.is_parked() && self.probes == 0 && self.settlements.is_empty() && self.native.is_empty()
+    }
+
+    /// Whether every message of this named transaction has been given to the store.
+    pub fn is_parked(&self) -> bool {
+        self.named.is_some() && !self.judging && self.batch.is_empty()
     }
 
     /// Whether a message with this probe key needs a probe of its own, which is then counted.

@@ -12,8 +12,11 @@ use crate::health::{Component, Condition};
 use crate::metrics::{Outcome, Refused};
 use crate::protocol::command::{Command, Ended, Opened, Refusal};
 use crate::protocol::connection::Connection;
-use crate::store::{Commit, Forwarded, Lane, Origin, StoreError};
+use crate::protocol::ordinary::Ticket;
+use crate::store::{Commit, Committing, Forwarded, Lane, Named, Origin, StoreError};
+use crate::tx::decision::{Actor, Owned, Target, Verdict};
 use crate::tx::id::{Timestamp, TransactionId};
+use crate::tx::name::TransactionName;
 use crate::upstream::{ClientAddresses, ConnectError, Stream};
 use bytes::{Buf, BytesMut};
 use futures_util::future::BoxFuture;
@@ -70,9 +73,12 @@ enum Ending {
 
 enum Event {
     Parked(u16, TransactionId, Result<(), StoreError>),
-    Committed(u16, TransactionId, Result<(), StoreError>),
+    /// And whether it is a named one's.
+    Committed(u16, TransactionId, Result<bool, StoreError>, bool),
+    Decided(u16, Ticket, TransactionName, Result<Verdict, StoreError>),
     Forwarded(u16, TransactionId, Option<Forwarded>),
-    RolledBack(TransactionId, Result<(), StoreError>),
+    /// Rolled back or left in doubt.
+    Ended(TransactionId, Result<(), StoreError>),
     StoreFull(bool),
     Drain,
 }
@@ -160,7 +166,10 @@ impl Session {
             progress = true;
             match event {
                 Event::Parked(channel, id, result) => self.connection.handle_parked(channel, id, result),
-                Event::Committed(channel, id, result) => {
+                Event::Committed(channel, id, result, named) => {
+                    if named && matches!(result, Ok(true)) {
+                        self.shared.metrics.decision(Actor::Channel.source());
+                    }
                     if let Err(error) = &result {
                         tracing::error!(connection = self.number, channel, transaction = %id, %error, "commit failed");
                     }
@@ -170,9 +179,15 @@ impl Session {
                     self.connection.handle_forwarded(channel, id, forwarded);
                 }
                 Event::Forwarded(_, _, None) => {}
-                Event::RolledBack(id, result) => {
+                Event::Decided(channel, ticket, name, result) => {
+                    if matches!(result, Ok(Verdict::Decided(_))) {
+                        self.shared.metrics.decision(Actor::Control.source());
+                    }
+                    self.connection.handle_decided(channel, ticket, &name, result);
+                }
+                Event::Ended(id, result) => {
                     if let Err(error) = result {
-                        tracing::warn!(connection = self.number, transaction = %id, %error, "rollback failed");
+                        tracing::warn!(connection = self.number, transaction = %id, %error, "the end was not kept");
                     }
                 }
                 Event::StoreFull(full) => {
@@ -351,27 +366,40 @@ impl Session {
                     self.dialing = Some(Box::pin(async move { upstream.connect(Some(addresses)).await }));
                 }
                 Command::Opened(opened) => self.opened(&opened, now),
-                Command::Park { channel, transaction, batch } => {
+                Command::Park { channel, transaction, named, batch } => {
                     self.shared.metrics.messages_staged.inc_by(batch.messages().into());
-                    let reply = self.shared.store.park(self.origin(channel, transaction), batch);
+                    let reply = self.shared.store.park(self.origin(channel, transaction, named), batch);
                     self.events.push(Box::pin(async move { Event::Parked(channel, transaction, reply.await) }));
                 }
-                Command::Commit { channel, transaction, batch, parked, wait } => {
+                Command::Commit { channel, transaction, named, batch, parked, wait } => {
                     self.shared.metrics.messages_staged.inc_by(batch.messages().into());
                     let (sender, receiver) = oneshot::channel();
-                    let origin = self.origin(channel, transaction);
+                    let is_named = named.is_some();
+                    let origin = self.origin(channel, transaction, named);
                     let commit = Commit { origin, batch, parked, forwarded: wait.then_some(sender) };
                     let reply = self.shared.store.commit(commit);
-                    self.events
-                        .push(Box::pin(async move { Event::Committed(channel, transaction, reply.await.map(|_| ())) }));
+                    self.events.push(Box::pin(async move {
+                        let result = reply.await.map(|committing| matches!(committing, Committing::Now(_)));
+                        Event::Committed(channel, transaction, result, is_named)
+                    }));
                     if wait {
                         self.events
                             .push(Box::pin(async move { Event::Forwarded(channel, transaction, receiver.await.ok()) }));
                     }
                 }
-                Command::RollBack { transaction } => {
-                    let reply = self.shared.store.rollback(transaction, None);
-                    self.events.push(Box::pin(async move { Event::RolledBack(transaction, reply.await) }));
+                Command::RollBack { transaction, reason } => {
+                    let reply = self.shared.store.rollback(transaction, reason);
+                    self.events.push(Box::pin(async move { Event::Ended(transaction, reply.await) }));
+                }
+                Command::Abandon { transaction } => {
+                    let reply = self.shared.store.abandon(transaction);
+                    self.events.push(Box::pin(async move { Event::Ended(transaction, reply.await) }));
+                }
+                Command::Decide { channel, ticket, decision, name } => {
+                    let owned =
+                        Owned { vhost: Arc::clone(&self.vhost), user: Arc::clone(&self.user), name: name.clone() };
+                    let reply = self.shared.store.decide(Target::Name(owned), decision, Actor::Control, None);
+                    self.events.push(Box::pin(async move { Event::Decided(channel, ticket, name, reply.await) }));
                 }
                 Command::Refused(why) => self.shared.metrics.refused(match why {
                     Refusal::Protocol => Refused::Protocol,
@@ -397,6 +425,7 @@ impl Session {
             Ended::RolledBack => Outcome::RolledBack,
             Ended::Refused => Outcome::Refused,
             Ended::Failed => Outcome::Failed,
+            Ended::InDoubt => Outcome::InDoubt,
         };
         self.shared.metrics.transactions_open.dec();
         self.shared.metrics.transaction(outcome);
@@ -437,7 +466,7 @@ impl Session {
         }));
     }
 
-    fn origin(&self, channel: u16, id: TransactionId) -> Origin {
+    fn origin(&self, channel: u16, id: TransactionId, named: Option<Arc<Named>>) -> Origin {
         let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         // Neighbouring channels and neighbouring connections go different ways.
         let number = (self.number.wrapping_add(channel.into()) % u64::from(self.shared.lanes)) as u16;
@@ -446,7 +475,7 @@ impl Session {
             user: Arc::clone(&self.user),
             lane: Lane { vhost: Arc::clone(&self.vhost), number },
             created_at: Timestamp(i64::try_from(since.as_millis()).unwrap_or(i64::MAX)),
-            named: None,
+            named,
         }
     }
 }

@@ -13,6 +13,7 @@ use crate::protocol::command::Settings;
 use crate::protocol::handshake::LoginRules;
 use crate::signals::Shutdown;
 use crate::store::Store;
+use crate::tx::checker::Rules;
 use crate::tx::id::TransactionId;
 use crate::upstream::Upstream;
 use std::fmt;
@@ -31,6 +32,8 @@ pub struct Shared {
     loopback_users: Vec<String>,
     handshake_timeout: Duration,
     lanes: u16,
+    rules: Arc<Rules>,
+    control_exchange: Arc<str>,
 }
 
 impl fmt::Debug for Shared {
@@ -48,6 +51,7 @@ impl Shared {
         metrics: Arc<Metrics>,
         health: Arc<Health>,
         shutdown: Shutdown,
+        rules: Arc<Rules>,
     ) -> Self {
         Self {
             store,
@@ -59,6 +63,8 @@ impl Shared {
             loopback_users: config.listen.loopback_users.clone(),
             handshake_timeout: config.listen.handshake_timeout,
             lanes: config.relay.lanes,
+            rules,
+            control_exchange: config.transaction.control_exchange.as_str().into(),
         }
     }
 
@@ -77,6 +83,8 @@ impl Shared {
             message_bytes_max,
             message_bytes_auto,
             memory_bytes_max: usize::try_from(transaction.memory).unwrap_or(usize::MAX),
+            rules: Arc::clone(&self.rules),
+            control_exchange: Arc::clone(&self.control_exchange),
             new_id,
         }
     }

@@ -14,9 +14,9 @@ pub mod memory;
 pub mod sqlite;
 
 use crate::tx::batch::Batch;
-use crate::tx::checker::CheckPlan;
 use crate::tx::decision::{Actor, Decision, Target, Verdict};
 use crate::tx::id::{Timestamp, TransactionId};
+pub use crate::tx::name::Named;
 use crate::tx::name::TransactionName;
 pub use crate::tx::outcome::{Forwarded, ReturnedMessage, StoreError};
 use crate::tx::state::State;
@@ -54,18 +54,6 @@ pub struct Origin {
     pub created_at: Timestamp,
     /// What only named transactions have.
     pub named: Option<Arc<Named>>,
-}
-
-/// What makes a transaction outlive its channel.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Named {
-    /// Unique for its user in its virtual host.
-    pub name: TransactionName,
-    /// Who is to be asked when it is in doubt; nobody: it waits for a person.
-    pub check: Option<CheckPlan>,
-    /// Whether a transactional channel published it, which decides it or leaves it in doubt. What other channels
-    /// publish is in doubt from the start, because none of them will decide.
-    pub transactional: bool,
 }
 
 /// A decision to commit.

@@ -1,5 +1,6 @@
 //! What becomes of a transaction, as those who wait for it are told.
 
+use crate::amqp::reply_code::ReplyCode;
 use bytes::Bytes;
 
 /// What became of a transaction that was handed to the relay: told when RabbitMQ has answered for every message.
@@ -38,4 +39,16 @@ pub enum StoreError {
     /// The store has been shut down.
     #[error("the store is closed")]
     Closed,
+}
+
+impl StoreError {
+    /// What a client is told, as a channel error.
+    pub fn reply_code(&self) -> ReplyCode {
+        match self {
+            Self::Full(_) => ReplyCode::RESOURCE_ERROR,
+            Self::Conflict(_) => ReplyCode::PRECONDITION_FAILED,
+            Self::Locked(_) => ReplyCode::RESOURCE_LOCKED,
+            Self::Io(_) | Self::Closed => ReplyCode::INTERNAL_ERROR,
+        }
+    }
 }

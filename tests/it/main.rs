@@ -13,6 +13,7 @@ mod command;
 mod crash;
 mod faults;
 mod fidelity;
+mod half;
 mod process;
 mod publish;
 mod relay;

@@ -10,7 +10,11 @@ use crate::tx::batch;
 use crate::tx::outcome::ReturnedMessage;
 use bytes::Bytes;
 use proptest::prelude::*;
+use std::sync::Arc;
 use uuid::Uuid;
+
+mod half;
+mod named;
 
 /// Both ends of a connection under test, and what the session was told to do.
 struct Script {
@@ -19,7 +23,7 @@ struct Script {
     now: Instant,
 }
 
-fn settings() -> Settings {
+pub(in super::super) fn settings() -> Settings {
     Settings {
         login: LoginRules { from_loopback: false, loopback_users: vec!["guest".into()] },
         forward_wait: Duration::from_secs(1),
@@ -29,6 +33,8 @@ fn settings() -> Settings {
         message_bytes_max: 10_000,
         message_bytes_auto: false,
         memory_bytes_max: 64 << 10,
+        rules: Arc::default(),
+        control_exchange: "halfway".into(),
         new_id: || TransactionId(Uuid::now_v7()),
     }
 }
@@ -86,6 +92,13 @@ fn message(channel: u16, routing_key: &[u8], flags: u8, header: &[u8], body: &[u
 
 fn publish(channel: u16, body: &[u8]) -> Vec<u8> {
     message(channel, b"k", 0, &empty(body.len() as u64), body)
+}
+
+/// A publish that names its transaction.
+fn half(channel: u16, name: &str, body: &[u8]) -> Vec<u8> {
+    let mut headers = Vec::new();
+    table::write_string(&mut headers, b"x-half-transaction", name.as_bytes());
+    message(channel, b"k", 0, &full(body.len() as u64, &headers), body)
 }
 
 fn ack(channel: u16, tag: u64, multiple: bool) -> Vec<u8> {
@@ -207,7 +220,7 @@ impl Script {
     }
 
     fn committed(&mut self, id: TransactionId) {
-        self.connection.handle_committed(1, id, Ok(()));
+        self.connection.handle_committed(1, id, Ok(true));
         self.collect();
     }
 
@@ -528,7 +541,7 @@ fn a_large_transaction_goes_to_the_store_in_parts_and_is_decided_when_all_are_ke
     let mut script = Script::transactional(Settings { memory_bytes_max: 100, ..settings() });
     let body = [7; 150];
     script.client(&[publish(1, &body), publish(1, b"small"), bare(1, id::TX_COMMIT)].concat());
-    let Command::Park { channel: 1, transaction, batch } = script.command() else { panic!("it is parked") };
+    let Command::Park { channel: 1, transaction, batch, .. } = script.command() else { panic!("it is parked") };
     assert_eq!(batch.messages(), 1);
     script.upstream(&bare(1, id::TX_ROLLBACK_OK));
     assert!(script.commands.is_empty(), "no decision before the first part is kept");

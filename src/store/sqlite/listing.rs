@@ -242,8 +242,7 @@ pub(super) fn transaction(sql: &Connection, id: TransactionId) -> rusqlite::Resu
         "SELECT {COLUMNS} FROM transactions AS t NOT INDEXED CROSS JOIN lanes AS l ON l.lane = t.lane
          WHERE t.sequence = :sequence"
     );
-    let (_, summary) =
-        sql.prepare_cached(&query)?.query_row(named_params! { ":sequence": sequence }, |row| self::summary(row))?;
+    let (_, summary) = sql.prepare_cached(&query)?.query_row(named_params! { ":sequence": sequence }, self::summary)?;
     let events = sql
         .prepare_cached(
             "SELECT at, event, actor, reason FROM history INDEXED BY history_of

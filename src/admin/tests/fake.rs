@@ -1,0 +1,182 @@
+//! A store of which the HTTP port sees no difference to a real one.
+
+use std::sync::{Arc, Mutex};
+
+use tokio::sync::watch;
+use uuid::Uuid;
+
+use crate::store::{
+    Check, Commit, Committing, Cursor, DeadLetter, DueNow, Event, Filter, Lane, Listing, Origin, Pack, Reply, Sequence,
+    Store, StoreError, Summary,
+};
+use crate::tx::batch::Batch;
+use crate::tx::decision::{Actor, Decision, Fate, Target, Verdict};
+use crate::tx::id::{Timestamp, TransactionId};
+use crate::tx::name::TransactionName;
+use crate::tx::state::State;
+
+/// 2026-01-02T03:04:05.678Z.
+pub(super) const DECIDED_AT: Timestamp = Timestamp(1_767_323_045_678);
+
+#[derive(Default)]
+pub(super) struct FakeStore {
+    pub(super) rows: Mutex<Vec<Summary>>,
+    /// What [`Store::decide`] was given.
+    pub(super) decisions: Mutex<Vec<(Decision, Actor, Option<String>)>>,
+    /// Lets every call fail.
+    pub(super) failure: Mutex<Option<StoreError>>,
+}
+
+/// The id of the row that was added as number `number`.
+pub(super) fn id(number: u128) -> TransactionId {
+    TransactionId(Uuid::from_u128(number))
+}
+
+impl FakeStore {
+    /// Adds a transaction of `user` in `vhost`, number 1 first.
+    pub(super) fn add(&self, state: State, vhost: &str, user: &str, name: &str) {
+        let mut rows = self.rows.lock().unwrap();
+        let decided = !matches!(state, State::Open | State::InDoubt);
+        let row = Summary {
+            id: id(rows.len() as u128 + 1),
+            name: Some(TransactionName::new(name.as_bytes()).unwrap()),
+            vhost: vhost.into(),
+            user: user.into(),
+            state,
+            created_at: Timestamp(1_000),
+            parked_at: Some(Timestamp(2_001)),
+            decided_at: decided.then_some(DECIDED_AT),
+            decided_by: decided.then(|| "checker orders".to_owned()),
+            messages: 3,
+            bytes: 4096,
+            checker: None,
+            attempts: 2,
+            checks_answered: 1,
+            next_check_at: None,
+            lane: 0,
+        };
+        rows.push(row);
+    }
+
+    fn answer<T>(&self, work: impl FnOnce(&mut Vec<Summary>) -> T) -> Reply<T> {
+        let (answer, reply) = Reply::pair();
+        let failure = self.failure.lock().unwrap().clone();
+        let result = failure.map_or_else(|| Ok(work(&mut self.rows.lock().unwrap())), Err);
+        let _ = answer.send(result);
+        reply
+    }
+}
+
+impl Store for FakeStore {
+    fn decide(&self, target: Target, decision: Decision, actor: Actor, reason: Option<String>) -> Reply<Verdict> {
+        self.decisions.lock().unwrap().push((decision, actor.clone(), reason));
+        let is_meant = move |row: &&mut Summary| match &target {
+            Target::Id(id) => row.id == *id,
+            Target::Name(owned) => {
+                (&row.vhost, &row.user, row.name.as_ref()) == (&owned.vhost, &owned.user, Some(&owned.name))
+            }
+        };
+        self.answer(|rows| {
+            let Some(row) = rows.iter_mut().find(is_meant) else { return Verdict::Unknown };
+            let is_first = row.decided_at.is_none();
+            if is_first {
+                row.state = decision.state();
+                row.decided_at = Some(DECIDED_AT);
+                row.decided_by = Some(actor.to_string());
+            }
+            let decided_by = row.decided_by.clone().unwrap();
+            let fate = Fate { id: row.id, state: row.state, decided_at: DECIDED_AT, decided_by };
+            match (is_first, decision.is_of(row.state)) {
+                (true, _) => Verdict::Decided(fate),
+                (false, true) => Verdict::Before(fate),
+                (false, false) => Verdict::Contradicted(fate),
+            }
+        })
+    }
+
+    fn check_now(&self, id: TransactionId, _: Option<Arc<str>>) -> Reply<bool> {
+        self.answer(|rows| {
+            let is_due = |row: &&mut Summary| row.id == id && row.state == State::InDoubt && row.checker.is_some();
+            let Some(row) = rows.iter_mut().find(is_due) else { return false };
+            row.next_check_at = Some(DECIDED_AT);
+            true
+        })
+    }
+
+    fn transaction(&self, id: TransactionId) -> Reply<Option<(Summary, Vec<Event>)>> {
+        let reason = Some("a \"reason\"".to_owned());
+        let event = Event { at: Timestamp(2_001), event: "parked".into(), actor: "channel".into(), reason };
+        self.answer(|rows| rows.iter().find(|row| row.id == id).map(|row| (row.clone(), vec![event])))
+    }
+
+    fn transactions(&self, filter: Filter, after: i64, limit: usize) -> Reply<Listing> {
+        let fits = |row: &Summary| {
+            filter.state.is_none_or(|state| row.state == state)
+                && filter.vhost.as_deref().is_none_or(|vhost| *row.vhost == *vhost)
+                && filter.user.as_deref().is_none_or(|user| *row.user == *user)
+                && filter.name.as_deref().is_none_or(|name| row.name.as_ref().is_some_and(|row| row.as_str() == name))
+        };
+        self.answer(|rows| {
+            let mut fitting = (1i64..).zip(rows.iter()).filter(|(place, row)| *place > after && fits(row));
+            let page: Vec<_> = fitting.by_ref().take(limit).collect();
+            let next = fitting.next().and(page.last().map(|(place, _)| *place));
+            Listing { items: page.into_iter().map(|(_, row)| row.clone()).collect(), next }
+        })
+    }
+
+    fn is_full(&self) -> bool {
+        false
+    }
+
+    fn fullness(&self) -> watch::Receiver<bool> {
+        watch::channel(false).1
+    }
+
+    fn park(&self, _: Origin, _: Batch) -> Reply<()> {
+        unreachable!("the HTTP port publishes nothing")
+    }
+
+    fn commit(&self, _: Commit) -> Reply<Committing> {
+        unreachable!("the HTTP port is no channel")
+    }
+
+    fn rollback(&self, _: TransactionId, _: Option<String>) -> Reply<()> {
+        unreachable!("the HTTP port is no channel")
+    }
+
+    fn abandon(&self, _: TransactionId) -> Reply<()> {
+        unreachable!("the HTTP port is no channel")
+    }
+
+    fn due(&self, _: &str, _: Timestamp, _: usize) -> Reply<DueNow> {
+        unreachable!("the HTTP port asks no checker")
+    }
+
+    fn checked(&self, _: TransactionId, _: Check) -> Reply<bool> {
+        unreachable!("the HTTP port asks no checker")
+    }
+
+    fn unasked(&self, _: Vec<Arc<str>>, _: i64, _: usize) -> Reply<Listing> {
+        unreachable!("the HTTP port asks no checker")
+    }
+
+    fn messages(&self, _: TransactionId, _: usize) -> Reply<Vec<Pack>> {
+        unreachable!("the HTTP port shows no messages")
+    }
+
+    fn delivered(&self, _: Vec<Sequence>) {
+        unreachable!("the HTTP port delivers nothing")
+    }
+
+    fn dead_letter(&self, _: DeadLetter) -> Reply<()> {
+        unreachable!("the HTTP port delivers nothing")
+    }
+
+    fn lanes(&self) -> Reply<Vec<Lane>> {
+        unreachable!("the HTTP port delivers nothing")
+    }
+
+    fn page(&self, _: &Lane, _: Option<Cursor>, _: usize) -> Reply<Vec<Pack>> {
+        unreachable!("the HTTP port delivers nothing")
+    }
+}

@@ -1,0 +1,306 @@
+//! Half messages and decisions on ordinary channels.
+
+use super::*;
+use crate::tx::decision::{Decision, Fate};
+use crate::tx::id::Timestamp;
+use crate::tx::state::State;
+
+/// Where the judge sits.
+const SEAT: u16 = u16::MAX;
+
+fn channel_open(channel: u16) -> Vec<u8> {
+    let mut out = Vec::new();
+    method::write_channel_open(&mut out, channel);
+    out
+}
+
+fn flow_ok(channel: u16) -> Vec<u8> {
+    let mut out = Vec::new();
+    frame::write_method(&mut out, channel, id::CHANNEL_FLOW_OK, |out| out.put_u8(1));
+    out
+}
+
+/// With these channels open, in confirm mode or not.
+fn ordinary(channels: &[u16], confirm: bool) -> Script {
+    let mut script = Script::open(settings());
+    for channel in channels {
+        script.client(&channel_open(*channel));
+        if confirm {
+            script.client(&bare(*channel, id::CONFIRM_SELECT));
+            script.upstream(&bare(*channel, id::CONFIRM_SELECT_OK));
+        }
+    }
+    script.sent();
+    script
+}
+
+fn parked(script: &mut Script) -> (u16, TransactionId, String) {
+    let Command::Park { channel, transaction, named: Some(named), .. } = script.command() else {
+        panic!("it is parked under its name")
+    };
+    assert!(!named.transactional);
+    (channel, transaction, named.name.to_string())
+}
+
+fn keep(script: &mut Script, channel: u16, id: TransactionId) {
+    script.connection.handle_parked(channel, id, Ok(()));
+    script.collect();
+}
+
+fn control(channel: u16, routing_key: &[u8], name: &str, body: &[u8]) -> Vec<u8> {
+    let (mut headers, mut out) = (Vec::new(), Vec::new());
+    table::write_string(&mut headers, b"x-half-transaction", name.as_bytes());
+    Publish { exchange: b"halfway", routing_key, flags: 0 }.write(&mut out, channel);
+    frame::write_content(&mut out, channel, &full(body.len() as u64, &headers), body, 4096);
+    out
+}
+
+fn closed(frames: &[u8]) -> (u16, String) {
+    let Split::Frame(frame) = frame::split(frames, 1000) else { panic!("a close") };
+    assert_eq!(frame.method_id(), Some(id::CHANNEL_CLOSE));
+    let close = Close::parse(frame.arguments()).unwrap();
+    (frame.channel, String::from_utf8_lossy(close.text).into_owned())
+}
+
+#[test]
+fn a_half_message_is_judged_in_order_and_confirmed_when_it_is_durable() {
+    let mut script = ordinary(&[1], true);
+    script.client(&half(1, "order-1", b"one"));
+    assert_eq!(methods(&script.sent().1), [(1, id::CHANNEL_FLOW)], "first everything before it");
+    script.upstream(&flow_ok(1));
+    let (to_client, to_upstream) = script.sent();
+    assert_eq!(to_client, b"", "the client did not ask for that");
+    assert_eq!(
+        methods(&to_upstream),
+        [(SEAT, id::CHANNEL_OPEN), (SEAT, id::TX_SELECT), (SEAT, id::BASIC_PUBLISH), (SEAT, id::TX_ROLLBACK)]
+    );
+    assert!(!to_upstream.windows(3).any(|bytes| bytes == b"one"), "a probe has no body");
+    script.upstream(&[bare(SEAT, id::CHANNEL_OPEN_OK), bare(SEAT, id::TX_SELECT_OK)].concat());
+    assert!(script.commands.is_empty());
+    script.upstream(&bare(SEAT, id::TX_ROLLBACK_OK));
+    let (channel, id, name) = parked(&mut script);
+    assert_eq!((channel, name.as_str()), (1, "order-1"));
+    assert_eq!(script.sent().0, b"", "not durable yet");
+    keep(&mut script, 1, id);
+    assert_eq!(script.sent().0, ack(1, 1, false));
+
+    // The next one finds the judge, and nothing has happened that would have to be waited for.
+    script.client(&half(1, "order-2", b"two"));
+    assert_eq!(methods(&script.sent().1), [(SEAT, id::BASIC_PUBLISH), (SEAT, id::TX_ROLLBACK)]);
+}
+
+#[test]
+fn a_channel_without_confirms_gets_none() {
+    let mut script = ordinary(&[1], false);
+    script.client(&half(1, "order-1", b"one"));
+    script.upstream(&[flow_ok(1), bare(SEAT, id::TX_ROLLBACK_OK)].concat());
+    let (_, id, _) = parked(&mut script);
+    keep(&mut script, 1, id);
+    assert_eq!(script.sent().0, b"");
+}
+
+#[test]
+fn what_rabbitmq_refuses_closes_the_channel_that_published_it() {
+    let mut script = ordinary(&[1, 2], true);
+    script.client(&[half(1, "order-1", b"one"), half(2, "order-2", b"two")].concat());
+    script.upstream(&[flow_ok(1), flow_ok(2)].concat());
+    script.sent();
+    script.upstream(&close(SEAT, 403, "ACCESS_REFUSED - access to exchange 'x' in vhost 'shop' refused for user 'u'"));
+    let (to_client, to_upstream) = script.sent();
+    assert_eq!(
+        closed(&to_client),
+        (1, "ACCESS_REFUSED - access to exchange 'x' in vhost 'shop' refused for user 'u'".into())
+    );
+    assert_eq!(
+        methods(&to_upstream),
+        [
+            (SEAT, id::CHANNEL_CLOSE_OK),
+            (SEAT, id::CHANNEL_OPEN),
+            (SEAT, id::TX_SELECT),
+            (SEAT, id::BASIC_PUBLISH),
+            (SEAT, id::TX_ROLLBACK),
+            (1, id::CHANNEL_CLOSE)
+        ],
+        "the other one, which RabbitMQ passed over, is asked about again"
+    );
+    script.upstream(&bare(SEAT, id::TX_ROLLBACK_OK));
+    assert_eq!(parked(&mut script).0, 2);
+    assert!(script.commands.is_empty());
+}
+
+#[test]
+fn messages_pass_a_half_message_on_its_way_and_other_methods_wait() {
+    let mut script = ordinary(&[1], true);
+    let mut delete = Vec::new();
+    frame::write_method(&mut delete, 1, (40, 20), |out| out.extend(b"\0\0\x01x\0"));
+    script.client(&[half(1, "order-1", b"one"), publish(1, b"plain"), delete.clone(), publish(1, b"late")].concat());
+    let to_upstream = script.sent().1;
+    assert_eq!(methods(&to_upstream), [(1, id::CHANNEL_FLOW), (1, id::BASIC_PUBLISH)]);
+    assert!(to_upstream.ends_with(&publish(1, b"plain")));
+    script.upstream(&[flow_ok(1), bare(SEAT, id::TX_ROLLBACK_OK)].concat());
+    let (_, id, _) = parked(&mut script);
+    script.sent();
+    keep(&mut script, 1, id);
+    assert_eq!(script.sent().1, [delete, publish(1, b"late")].concat());
+    // The exchange is gone now: the next half message must see that.
+    script.client(&half(1, "order-2", b"two"));
+    assert_eq!(methods(&script.sent().1), [(1, id::CHANNEL_FLOW)]);
+}
+
+#[test]
+fn tags_count_for_the_client_as_it_counts() {
+    let mut script = ordinary(&[1], true);
+    script.client(&[publish(1, b"1"), half(1, "a", b"2"), publish(1, b"3"), publish(1, b"4")].concat());
+    script.upstream(&ack(1, 2, true));
+    assert_eq!(script.sent().0, [ack(1, 1, true), ack(1, 3, false)].concat(), "2 is not durable");
+    script.upstream(&[flow_ok(1), bare(SEAT, id::TX_ROLLBACK_OK)].concat());
+    let (_, id, _) = parked(&mut script);
+    keep(&mut script, 1, id);
+    script.upstream(&ack(1, 3, true));
+    assert_eq!(script.sent().0, [ack(1, 2, false), ack(1, 4, true)].concat());
+}
+
+#[test]
+fn a_confirm_does_not_come_in_the_middle_of_a_delivery() {
+    let mut script = ordinary(&[1], true);
+    script.client(&half(1, "a", b"1"));
+    script.upstream(&[flow_ok(1), bare(SEAT, id::TX_ROLLBACK_OK), deliver(1, 1, 4)].concat());
+    let (_, id, _) = parked(&mut script);
+    script.sent();
+    keep(&mut script, 1, id);
+    assert_eq!(script.sent().0, b"");
+    let mut body = Vec::new();
+    frame::write(&mut body, kind::BODY, 1, |out| out.extend(b"four"));
+    script.upstream(&body);
+    assert_eq!(script.sent().0, [body, ack(1, 1, false)].concat());
+}
+
+#[test]
+fn a_header_that_comes_later_is_waited_for() {
+    let mut script = ordinary(&[1], false);
+    let whole = [publish(1, b"plain"), half(1, "order-1", b"one")].concat();
+    for cut in 1..whole.len() {
+        let used = script.connection.handle_client(&whole[..cut]);
+        let rest = &whole[used..];
+        script.client(rest);
+        let sent = script.sent().1;
+        assert!(sent.starts_with(&publish(1, b"plain")), "cut at {cut}");
+        assert!(!sent.windows(3).any(|bytes| bytes == b"one"), "cut at {cut}: it was let through");
+        script = ordinary(&[1], false);
+    }
+    // Frames of another channel may stand in between.
+    let mut frames = publish(1, b"");
+    let header_at = frames.len() - (frame::OVERHEAD_BYTES + 14);
+    let mut split = half(1, "order-1", b"");
+    let Split::Frame(first) = frame::split(&split, 1000) else { panic!("basic.publish") };
+    let method_bytes = first.raw.len();
+    let header = split.split_off(method_bytes);
+    frames.truncate(header_at);
+    script.client(&[split, publish(2, b"other"), header].concat());
+    let sent = methods(&script.sent().1);
+    assert_eq!(sent, [(2, id::BASIC_PUBLISH), (1, id::CHANNEL_FLOW)]);
+    // And an ordinary message is still one.
+    script.client(&publish(1, b"plain"));
+    assert_eq!(script.sent().1, publish(1, b"plain"));
+}
+
+#[test]
+fn decisions_are_made_after_what_was_published_before_them() {
+    let mut script = ordinary(&[1], true);
+    script.client(&[half(1, "order-1", b"one"), control(1, b"commit", "order-1", b"")].concat());
+    script.upstream(&[flow_ok(1), bare(SEAT, id::TX_ROLLBACK_OK)].concat());
+    let (_, id, _) = parked(&mut script);
+    assert!(script.commands.is_empty(), "the half message is not durable yet");
+    keep(&mut script, 1, id);
+    let Command::Decide { channel: 1, ticket, decision: Decision::Commit, name } = script.command() else {
+        panic!("it is decided")
+    };
+    script.sent();
+    let at = Timestamp(1_790_000_000_000);
+    let fate = Fate { id, state: State::RolledBack, decided_at: at, decided_by: "operator ann".into() };
+    script.connection.handle_decided(1, ticket, &name, Ok(Verdict::Before(fate.clone())));
+    assert_eq!(script.sent().0, ack(1, 2, false));
+
+    script.client(&control(1, b"commit", "order-1", b""));
+    let Command::Decide { ticket, name, .. } = script.command() else { panic!("it is decided") };
+    script.connection.handle_decided(1, ticket, &name, Ok(Verdict::Contradicted(fate)));
+    let text = "PRECONDITION_FAILED - transaction 'order-1' is rolled_back since 2026-09-21T14:13:20Z by operator ann";
+    assert_eq!(closed(&script.sent().0), (1, text.into()));
+}
+
+#[test]
+fn a_wrong_decision_is_named_and_reaches_nobody() {
+    for (frames, text) in [
+        (control(1, b"commit", "a", b"body"), "a message to exchange 'halfway' has no body, this one has 4 bytes"),
+        (
+            control(1, b"abort", "a", b""),
+            "routing key 'abort' to exchange 'halfway' is neither 'commit' nor 'rollback'",
+        ),
+        (control(1, b"commit", "", b""), "header x-half-transaction is empty"),
+    ] {
+        let mut script = ordinary(&[1], true);
+        script.client(&frames);
+        assert_eq!(methods(&script.sent().1), [(1, id::CHANNEL_CLOSE)]);
+        // RabbitMQ may be in the middle of a delivery, which nobody followed before: its answer tells.
+        script.upstream(&bare(1, id::CHANNEL_CLOSE_OK));
+        assert_eq!(closed(&script.sent().0), (1, format!("PRECONDITION_FAILED - {text}")));
+        assert!(script.commands.is_empty());
+    }
+}
+
+#[test]
+fn the_judge_leaves_its_seat_to_the_client() {
+    let mut script = ordinary(&[1], true);
+    script.client(&half(1, "a", b"1"));
+    script.upstream(&flow_ok(1));
+    script.sent();
+    let open = channel_open(SEAT);
+    assert_eq!(script.connection.handle_client(&open), open.len());
+    assert_eq!(methods(&script.sent().1), [(SEAT, id::CHANNEL_CLOSE)]);
+    assert!(!script.connection.wants_client(), "the client waits for its channel");
+    script.upstream(&bare(SEAT, id::CHANNEL_CLOSE_OK));
+    assert!(script.connection.wants_client());
+    let sent = methods(&script.sent().1);
+    assert_eq!(sent[0], (SEAT, id::CHANNEL_OPEN));
+    assert_eq!(
+        sent[1..3],
+        [(SEAT - 1, id::CHANNEL_OPEN), (SEAT - 1, id::TX_SELECT)],
+        "and the question is asked again"
+    );
+    script.upstream(&[bare(SEAT, id::CHANNEL_OPEN_OK), bare(SEAT - 1, id::TX_ROLLBACK_OK)].concat());
+    assert_eq!(methods(&script.sent().0), [(SEAT, id::CHANNEL_OPEN_OK)]);
+    assert_eq!(parked(&mut script).0, 1);
+}
+
+#[test]
+fn a_client_with_all_its_channels_open_is_told_that_one_is_missing() {
+    let mut script = ordinary(&(1..=2047).collect::<Vec<_>>(), false);
+    script.client(&half(1, "a", b"1"));
+    script.upstream(&flow_ok(1));
+    let text = "RESOURCE_ERROR - all 2047 channels are open, and a half message needs one more";
+    assert_eq!(closed(&script.sent().0), (1, text.into()));
+}
+
+#[test]
+fn a_client_that_closes_politely_has_everything_kept() {
+    let mut script = ordinary(&[1], false);
+    let mut goodbye = Vec::new();
+    Close { code: ReplyCode::SUCCESS, text: b"bye", method: (0, 0) }.write(&mut goodbye, 0);
+    script.client(&[half(1, "a", b"1"), bare(1, id::CHANNEL_CLOSE), goodbye.clone()].concat());
+    script.upstream(&[flow_ok(1), bare(SEAT, id::TX_ROLLBACK_OK)].concat());
+    let (_, id, _) = parked(&mut script);
+    script.sent();
+    keep(&mut script, 1, id);
+    assert_eq!(script.sent().1, [bare(1, id::CHANNEL_CLOSE), goodbye].concat());
+}
+
+#[test]
+fn a_store_that_fails_closes_the_channel() {
+    let mut script = ordinary(&[1], true);
+    script.client(&half(1, "a", b"1"));
+    script.upstream(&[flow_ok(1), bare(SEAT, id::TX_ROLLBACK_OK)].concat());
+    let (_, id, _) = parked(&mut script);
+    script.sent();
+    script.connection.handle_parked(1, id, Err(StoreError::Full("disk full".into())));
+    assert_eq!(closed(&script.sent().0), (1, "RESOURCE_ERROR - the store is full: disk full".into()));
+}

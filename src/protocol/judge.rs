@@ -1,0 +1,173 @@
+//! How RabbitMQ judges half messages that come on ordinary channels.
+//!
+//! An ordinary channel can't be asked without delivering. So the connection has one more channel at RabbitMQ, the
+//! judge, in tx mode, on which a half message is published without its body and rolled back, as on a transactional
+//! channel. It is opened with the first half message on an ordinary channel, under a number that the client does not
+//! use, and belongs to the client's own connection: same user, same rights, same alarms.
+//!
+//! Channels run side by side in RabbitMQ, so the judge could look for an exchange before the client's own channel has
+//! declared it. [`super::ordinary`] asks only when the client's channel has been through everything before.
+
+use super::command::Io;
+use super::ordinary::Ticket;
+use crate::amqp::frame::{Frame, Split, split};
+use crate::amqp::method::{self, Close, id};
+use crate::amqp::reply_code::ReplyCode;
+use std::collections::{HashSet, VecDeque};
+
+/// What RabbitMQ says of a half message.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Judgement {
+    /// It would have taken it.
+    Fine,
+    /// It refuses it: with these arguments of channel.close.
+    Refused {
+        /// The reply code.
+        code: ReplyCode,
+        /// RabbitMQ's words, the code's name in front.
+        text: Vec<u8>,
+        /// The method that it names.
+        method: (u16, u16),
+    },
+}
+
+#[derive(Debug)]
+struct Question {
+    channel: u16,
+    ticket: Ticket,
+    probe: Vec<u8>,
+}
+
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+enum State {
+    #[default]
+    Absent,
+    Open(u16),
+    /// Its number is the client's again as soon as RabbitMQ has closed it.
+    Closing(u16),
+}
+
+/// The channel, and what it was asked.
+#[derive(Debug, Default)]
+pub struct Judge {
+    state: State,
+    /// In the order in which they were asked.
+    questions: VecDeque<Question>,
+}
+
+impl Judge {
+    /// Whether a frame from RabbitMQ on this channel is the judge's.
+    pub fn is_at(&self, channel: u16) -> bool {
+        matches!(self.state, State::Open(number) | State::Closing(number) if number == channel)
+    }
+
+    /// Whether the client can't open one more channel, this one, while the judge is there.
+    pub fn is_in_the_way(&self, channel: u16, open: &HashSet<u16>, channel_max: u16) -> bool {
+        match self.state {
+            State::Absent => false,
+            State::Closing(number) => number == channel || has_no_room(open.len() + 1, channel_max),
+            State::Open(number) => number == channel || has_no_room(open.len() + 1, channel_max),
+        }
+    }
+
+    /// Asks about a half message; its answer comes from [`Judge::handle`]. `open` are the client's channels,
+    /// `channel_max` what was negotiated.
+    ///
+    /// # Errors
+    /// The client has as many channels open as it may, so that none is left for this.
+    pub fn ask(
+        &mut self,
+        channel: u16,
+        ticket: Ticket,
+        probe: Vec<u8>,
+        open: &HashSet<u16>,
+        channel_max: u16,
+        io: &mut Io,
+    ) -> Result<(), String> {
+        if self.state == State::Absent {
+            if has_no_room(open.len(), channel_max) {
+                return Err(format!("all {channel_max} channels are open, and a half message needs one more"));
+            }
+            // A number above channel_max is never the client's, and RabbitMQ counts channels, not numbers.
+            let number = (1..=u16::MAX).rev().find(|number| !open.contains(number)).unwrap_or(u16::MAX);
+            self.open(number, io);
+        }
+        if let State::Open(number) = self.state {
+            put(number, &probe, io);
+        }
+        self.questions.push_back(Question { channel, ticket, probe });
+        Ok(())
+    }
+
+    fn open(&mut self, number: u16, io: &mut Io) {
+        self.state = State::Open(number);
+        method::write_channel_open(&mut io.to_upstream, number);
+        method::write_bare(&mut io.to_upstream, number, id::TX_SELECT);
+    }
+
+    /// Makes room for a channel of the client. What was asked and not answered is asked anew later.
+    pub fn step_aside(&mut self, io: &mut Io) {
+        if let State::Open(number) = self.state {
+            self.state = State::Closing(number);
+            Close { code: ReplyCode::SUCCESS, text: b"", method: (0, 0) }.write(&mut io.to_upstream, number);
+        }
+    }
+
+    /// Whether it has stepped aside and nobody asked since.
+    pub fn is_absent(&self) -> bool {
+        self.state == State::Absent
+    }
+
+    /// Questions that nobody works on, because the judge stepped aside.
+    pub fn take_questions(&mut self) -> Vec<(u16, Ticket, Vec<u8>)> {
+        self.questions.drain(..).map(|question| (question.channel, question.ticket, question.probe)).collect()
+    }
+
+    /// A frame from RabbitMQ on the judge's channel; gives back who has an answer now.
+    pub fn handle(&mut self, frame: &Frame<'_>, io: &mut Io) -> Option<(u16, Ticket, Judgement)> {
+        match (frame.method_id()?, self.state) {
+            (id::TX_ROLLBACK_OK, State::Open(_) | State::Closing(_)) => {
+                let Question { channel, ticket, .. } = self.questions.pop_front()?;
+                Some((channel, ticket, Judgement::Fine))
+            }
+            (id::CHANNEL_CLOSE, State::Open(number)) => {
+                method::write_bare(&mut io.to_upstream, number, id::CHANNEL_CLOSE_OK);
+                let refused = self.questions.pop_front();
+                // RabbitMQ ignored everything behind the one that it refused.
+                self.open(number, io);
+                for question in &self.questions {
+                    put(number, &question.probe, io);
+                }
+                let close = Close::parse(frame.arguments()).ok()?;
+                let judgement =
+                    Judgement::Refused { code: close.code, text: close.text.to_vec(), method: close.method };
+                refused.map(|question| (question.channel, question.ticket, judgement))
+            }
+            (id::CHANNEL_CLOSE, State::Closing(number)) => {
+                method::write_bare(&mut io.to_upstream, number, id::CHANNEL_CLOSE_OK);
+                None
+            }
+            (id::CHANNEL_CLOSE_OK, State::Closing(_)) => {
+                self.state = State::Absent;
+                None
+            }
+            _ => None,
+        }
+    }
+}
+
+fn has_no_room(channels: usize, channel_max: u16) -> bool {
+    channel_max != 0 && channels >= usize::from(channel_max)
+}
+
+/// Sends a probe, made for any channel, on the judge's, and drops it again.
+fn put(number: u16, probe: &[u8], io: &mut Io) {
+    let mut rest = probe;
+    while let Split::Frame(frame) = split(rest, usize::MAX - 8) {
+        rest = &rest[frame.raw.len()..];
+        let start = io.to_upstream.len();
+        io.to_upstream.extend_from_slice(frame.raw);
+        io.to_upstream[start + 1..start + 3].copy_from_slice(&number.to_be_bytes());
+    }
+    method::write_bare(&mut io.to_upstream, number, id::TX_ROLLBACK);
+}

@@ -1,0 +1,478 @@
+//! An ordinary channel, in confirm mode or not, on which half messages are published among others.
+//!
+//! ```text
+//! half message ──► Ordering ───────────► Judging ─────────► Parking ────────────► confirm
+//!                  channel.flow, which   the judge asks     the store makes
+//!                  changes nothing,      RabbitMQ, see      it durable
+//!                  has come back         super::judge
+//! decision     ──► (all before it are through) ──► Deciding ────────────────────► confirm
+//! ```
+//!
+//! RabbitMQ must judge a half message after what the client did before it on this channel (it may have declared the
+//! exchange) and before what it does behind it (it may delete it). Before: channel.flow(active) changes nothing and is
+//! answered when RabbitMQ has been through everything on this channel; it is needed only after a method that could
+//! change the judgement. Behind: messages, acks and all else of class basic pass at once; from the first other method on,
+//! the client's frames wait until no half message is on its way.
+
+use super::command::{Command, Io};
+use super::deliveries::Content;
+use super::half;
+use super::judge::Judgement;
+use super::numbering::Numbering;
+use super::probe;
+use crate::amqp::frame::{self, Frame, kind};
+use crate::amqp::method::{self, CLASS_BASIC, Publish, Settle, id};
+use crate::amqp::properties::{self, Properties};
+use crate::amqp::reply_code::ReplyCode;
+use crate::amqp::wire::Reader;
+use crate::tx::batch::{Batch, HalfMessage};
+use crate::tx::decision::{Decision, Verdict};
+use crate::tx::id::TransactionId;
+use crate::tx::name::{Named, TransactionName};
+use crate::tx::outcome::StoreError;
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+/// Bytes of half messages on their way, and of frames behind them, past which the client has to wait.
+const WAITING_BYTES_MAX: usize = 1 << 20;
+
+/// Tells the half messages and decisions of a channel apart.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Ticket(pub u64);
+
+/// What is to be done with a frame, or after an event.
+#[derive(Debug)]
+pub enum Step {
+    /// Nothing more.
+    Taken,
+    /// The frame goes the way of every ordinary channel's.
+    Pass,
+    /// Nothing is on its way any more: frames that waited may go on.
+    Released,
+    /// RabbitMQ is to be asked about these probes.
+    Ask(Vec<(Ticket, Vec<u8>)>),
+    /// The proxy closes the channel.
+    Refuse(ReplyCode, String, (u16, u16)),
+    /// The client broke the framing, and what it sent was passed on.
+    Broken,
+}
+
+/// A message whose header is not there yet, or a half message whose body is not.
+#[derive(Debug)]
+enum Receiving {
+    Header {
+        publish: Vec<u8>,
+        raw: Vec<u8>,
+    },
+    Body {
+        publish: Vec<u8>,
+        header: Vec<u8>,
+        body: Vec<u8>,
+        body_bytes: u64,
+        received: u64,
+        what: What,
+    },
+    /// The body of an ordinary message, which passes.
+    Passing(u64),
+}
+
+/// What a held message turned out to be.
+#[derive(Debug)]
+enum What {
+    Half(Named),
+    Decision(Decision, TransactionName),
+    /// To be refused when all of it is there, as RabbitMQ does.
+    Wrong(String),
+}
+
+#[derive(Debug)]
+struct Waiting {
+    ticket: Ticket,
+    /// The client's delivery tag, on a confirm channel.
+    tag: Option<u64>,
+    bytes: usize,
+    stage: Stage,
+}
+
+#[derive(Debug)]
+enum Stage {
+    Ordering { probe: Vec<u8>, half: Half },
+    Judging(Half),
+    Parking(TransactionId),
+    Decision(Decision, TransactionName),
+    Deciding(TransactionName),
+}
+
+#[derive(Debug)]
+struct Half {
+    named: Arc<Named>,
+    batch: Batch,
+}
+
+/// See the module.
+#[derive(Debug)]
+pub struct HalfChannel {
+    number: u16,
+    /// `None`: not in confirm mode.
+    numbering: Option<Numbering>,
+    receiving: Option<Receiving>,
+    waiting: VecDeque<Waiting>,
+    next_ticket: u64,
+    /// Frames of the client that wait until nothing is on its way.
+    behind: Vec<u8>,
+    /// Whether a method that may change RabbitMQ's judgement went out since the last flow-ok was asked for.
+    unordered: bool,
+    /// Who waits for the next flow-ok: this (`true`), or the client.
+    flows: VecDeque<bool>,
+    content: Content,
+    /// What the proxy has to say once RabbitMQ's content is through.
+    held: Vec<u8>,
+}
+
+impl HalfChannel {
+    /// For a channel on which so many messages were published since confirm.select; `None`: it is not in confirm mode.
+    pub fn new(number: u16, published: Option<u64>) -> Self {
+        Self {
+            number,
+            numbering: published.map(Numbering::new),
+            receiving: None,
+            waiting: VecDeque::new(),
+            next_ticket: 0,
+            behind: Vec::new(),
+            // What the client did before this was not looked at.
+            unordered: true,
+            flows: VecDeque::new(),
+            content: Content::Unknown,
+            held: Vec::new(),
+        }
+    }
+
+    /// Whether something waits for RabbitMQ or the store.
+    pub fn is_busy(&self) -> bool {
+        !self.waiting.is_empty()
+    }
+
+    /// Whether the client has to wait before it may send more.
+    pub fn is_congested(&self) -> bool {
+        self.behind.len() + self.waiting.iter().map(|waiting| waiting.bytes).sum::<usize>() > WAITING_BYTES_MAX
+    }
+
+    /// Frames that waited; they are the client's next ones.
+    pub fn take_behind(&mut self) -> Vec<u8> {
+        std::mem::take(&mut self.behind)
+    }
+
+    /// What is to be said at the end of RabbitMQ's content.
+    pub fn take_held(&mut self) -> Vec<u8> {
+        std::mem::take(&mut self.held)
+    }
+
+    /// Where RabbitMQ is within a content on this channel.
+    pub fn content(&self) -> Content {
+        self.content
+    }
+
+    /// A frame from the client.
+    pub fn handle_client(&mut self, frame: &Frame<'_>, io: &mut Io) -> Step {
+        if !self.behind.is_empty() {
+            self.behind.extend_from_slice(frame.raw);
+            return Step::Taken;
+        }
+        match (frame.kind, self.receiving.take()) {
+            (kind::METHOD, None) => self.handle_method(frame),
+            (kind::HEADER, Some(Receiving::Header { publish, raw })) => self.handle_header(publish, &raw, frame, io),
+            (kind::BODY, Some(Receiving::Body { publish, header, mut body, body_bytes, received, what })) => {
+                let received = received + frame.payload.len() as u64;
+                if received > body_bytes {
+                    return self.broken(&publish, Some(&header), frame, io);
+                }
+                if matches!(what, What::Half(_)) {
+                    body.extend_from_slice(frame.payload);
+                }
+                self.proceed(publish, header, body, body_bytes, received, what, io)
+            }
+            (kind::BODY, Some(Receiving::Passing(rest))) => {
+                let rest = rest.saturating_sub(frame.payload.len() as u64);
+                self.receiving = (rest > 0).then_some(Receiving::Passing(rest));
+                Step::Pass
+            }
+            (_, Some(Receiving::Header { publish, .. })) => self.broken(&publish, None, frame, io),
+            (_, Some(Receiving::Body { publish, header, .. })) => self.broken(&publish, Some(&header), frame, io),
+            // Out of order: RabbitMQ says so.
+            (_, None | Some(Receiving::Passing(_))) => Step::Pass,
+        }
+    }
+
+    /// A frame that may not stand here. RabbitMQ is shown what came, and says what it says to that.
+    fn broken(&mut self, publish: &[u8], header: Option<&[u8]>, frame: &Frame<'_>, io: &mut Io) -> Step {
+        frame::write_method(&mut io.to_upstream, self.number, id::BASIC_PUBLISH, |out| out.extend_from_slice(publish));
+        if let Some(header) = header {
+            frame::write(&mut io.to_upstream, kind::HEADER, self.number, |out| out.extend_from_slice(header));
+        }
+        io.to_upstream.extend_from_slice(frame.raw);
+        Step::Broken
+    }
+
+    fn handle_method(&mut self, frame: &Frame<'_>) -> Step {
+        let method = frame.method_id();
+        match method {
+            Some(id::BASIC_PUBLISH) => {
+                let (publish, raw) = (frame.arguments().to_vec(), frame.raw.to_vec());
+                self.receiving = Some(Receiving::Header { publish, raw });
+                return Step::Taken;
+            }
+            Some((CLASS_BASIC, _)) => return Step::Pass,
+            _ if self.is_busy() => {
+                self.behind.extend_from_slice(frame.raw);
+                return Step::Taken;
+            }
+            Some(id::CHANNEL_FLOW) => self.flows.push_back(false),
+            Some(id::CONFIRM_SELECT) => drop(self.numbering.get_or_insert_with(|| Numbering::new(0))),
+            _ => self.unordered = true,
+        }
+        Step::Pass
+    }
+
+    fn handle_header(&mut self, publish: Vec<u8>, raw: &[u8], frame: &Frame<'_>, io: &mut Io) -> Step {
+        let what = match (Publish::parse(&publish), properties::body_size(frame.payload)) {
+            (Ok(parsed), Ok(body_bytes)) => look(&parsed, frame.payload, io).map(|what| (what, body_bytes)),
+            _ => None,
+        };
+        let Some((what, body_bytes)) = what else {
+            if let Some(numbering) = &mut self.numbering {
+                numbering.pass();
+            }
+            let rest = properties::body_size(frame.payload).unwrap_or(0);
+            self.receiving = (rest > 0).then_some(Receiving::Passing(rest));
+            io.to_upstream.extend_from_slice(raw);
+            return Step::Pass;
+        };
+        io.published = true;
+        self.proceed(publish, frame.payload.to_vec(), Vec::new(), body_bytes, 0, what, io)
+    }
+
+    /// Goes on receiving, or takes the message if all of it is there.
+    #[allow(clippy::too_many_arguments)] // the parts of one message
+    fn proceed(
+        &mut self,
+        publish: Vec<u8>,
+        header: Vec<u8>,
+        body: Vec<u8>,
+        body_bytes: u64,
+        received: u64,
+        what: What,
+        io: &mut Io,
+    ) -> Step {
+        if received < body_bytes {
+            self.receiving = Some(Receiving::Body { publish, header, body, body_bytes, received, what });
+            return Step::Taken;
+        }
+        let stage = match what {
+            What::Wrong(text) => return Step::Refuse(ReplyCode::PRECONDITION_FAILED, text, id::BASIC_PUBLISH),
+            What::Decision(decision, name) => Stage::Decision(decision, name),
+            What::Half(named) => {
+                let mut probe = Vec::new();
+                let read = (Publish::parse(&publish), Properties::parse(&header));
+                if let (Ok(publish), Ok(properties)) = read {
+                    probe::write(&mut probe, self.number, &publish, &properties);
+                }
+                let mut batch = Batch::default();
+                batch.push(HalfMessage { publish: &publish, header: &header, body: &body });
+                Stage::Ordering { probe, half: Half { named: Arc::new(named), batch } }
+            }
+        };
+        let tag = self.numbering.as_mut().map(Numbering::park);
+        self.next_ticket += 1;
+        let bytes = publish.len() + header.len() + body.len();
+        if self.waiting.is_empty() {
+            io.committing += 1;
+        }
+        self.waiting.push_back(Waiting { ticket: Ticket(self.next_ticket), tag, bytes, stage });
+        // The answer also tells where RabbitMQ is within a content, which the confirm of a decision needs too.
+        if std::mem::take(&mut self.unordered) {
+            self.flows.push_back(true);
+            method::write_flow(&mut io.to_upstream, self.number);
+        }
+        self.advance(io)
+    }
+
+    /// Lets what waits take its next step, where it can.
+    fn advance(&mut self, io: &mut Io) -> Step {
+        let mut asked = Vec::new();
+        let ordered = !self.flows.contains(&true);
+        for (place, waiting) in self.waiting.iter_mut().enumerate() {
+            match &mut waiting.stage {
+                Stage::Ordering { probe, half } if ordered => {
+                    asked.push((waiting.ticket, std::mem::take(probe)));
+                    let half = Half { named: Arc::clone(&half.named), batch: std::mem::take(&mut half.batch) };
+                    waiting.stage = Stage::Judging(half);
+                }
+                Stage::Decision(decision, name) if place == 0 => {
+                    let (decision, name) = (*decision, name.clone());
+                    let (channel, ticket) = (self.number, waiting.ticket);
+                    io.commands.push_back(Command::Decide { channel, ticket, decision, name: name.clone() });
+                    waiting.stage = Stage::Deciding(name);
+                }
+                _ => {}
+            }
+        }
+        if asked.is_empty() { Step::Taken } else { Step::Ask(asked) }
+    }
+
+    /// What RabbitMQ says of a half message.
+    pub fn handle_judged(&mut self, ticket: Ticket, judgement: Judgement, io: &mut Io) -> Step {
+        let Some(waiting) = self.waiting.iter_mut().find(|waiting| waiting.ticket == ticket) else {
+            return Step::Taken;
+        };
+        let Stage::Judging(half) = &mut waiting.stage else { return Step::Taken };
+        match judgement {
+            Judgement::Refused { code, text, method } => {
+                let text = String::from_utf8_lossy(&text).into_owned();
+                // The channel's error is written with the code's name in front, which RabbitMQ has done already.
+                let detail = text.strip_prefix(&format!("{} - ", code.name())).unwrap_or(&text).to_owned();
+                Step::Refuse(code, detail, method)
+            }
+            Judgement::Fine => {
+                let (named, batch) = (Arc::clone(&half.named), std::mem::take(&mut half.batch));
+                let transaction = (io.settings.new_id)();
+                waiting.stage = Stage::Parking(transaction);
+                io.commands.push_back(Command::Park { channel: self.number, transaction, named: Some(named), batch });
+                Step::Taken
+            }
+        }
+    }
+
+    /// The store has kept, or not kept, a half message.
+    pub fn handle_parked(&mut self, id: TransactionId, result: Result<(), StoreError>, io: &mut Io) -> Step {
+        let is_it = |waiting: &Waiting| matches!(waiting.stage, Stage::Parking(parking) if parking == id);
+        let Some(place) = self.waiting.iter().position(is_it) else { return Step::Taken };
+        match result {
+            Err(error) => Step::Refuse(error.reply_code(), error.to_string(), id::BASIC_PUBLISH),
+            Ok(()) => self.done(place, io),
+        }
+    }
+
+    /// The store's answer to a decision.
+    pub fn handle_decided(&mut self, ticket: Ticket, result: Result<Verdict, StoreError>, io: &mut Io) -> Step {
+        let Some(place) = self.waiting.iter().position(|waiting| waiting.ticket == ticket) else {
+            return Step::Taken;
+        };
+        let Stage::Deciding(name) = &self.waiting[place].stage else { return Step::Taken };
+        match half::check_verdict(name, result) {
+            Ok(()) => self.done(place, io),
+            Err((code, text)) => Step::Refuse(code, text, id::BASIC_PUBLISH),
+        }
+    }
+
+    /// A half message or decision is durable: it is confirmed, and others may go on.
+    fn done(&mut self, place: usize, io: &mut Io) -> Step {
+        let waiting = self.waiting.remove(place);
+        if let (Some(numbering), Some(tag)) = (&mut self.numbering, waiting.and_then(|waiting| waiting.tag)) {
+            let settle = numbering.parked(tag);
+            let mut ack = Vec::new();
+            method::write_settle(&mut ack, self.number, id::BASIC_ACK, settle);
+            self.say(&ack, io);
+        }
+        if self.waiting.is_empty() {
+            io.committing -= 1;
+            return Step::Released;
+        }
+        self.advance(io)
+    }
+
+    /// Speaks to the client, never into the middle of a content.
+    fn say(&mut self, frames: &[u8], io: &mut Io) {
+        match self.content {
+            Content::Idle => io.to_client.extend_from_slice(frames),
+            Content::Unknown | Content::Header | Content::Body(_) => self.held.extend_from_slice(frames),
+        }
+    }
+
+    /// A frame from RabbitMQ.
+    pub fn handle_upstream(&mut self, frame: &Frame<'_>, io: &mut Io) -> Step {
+        let before = self.content;
+        self.content.follow(frame);
+        if before != Content::Idle && self.content == Content::Idle && frame.kind != kind::METHOD {
+            // The end of a content: it goes out, and behind it what had to wait.
+            io.to_client.extend_from_slice(frame.raw);
+            io.to_client.append(&mut self.held);
+            return Step::Taken;
+        }
+        if frame.kind == kind::METHOD {
+            // A method stands between contents, whatever was known before.
+            io.to_client.append(&mut self.held);
+        }
+        match frame.method_id() {
+            Some(id::CHANNEL_FLOW_OK) if self.flows.pop_front() == Some(true) => self.advance(io),
+            Some(method @ (id::BASIC_ACK | id::BASIC_NACK)) => {
+                let Some(numbering) = &mut self.numbering else { return Step::Pass };
+                let Ok(settle) = Settle::parse(frame.arguments()) else { return Step::Pass };
+                for settle in numbering.translate(settle) {
+                    method::write_settle(&mut io.to_client, self.number, method, settle);
+                }
+                Step::Taken
+            }
+            _ => Step::Pass,
+        }
+    }
+
+    /// RabbitMQ is gone, and with it its judgement. What the store is asked already goes on.
+    pub fn lose_upstream(&mut self, io: &mut Io) {
+        let was_busy = self.is_busy();
+        self.waiting.retain(|waiting| matches!(waiting.stage, Stage::Parking(_) | Stage::Deciding(_)));
+        if was_busy && !self.is_busy() {
+            io.committing -= 1;
+        }
+    }
+
+    /// The channel is over. What the store is asked to keep, it may keep; the rest is not kept.
+    pub fn abandon(&mut self, io: &mut Io) {
+        if !self.waiting.is_empty() {
+            io.committing -= 1;
+            self.waiting.clear();
+        }
+        self.receiving = None;
+    }
+
+    /// Shows RabbitMQ the front of a message whose rest will not be held back any more.
+    pub fn pass_receiving(&mut self, io: &mut Io) {
+        match self.receiving.take() {
+            Some(Receiving::Header { raw, .. }) => io.to_upstream.extend_from_slice(&raw),
+            Some(Receiving::Body { publish, header, .. }) => {
+                let (out, number) = (&mut io.to_upstream, self.number);
+                frame::write_method(out, number, id::BASIC_PUBLISH, |out| out.extend_from_slice(&publish));
+                frame::write(out, kind::HEADER, number, |out| out.extend_from_slice(&header));
+            }
+            Some(Receiving::Passing(_)) | None => {}
+        }
+    }
+}
+
+/// Whether a message on an ordinary channel is the proxy's business; `header` is the payload of its content header.
+pub fn is_ours(publish: &[u8], header: &[u8], control_exchange: &str) -> bool {
+    let mut reader = Reader::new(publish);
+    let is_control =
+        reader.u16().and_then(|_| reader.short_string()).is_ok_and(|name| name == control_exchange.as_bytes());
+    is_control || Properties::parse(header).is_ok_and(|properties| half::is_named(&properties))
+}
+
+/// What a message is, if it is not an ordinary one.
+fn look(publish: &Publish<'_>, header: &[u8], io: &Io) -> Option<What> {
+    let Ok(properties) = Properties::parse(header) else { return None };
+    let body_bytes = properties::body_size(header).unwrap_or_default();
+    if publish.exchange == io.settings.control_exchange.as_bytes() {
+        return Some(match half::read_control(publish, &properties, body_bytes) {
+            Ok((decision, name)) => What::Decision(decision, name),
+            Err(text) => What::Wrong(text),
+        });
+    }
+    match half::read(publish, &properties, &io.vhost, false, &io.settings) {
+        Ok(None) => None,
+        Err(text) => Some(What::Wrong(text)),
+        Ok(Some(_)) if probe::is_native(publish, &properties) => Some(What::Wrong(half::NATIVE.into())),
+        Ok(Some(named)) => Some(match half::too_large(header.len(), body_bytes, io) {
+            Some(text) => What::Wrong(text),
+            None => What::Half(named),
+        }),
+    }
+}
