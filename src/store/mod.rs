@@ -329,8 +329,8 @@ pub trait Store: Send + Sync + 'static {
     fn commit(&self, commit: Commit) -> Reply<Committing>;
 
     /// Rolls back a parked transaction on behalf of the channel that published: its messages go. `reason` is for its
-    /// history: RabbitMQ's refusal, say. If this fails it stays undecided; at the next start one without a name is
-    /// rolled back, and one with a name is in doubt.
+    /// history: RabbitMQ's refusal, say. If this fails, the store tries again by itself; if the process ends first, the
+    /// next start rolls it back, or leaves it in doubt if it has a name.
     fn rollback(&self, id: TransactionId, reason: Option<String>) -> Reply<()>;
 
     /// The channel of a named, open transaction ended undecided: it is in doubt from now on, and its check is due after
