@@ -9,7 +9,6 @@ use crate::tx::id::TransactionId;
 use bytes::Bytes;
 use serde::Serialize;
 use serde_json::Value;
-use std::time::{Duration, UNIX_EPOCH};
 
 /// Bytes of messages, bodies included, that are read from the store for a question; at least one pack.
 pub(super) const READ_BYTES_MAX: usize = 1024 * 1024;
@@ -100,14 +99,6 @@ fn messages(packs: &[Pack]) -> impl Iterator<Item = HalfMessage<'_>> {
 pub(super) fn first_exchange(packs: &[Pack]) -> Option<&[u8]> {
     messages(packs).next().and_then(|message| Publish::parse(message.publish).ok()).map(|publish| publish.exchange)
 }
-
-/// So many seconds after the beginning of 1970, in RFC 3339; `None` behind the year 9999, where that ends.
-pub(super) fn rfc3339(seconds: u64) -> Option<String> {
-    let since_epoch = Duration::from_secs(seconds);
-    (since_epoch < BEHIND_9999).then(|| humantime::format_rfc3339_seconds(UNIX_EPOCH + since_epoch).to_string())
-}
-
-const BEHIND_9999: Duration = Duration::from_secs(253_402_300_800);
 
 #[cfg(test)]
 pub(super) mod tests {

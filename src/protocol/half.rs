@@ -7,8 +7,9 @@ use crate::amqp::properties::Properties;
 use crate::amqp::reply_code::ReplyCode;
 use crate::amqp::table::{self, Entry};
 use crate::tx::checker::CheckPlan;
+use crate::tx::checker::Named;
 use crate::tx::decision::{Decision, Verdict};
-use crate::tx::name::{Named, TransactionName};
+use crate::tx::name::TransactionName;
 use crate::tx::outcome::StoreError;
 use std::time::Duration;
 

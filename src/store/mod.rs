@@ -14,9 +14,9 @@ pub mod memory;
 pub mod sqlite;
 
 use crate::tx::batch::Batch;
+pub use crate::tx::checker::Named;
 use crate::tx::decision::{Actor, Decision, Target, Verdict};
 use crate::tx::id::{Timestamp, TransactionId};
-pub use crate::tx::name::Named;
 use crate::tx::name::TransactionName;
 pub use crate::tx::outcome::{Forwarded, ReturnedMessage, StoreError};
 use crate::tx::state::State;
