@@ -141,6 +141,8 @@ pub struct Channel {
     parks: Vec<TransactionId>,
     /// Committed transactions whose returns came too late for their commit-ok and still go out.
     late: HashSet<TransactionId>,
+    /// The client has closed it. Answers to what the proxy asked may still come before RabbitMQ's close-ok.
+    closing: bool,
 }
 
 impl Channel {
@@ -171,6 +173,11 @@ impl Channel {
 
     /// A frame from the client.
     pub fn handle_client(&mut self, frame: &Frame<'_>, io: &mut Io) -> Outcome {
+        if self.closing {
+            // Nothing may come here; RabbitMQ says so.
+            io.to_upstream.extend_from_slice(frame.raw);
+            return Outcome::Stay;
+        }
         if self.commit.is_some() || self.barrier.is_some() {
             self.behind.extend_from_slice(frame.raw);
             return Outcome::Stay;
@@ -230,8 +237,8 @@ impl Channel {
             id::TX_SELECT if self.transaction.named.is_some() => self.barrier = Some(false),
             id::CHANNEL_CLOSE => {
                 self.leave(io);
-                io.to_upstream.extend_from_slice(frame.raw);
-                return Ok(Outcome::Gone);
+                self.late.clear();
+                self.closing = true;
             }
             _ => self.transaction.forget_judgements(),
         }
@@ -637,6 +644,7 @@ impl Channel {
                 self.barrier = Some(true);
                 return self.pass_barrier(io);
             }
+            Some(id::CHANNEL_CLOSE_OK) if self.closing => Outcome::Gone,
             Some(id::CHANNEL_CLOSE) => {
                 match Close::parse(frame.arguments()) {
                     // A refused publish decides its transaction: nobody may release half of it later.

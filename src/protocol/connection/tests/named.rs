@@ -136,6 +136,16 @@ fn whatever_ends_the_channel_undecided_leaves_it_in_doubt() {
 }
 
 #[test]
+fn a_client_that_closes_its_channel_hears_nothing_that_it_did_not_ask_for() {
+    let mut script = Script::transactional(settings());
+    script.client(&[half(1, "order-1", b"one"), bare(1, id::CHANNEL_CLOSE)].concat());
+    judge(&mut script);
+    assert_eq!(script.sent().0, b"", "the judgement was the proxy's question");
+    script.upstream(&bare(1, id::CHANNEL_CLOSE_OK));
+    assert_eq!(script.sent().0, bare(1, id::CHANNEL_CLOSE_OK));
+}
+
+#[test]
 fn a_client_that_is_lost_in_its_commit_leaves_it_in_doubt_or_decided() {
     let (mut script, id) = with_one(settings());
     // A further message has to be judged, so that the commit is still in its fence.

@@ -2,7 +2,7 @@
 //! ignores what comes; delivery tags inside a transaction; confirms. It fails where the real one would close the
 //! connection or the channel for a mistake of its peer.
 
-use crate::stream::Stream;
+use crate::stream::{Stream, describe, trace};
 use pure::amqp::frame::{self, Frame, Split, kind};
 use pure::amqp::method::{self, Close, Publish, Settle, id};
 use pure::amqp::properties;
@@ -114,6 +114,7 @@ impl Broker {
 
     fn frame(&mut self, frame: &Frame<'_>) {
         let number = frame.channel;
+        trace(|| format!("               broker works on {}", describe(frame)));
         let open = self.channels.values().filter(|channel| channel.state != State::Closed).count();
         let channel = self.channels.entry(number).or_default();
         let method = frame.method_id();

@@ -2,7 +2,7 @@
 
 use crate::broker::{DECLARE, DELETE};
 use crate::script::Script;
-use crate::stream::Stream;
+use crate::stream::{Stream, describe, trace};
 use pure::amqp::frame::{self, Frame, kind};
 use pure::amqp::method::{self, Close, Publish, Settle, id};
 use pure::amqp::properties;
@@ -320,6 +320,7 @@ impl Client {
 
     fn frame(&mut self, frame: &Frame<'_>) {
         let number = frame.channel;
+        trace(|| format!("client <- {}", describe(frame)));
         if number == 0 {
             match frame.method_id() {
                 Some(id::CONNECTION_CLOSE) => {

@@ -5,6 +5,7 @@
 use crate::broker::{Broker, News, Place};
 use crate::client::Client;
 use crate::script::Script;
+use crate::stream::{Stream, describe, trace};
 use pure::amqp::frame::{self, PROTOCOL_HEADER};
 use pure::amqp::method::{self, Publish, id};
 use pure::amqp::wire::Write;
@@ -207,6 +208,8 @@ impl Run {
         // As the session does: only when wanted, and what was not used is shown again.
         while !self.over && !self.client_input.is_empty() && self.connection.wants_client() {
             let used = self.connection.handle_client(&self.client_input);
+            let read = |frame: &frame::Frame<'_>| trace(|| format!("client -> {}", describe(frame)));
+            Stream::default().feed(&self.client_input[..used], read);
             self.fed += used;
             self.client_input.drain(..used);
             self.collect();
@@ -220,6 +223,8 @@ impl Run {
         if self.over || self.upstream_is_lost || bytes == 0 {
             return;
         }
+        let read = |frame: &frame::Frame<'_>| trace(|| format!("               broker -> {}", describe(frame)));
+        Stream::default().feed(&self.upstream_input[..bytes], read);
         let used = self.connection.handle_upstream(&self.upstream_input[..bytes]);
         self.fed += used;
         self.upstream_input.drain(..used);
@@ -241,6 +246,7 @@ impl Run {
             None if result.is_ok() => self.client.through.extend(keys.into_iter().map(|key| (key, true))),
             None => {}
         }
+        trace(|| format!("                              parked {channel} {id} {result:?}"));
         self.connection.handle_parked(channel, id, result);
     }
 
@@ -255,6 +261,7 @@ impl Run {
         if result.is_ok() {
             self.client.decided(channel, closes);
         }
+        trace(|| format!("                              committed {channel} {id} {result:?}"));
         self.connection.handle_committed(channel, id, result);
     }
 
@@ -271,6 +278,7 @@ impl Run {
         if matches!(result, Ok(Verdict::Decided(_) | Verdict::Before(_))) {
             self.client.through.insert(name.to_string(), true);
         }
+        trace(|| format!("                              decided {channel} {name} {result:?}"));
         self.connection.handle_decided(channel, ticket, &name, result);
     }
 
@@ -378,6 +386,7 @@ impl Run {
             self.broker.receive(&to_upstream);
         }
         while let Some(command) = self.connection.poll_command() {
+            trace(|| format!("                              {command:?}").chars().take(150).collect());
             match command {
                 Command::Park { channel, transaction, named, batch } => {
                     self.park(channel, transaction, named.map(|named| named.transactional), batch);

@@ -1,6 +1,7 @@
 //! Frames out of a stream of bytes, cut anywhere.
 
 use pure::amqp::frame::{self, Frame, Split};
+use std::sync::LazyLock;
 
 /// The front of a frame whose rest has not come.
 #[derive(Default)]
@@ -22,5 +23,21 @@ impl Stream {
             }
         }
         self.0.drain(..at);
+    }
+}
+
+/// Tells what happens, where somebody wants to read a finding as a story: `TRACE=1 target/.../session FILE`.
+pub fn trace(tell: impl FnOnce() -> String) {
+    static WANTED: LazyLock<bool> = LazyLock::new(|| std::env::var_os("TRACE").is_some());
+    if *WANTED {
+        eprintln!("{}", tell());
+    }
+}
+
+/// A frame as one reads it: its channel and its method, or its kind.
+pub fn describe(frame: &Frame<'_>) -> String {
+    match frame.method_id() {
+        Some((class, method)) => format!("{}: {class}.{method} {}", frame.channel, frame.arguments().escape_ascii()),
+        None => format!("{}: kind {}, {} bytes", frame.channel, frame.kind, frame.payload.len()),
     }
 }
