@@ -731,22 +731,23 @@ impl Channel {
     /// rolled back. A decision that is being made goes on without it.
     pub fn leave(&mut self, io: &mut Io) {
         leave(&std::mem::take(&mut self.transaction), Ended::RolledBack, io);
-        self.leave_commit(None, io);
+        self.leave_commit(None, None, io);
     }
 
     /// The channel is over because something was refused, or failed: what is undecided is rolled back, for `reason`. A
     /// decision that is being made goes on without it; one that failed leaves a named transaction in doubt.
     pub fn abandon(&mut self, ended: Ended, reason: Option<String>, io: &mut Io) {
-        roll_back(&std::mem::take(&mut self.transaction), ended, reason, io);
-        self.leave_commit(Some(ended), io);
+        roll_back(&std::mem::take(&mut self.transaction), ended, reason.clone(), io);
+        self.leave_commit(Some(ended), reason, io);
     }
 
-    fn leave_commit(&mut self, ended: Option<Ended>, io: &mut Io) {
+    fn leave_commit(&mut self, ended: Option<Ended>, reason: Option<String>, io: &mut Io) {
         let Some(commit) = self.commit.take() else { return };
         io.committing -= 1;
         match (commit.step, ended) {
-            (Step::Fencing | Step::Fenced | Step::DecidingOthers(_), Some(Ended::Refused)) => {
-                roll_back(&commit.transaction, Ended::Refused, None, io);
+            // A message of it was refused, or could not be kept: it is incomplete, and nobody may release the rest.
+            (Step::Fencing | Step::Fenced | Step::DecidingOthers(_), Some(ended)) if reason.is_some() => {
+                roll_back(&commit.transaction, ended, reason, io);
             }
             (Step::Fencing | Step::Fenced | Step::DecidingOthers(_), _) | (Step::Deciding, Some(Ended::Failed)) => {
                 leave(&commit.transaction, ended.unwrap_or(Ended::RolledBack), io);

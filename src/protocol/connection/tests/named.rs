@@ -187,6 +187,27 @@ fn a_refused_publish_rolls_it_back_with_the_reason() {
 }
 
 #[test]
+fn what_ends_a_commit_before_all_of_it_is_kept_rolls_it_back_with_the_reason() {
+    let reason = |script: &mut Script| match script.command() {
+        Command::RollBack { reason: Some(reason), .. } => reason,
+        other => panic!("half of it is left: {other:?}"),
+    };
+    // The store can't keep the second message, whose commit is on its way.
+    let (mut script, id) = with_one(settings());
+    script.client(&[publish(1, b"two"), bare(1, id::TX_COMMIT)].concat());
+    judge(&mut script);
+    parked(&mut script);
+    script.connection.handle_parked(1, id, Err(StoreError::Full("disk full".into())));
+    script.collect();
+    assert!(reason(&mut script).ends_with("the store is full: disk full"));
+    // RabbitMQ refuses it.
+    let (mut script, _) = with_one(settings());
+    script.client(&[publish(1, b"two"), bare(1, id::TX_COMMIT)].concat());
+    script.upstream(&close(1, 404, "NOT_FOUND - no exchange 'x' in vhost 'shop'"));
+    assert_eq!(reason(&mut script), "refused by RabbitMQ: 404 NOT_FOUND - no exchange 'x' in vhost 'shop'");
+}
+
+#[test]
 fn a_rollback_while_rabbitmq_judges_forgets_what_it_judges() {
     let mut script = Script::transactional(settings());
     script.client(&[half(1, "order-1", b"one"), bare(1, id::TX_ROLLBACK), half(1, "order-2", b"two")].concat());

@@ -332,6 +332,10 @@ impl Client {
             }
             return;
         }
+        if self.is_closing {
+            // As it has to, once it has said connection.close.
+            return;
+        }
         let channel = self.channels.get_mut(&number).expect("a channel that was opened");
         assert!(!channel.refused, "{:?} on channel {number}, which is closed", frame.method_id());
         match (channel.content, frame.kind) {
