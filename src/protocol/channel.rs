@@ -126,6 +126,8 @@ pub struct Channel {
     commit: Option<Commit>,
     /// The prepare barrier: a repeated tx.select in a named transaction; and whether RabbitMQ has answered it.
     barrier: Option<bool>,
+    /// How often the client said tx.select that is no barrier, and RabbitMQ has not answered.
+    selects: usize,
     /// Frames that came behind a commit or a barrier.
     behind: Vec<u8>,
     answers: VecDeque<Asker>,
@@ -148,7 +150,7 @@ pub struct Channel {
 impl Channel {
     /// A channel whose client has just sent tx.select.
     pub fn new(number: u16, consumers: Consumers) -> Self {
-        Self { number, consumers, content: Content::Unknown, ..Self::default() }
+        Self { number, consumers, selects: 1, content: Content::Unknown, ..Self::default() }
     }
 
     /// Whether a commit is on its way.
@@ -235,6 +237,7 @@ impl Channel {
             id::BASIC_CONSUME => self.consumers.asked(frame.arguments())?,
             id::BASIC_RECOVER_ASYNC => self.recovered(),
             id::TX_SELECT if self.transaction.named.is_some() => self.barrier = Some(false),
+            id::TX_SELECT => self.selects += 1,
             id::CHANNEL_CLOSE => {
                 self.leave(io);
                 self.late.clear();
@@ -480,7 +483,7 @@ impl Channel {
             park(transaction, batch, self.number, &mut self.parks, io);
         }
         // First what is decided about others: if that can't be, nothing of this transaction is.
-        let decisions = std::mem::take(&mut transaction.decisions);
+        let decisions = transaction.decisions.clone();
         commit.step = if decisions.is_empty() { Step::Fenced } else { Step::DecidingOthers(decisions.len()) };
         for (ticket, (decision, name)) in (0..).map(Ticket).zip(decisions) {
             io.commands.push_back(Command::Decide { channel: self.number, ticket, decision, name });
@@ -640,6 +643,10 @@ impl Channel {
                 Some(Asker::Fence) => return self.fenced(io),
                 Some(Asker::Settle) => return self.settled(io),
             },
+            Some(id::TX_SELECT_OK) if self.selects > 0 => {
+                self.selects -= 1;
+                Outcome::Stay
+            }
             Some(id::TX_SELECT_OK) if self.barrier == Some(false) => {
                 self.barrier = Some(true);
                 return self.pass_barrier(io);

@@ -69,6 +69,19 @@ fn the_barrier_is_passed_when_everything_before_it_is_durable() {
 }
 
 #[test]
+fn the_answer_to_the_first_select_is_not_taken_for_that_to_the_barrier() {
+    let mut script = Script::open(settings());
+    script.client(&[bare(1, id::TX_SELECT), half(1, "order-1", b"one"), bare(1, id::TX_SELECT)].concat());
+    script.upstream(&bare(1, id::TX_SELECT_OK));
+    assert_eq!(script.sent().0, bare(1, id::TX_SELECT_OK), "it is told at once");
+    script.upstream(&[bare(1, id::TX_ROLLBACK_OK), bare(1, id::TX_SELECT_OK)].concat());
+    let (id, ..) = parked(&mut script);
+    assert_eq!(script.sent().0, b"", "judged, not durable");
+    keep(&mut script, id);
+    assert_eq!(script.sent().0, bare(1, id::TX_SELECT_OK));
+}
+
+#[test]
 fn a_barrier_without_a_name_is_rabbitmqs() {
     let mut script = Script::transactional(settings());
     script.client(&[publish(1, b"one"), bare(1, id::TX_SELECT)].concat());
@@ -290,4 +303,21 @@ fn decisions_on_a_transactional_channel_are_made_at_its_commit_and_before_it() {
     let Split::Frame(frame) = frame::split(&to_client, 1000) else { panic!("a close") };
     assert_eq!(Close::parse(frame.arguments()).unwrap().text, b"NOT_FOUND - no transaction 'order-9'");
     assert!(!script.commands.iter().any(|command| matches!(command, Command::Commit { .. })), "nothing is committed");
+}
+
+#[test]
+fn a_commit_that_only_decides_about_others_ends_once_when_its_client_is_lost() {
+    let mut script = Script::transactional(settings());
+    let mut headers = Vec::new();
+    table::write_string(&mut headers, b"x-half-transaction", b"order-9");
+    let mut decision = Vec::new();
+    Publish { exchange: b"halfway", routing_key: b"commit", flags: 0 }.write(&mut decision, 1);
+    frame::write_content(&mut decision, 1, &full(0, &headers), b"", 4096);
+    script.connection.handle_client(&[decision, bare(1, id::TX_COMMIT)].concat());
+    script.connection.handle_upstream(&bare(1, id::TX_ROLLBACK_OK));
+    script.connection.handle_client_lost();
+    let commands: Vec<_> = std::iter::from_fn(|| script.connection.poll_command()).collect();
+    let count = |is: fn(&Command) -> bool| commands.iter().filter(|command| is(command)).count();
+    assert_eq!(count(|command| matches!(command, Command::Began)), 1);
+    assert_eq!(count(|command| matches!(command, Command::Ended(_))), 1);
 }
