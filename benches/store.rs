@@ -4,14 +4,18 @@
 //! ```text
 //! cargo bench --bench store                                # a second or two for each line
 //! cargo bench --bench store -- --seconds 10 --backlog 1000000 --folder /var/lib/halfway
+//! cargo bench --bench store -- --doubts 1000000            # only: the start and questions with so many in doubt
 //! ```
 //!
 //! The folder decides what a sync costs; a RAM disk would flatter.
 
 use halfway::store::sqlite::{SqliteSettings, SqliteStore};
-use halfway::store::{Commit, Committed, Cursor, Lane, Origin, Outlet, Sequence, Store};
+use halfway::store::{Check, Commit, Committed, Cursor, Filter, Lane, Named, Origin, Outlet, Sequence, Store};
 use halfway::tx::batch::{Batch, HalfMessage};
+use halfway::tx::checker::CheckPlan;
 use halfway::tx::id::{Timestamp, TransactionId};
+use halfway::tx::name::TransactionName;
+use halfway::tx::state::State;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -24,6 +28,9 @@ const LANES: u16 = 8;
 fn main() {
     let options = Options::read();
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+    if let Some(doubts) = options.doubts {
+        return runtime.block_on(doubtful(&options, doubts));
+    }
     println!("writers  messages  body    commits/s  p50 ms  p99 ms  p999 ms  a group  log MiB");
     for (writers, messages, body_bytes) in [
         (1, 1, 1024),
@@ -45,6 +52,7 @@ struct Options {
     folder: PathBuf,
     seconds: u64,
     backlog: usize,
+    doubts: Option<usize>,
 }
 
 impl Options {
@@ -58,6 +66,7 @@ impl Options {
             folder: value("--folder").map_or_else(|| PathBuf::from("target"), PathBuf::from),
             seconds: value("--seconds").map_or(2, |seconds| seconds.parse().expect("--seconds is a number")),
             backlog: value("--backlog").map_or(200_000, |rows| rows.parse().expect("--backlog is a number")),
+            doubts: value("--doubts").map(|rows| rows.parse().expect("--doubts is a number")),
         }
     }
 }
@@ -196,12 +205,82 @@ async fn backlog(options: &Options) {
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
     println!("read and deleted: {:.0}/s", read as f64 / started.elapsed().as_secs_f64());
-    println!("memory at most: {}", peak_memory());
+    println!("memory at most: {}", memory("VmHWM:"));
     store.close();
 }
 
-fn peak_memory() -> String {
+/// Transactions in doubt, half of them due, over a restart.
+async fn doubtful(options: &Options, doubts: usize) {
+    let folder = tempfile::tempdir_in(&options.folder).unwrap();
+    let store = open(folder.path(), Arc::new(Nowhere));
+    let started = Instant::now();
+    let mut made = 0;
+    while made < doubts {
+        let replies: Vec<_> = (made..made + 4000)
+            .map(|row| {
+                let commit = commit((row % usize::from(LANES)) as u16, 1, &[7; 256]);
+                let first_after = Duration::from_secs(if row % 2 == 0 { 0 } else { 24 * 60 * 60 });
+                let check = Some(CheckPlan { checker: format!("checker-{}", row % 4).into(), first_after });
+                let name = TransactionName::new(format!("order-{row}").as_bytes()).unwrap();
+                let named = Some(Arc::new(Named { name, check, transactional: false }));
+                store.park(Origin { named, ..commit.origin }, commit.batch)
+            })
+            .collect();
+        made += replies.len();
+        for reply in replies {
+            reply.await.unwrap();
+        }
+    }
+    println!("{made} in doubt, made at {:.0}/s", made as f64 / started.elapsed().as_secs_f64());
+    store.close();
+    drop(store);
+
+    let took = |started: Instant| started.elapsed().as_secs_f64() * 1000.0;
+    let before = memory("VmRSS:");
+    let started = Instant::now();
+    let store = open(folder.path(), Arc::new(Nowhere));
+    store.lanes().await.unwrap();
+    println!("start: {:.0} ms", took(started));
+    let now = halfway::store::system_clock();
+    for (what, limit) in [("first", 100), ("next", 100), ("next", 1)] {
+        let started = Instant::now();
+        let found = store.due("checker-0", now, limit).await.unwrap();
+        println!("{what} {limit} due: {:.2} ms, {} found", took(started), found.due.len());
+        let started = Instant::now();
+        for due in &found.due {
+            let (checker, next_check_at) = ("checker-0".into(), Some(Timestamp(now.0 + 30_000)));
+            let check = Check { checker, result: "unknown".into(), counted: true, next_check_at };
+            assert!(store.checked(due.id, check).await.unwrap());
+        }
+        println!("    and written down as checked: {:.2} ms each", took(started) / found.due.len() as f64);
+    }
+    let started = Instant::now();
+    assert_eq!(store.due("checker-1", now, 100).await.unwrap().due.len(), 0);
+    println!("none due: {:.2} ms", took(started));
+    let filters = [
+        ("in doubt", Filter { state: Some(State::InDoubt), ..Filter::default() }),
+        ("any", Filter::default()),
+        ("committed", Filter { state: Some(State::Committed), ..Filter::default() }),
+        ("one name", Filter { name: Some(format!("order-{}", made / 2)), ..Filter::default() }),
+        ("of nobody", Filter { user: Some("nobody".into()), ..Filter::default() }),
+    ];
+    for (what, filter) in filters {
+        for after in [0, made as i64 / 2] {
+            let started = Instant::now();
+            let found = store.transactions(filter.clone(), after, 100).await.unwrap();
+            println!("list 100 {what}, behind {after}: {:.2} ms, {} found", took(started), found.items.len());
+        }
+    }
+    let known: Vec<Arc<str>> = (0..3).map(|number| format!("checker-{number}").into()).collect();
+    let started = Instant::now();
+    let found = store.unasked(known, made as i64 / 2, 100).await.unwrap();
+    println!("100 that nobody asks about: {:.2} ms, {} found", took(started), found.items.len());
+    println!("memory: {before} before, {} now, {} at most", memory("VmRSS:"), memory("VmHWM:"));
+    store.close();
+}
+
+fn memory(line: &str) -> String {
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
-    let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
-    peak.map_or_else(|| "unknown".into(), |peak| peak.trim().into())
+    let found = status.lines().find_map(|candidate| candidate.strip_prefix(line));
+    found.map_or_else(|| "unknown".into(), |found| found.trim().into())
 }

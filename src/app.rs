@@ -1,7 +1,8 @@
 //! Builds every part in order, and ends them in the opposite order.
 
 use crate::admin::{Access, Admin, TokenError};
-use crate::config::{Config, ProxyProtocol, StoreUrl, Unroutable};
+use crate::check_back::{self, CheckBack};
+use crate::config::{Config, ProxyProtocol, StoreUrl, Unroutable, UpstreamTls};
 use crate::health::{Component, Condition, Health};
 use crate::metrics::Metrics;
 use crate::relay::{self, Backoff, Credentials, Relay};
@@ -23,6 +24,9 @@ use tokio::time::{Instant, timeout_at};
 
 /// What the relay gets at least of the time to end, when running commits have used it up.
 const RELAY_GRACE_MIN: Duration = Duration::from_secs(1);
+
+/// What running checks get at most of the time to end: what they would have answered is asked again after the start.
+const CHECKS_GRACE_MAX: Duration = Duration::from_secs(5);
 
 /// Why the proxy could not start.
 #[derive(Debug, thiserror::Error)]
@@ -92,16 +96,24 @@ pub async fn run(config: Config) -> Result<(), AppError> {
     admin.open(store.clone());
     let reporter = report::start(&health, &metrics, &store, &relay, &upstream);
 
-    let shared =
-        Shared::new(
-            &config,
-            store.clone(),
-            Arc::clone(&upstream),
-            metrics,
-            health.clone(),
-            signals.shutdown.clone(),
-            Arc::default(),
-        );
+    let parts = check_back::Parts {
+        store: store.clone(),
+        upstream: Arc::clone(&upstream),
+        credentials: credentials(&config),
+        tls: certificates.checker.clone(),
+        metrics: Arc::clone(&metrics),
+    };
+    let check_back = CheckBack::start(&config.checker, &parts);
+
+    let shared = Shared::new(
+        &config,
+        store.clone(),
+        Arc::clone(&upstream),
+        metrics,
+        health.clone(),
+        signals.shutdown.clone(),
+        Arc::new(check_back::rules(&config.checker)),
+    );
     let listener = Listener::new(Arc::new(shared), config.listen.max_connections);
     tracing::info!(address = %config.listen.address, "AMQP port open");
     tokio::spawn(listener.clone().serve(amqp, None));
@@ -118,11 +130,15 @@ pub async fn run(config: Config) -> Result<(), AppError> {
     tracing::info!(sessions = listener.sessions(), "draining");
     health.drain();
     let deadline = Instant::now() + config.shutdown.grace;
+    let check_back = tokio::spawn(check_back.drain(config.shutdown.grace.min(CHECKS_GRACE_MAX)));
     if timeout_at(deadline, listener.ended()).await.is_err() {
         tracing::warn!(sessions = listener.sessions(), "shutdown.grace is over; the remaining sessions are cut off");
     }
     relay.drain(deadline.saturating_duration_since(Instant::now()).max(RELAY_GRACE_MIN)).await;
     reporter.abort();
+    if let Err(error) = check_back.await {
+        tracing::error!(%error, "the check-back did not end in good order");
+    }
     blocking(move || store.close()).await;
     if let Some(serving) = serving {
         serving.abort();
@@ -135,6 +151,8 @@ pub async fn run(config: Config) -> Result<(), AppError> {
 struct Certificates {
     server: Option<Arc<ServerTls>>,
     client: Option<Arc<ClientTls>>,
+    /// Trust in HTTP checkers.
+    checker: Option<Arc<ClientTls>>,
 }
 
 impl Certificates {
@@ -142,12 +160,16 @@ impl Certificates {
         let server = config.listen.tls().map(ServerTls::load).transpose()?.map(Arc::new);
         let needs_client = config.upstream.urls.iter().any(|url| url.tls);
         let client = needs_client.then(|| ClientTls::load(config.upstream.tls.clone())).transpose()?.map(Arc::new);
-        Ok(Self { server, client })
+        let needs_checker = config.checker.iter().any(|checker| checker.url.as_ref().is_some_and(|url| url.tls));
+        let system = UpstreamTls { ca: None };
+        let checker = needs_checker.then(|| ClientTls::load(system)).transpose()?.map(Arc::new);
+        Ok(Self { server, client, checker })
     }
 
     fn reload(&self) -> Result<(), TlsError> {
         self.server.as_ref().map_or(Ok(()), |server| server.reload())?;
-        self.client.as_ref().map_or(Ok(()), |client| client.reload())
+        self.client.as_ref().map_or(Ok(()), |client| client.reload())?;
+        self.checker.as_ref().map_or(Ok(()), |checker| checker.reload())
     }
 }
 
@@ -173,15 +195,17 @@ fn upstream(config: &Config, tls: Option<Arc<ClientTls>>) -> Upstream {
 
 fn relay_settings(config: &Config) -> relay::Settings {
     relay::Settings {
-        credentials: Credentials {
-            username: config.relay.username.clone(),
-            password: config.relay.password.expose().to_owned(),
-        },
+        credentials: credentials(config),
         window: config.relay.window as usize,
         retry: Backoff { initial: config.relay.retry.initial, max: config.relay.retry.max },
         confirm_timeout: config.relay.confirm_timeout,
         keep_unroutable: config.transaction.unroutable == Unroutable::DeadLetter,
     }
+}
+
+/// The proxy's own account at RabbitMQ.
+fn credentials(config: &Config) -> Credentials {
+    Credentials { username: config.relay.username.clone(), password: config.relay.password.expose().to_owned() }
 }
 
 async fn open_store(config: &Config, outlet: Arc<dyn Outlet>) -> Result<Arc<SqliteStore>, OpenError> {

@@ -4,6 +4,7 @@
 //! variables named `HALFWAY_` + path with `__` between levels (`HALFWAY_STORE__URL`). `config.toml` at the top of the
 //! repository documents every key; a test holds it and this file together.
 
+mod checker;
 mod load;
 mod validate;
 mod value;
@@ -19,8 +20,9 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
+pub use checker::{Asked, Checker, CheckerMatch, WhenExhausted};
 pub use load::{ConfigError, Entry, Loaded, Origin, Problem, TOKEN_VARIABLE, load};
-pub use value::{MessageSizeLimit, Secret, StoreUrl, UpstreamUrl, format_size};
+pub use value::{HttpUrl, MessageSizeLimit, Secret, StoreUrl, UpstreamUrl, format_size};
 
 /// The whole configuration. [`Config::default`] is what an empty file gives.
 #[derive(Clone, Debug, Default, Deserialize, PartialEq, Serialize)]
@@ -36,6 +38,9 @@ pub struct Config {
     pub store: Store,
     /// Limits and waits of transactions.
     pub transaction: Transaction,
+    /// Who is asked about transactions in doubt, in this order; without any, they wait for a person.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub checker: Vec<Checker>,
     /// The HTTP port: health, metrics, and decisions by hand.
     pub admin: Admin,
     /// How the process ends.

@@ -12,7 +12,9 @@ use std::{
 };
 
 use crate::{
-    config::{Config, ProxyProtocol, Relay, StoreUrl, UpstreamUrl},
+    admin::{Access, TokenError},
+    check_back,
+    config::{self, Asked, Checker, Config, ProxyProtocol, Relay, StoreUrl, UpstreamTls, UpstreamUrl},
     relay::{self, Credentials, ProbeError},
     store::sqlite,
     tls::ClientTls,
@@ -47,7 +49,7 @@ impl Finding {
     }
 }
 
-/// Looks at the upstream nodes, the relay's account in each of `vhosts`, and the store.
+/// Looks at the upstream nodes, the relay's account in each of `vhosts`, the checkers, and the store.
 pub async fn examine(config: &Config, vhosts: &[String]) -> Vec<Finding> {
     let mut findings = Vec::new();
     match load_trust(config) {
@@ -56,6 +58,9 @@ pub async fn examine(config: &Config, vhosts: &[String]) -> Vec<Finding> {
             for url in &config.upstream.urls {
                 findings.extend(examine_node(config, url, trust.clone(), vhosts).await);
             }
+            for checker in &config.checker {
+                findings.extend(examine_checker(config, checker, trust.clone()).await);
+            }
         }
     }
     let StoreUrl::Sqlite(path) = &config.store.url;
@@ -63,7 +68,16 @@ pub async fn examine(config: &Config, vhosts: &[String]) -> Vec<Finding> {
     if path.exists() {
         findings.push(examine_file(path));
     }
+    findings.extend(examine_tokens(&config.admin));
     findings
+}
+
+/// Whether the admin port's tokens can be used; nothing if it has none.
+fn examine_tokens(admin: &config::Admin) -> Option<Finding> {
+    let what = "tokens of the admin port";
+    let usable = |_| Finding::new(what, Verdict::Fine, format!("{} usable", admin.tokens.len()));
+    let failed = |error: TokenError| Finding::new(what, Verdict::Failed, error.to_string());
+    (!admin.tokens.is_empty()).then(|| Access::load(admin).map_or_else(failed, usable))
 }
 
 /// Whether one node is reached, and what the relay's account may do there.
@@ -111,6 +125,38 @@ async fn examine_node(
         }
     }
     findings
+}
+
+/// Whether a checker can be asked. It is not asked: a question about a transaction that is not there would puzzle it.
+async fn examine_checker(config: &Config, checker: &Checker, trust: Option<Arc<ClientTls>>) -> Option<Finding> {
+    let what = format!("checker {}", checker.name);
+    let (verdict, text) = match checker.asked()? {
+        Asked::Http { url, .. } => {
+            let tls = url.tls.then(|| ClientTls::load(UpstreamTls { ca: None })).transpose();
+            let reached = match tls {
+                Ok(tls) => check_back::reach(url, tls.as_ref(), checker.timeout).await,
+                Err(error) => Err(error.to_string()),
+            };
+            match reached {
+                Ok(()) => (Verdict::Fine, format!("{}:{} takes connections", url.host, url.port)),
+                Err(error) => (Verdict::Failed, format!("{}:{} can't be reached: {error}", url.host, url.port)),
+            }
+        }
+        Asked::Amqp { vhost, queue } => {
+            let proxy_protocol = config.upstream.proxy_protocol == ProxyProtocol::V2;
+            let urls = config.upstream.urls.clone();
+            let upstream = Arc::new(Upstream::new(urls, trust, proxy_protocol, config.upstream.connect_timeout));
+            let Relay { username, password, .. } = &config.relay;
+            let credentials = Credentials { username: username.clone(), password: password.expose().to_owned() };
+            let place = format!("queue {queue} in virtual host {vhost}");
+            match check_back::queue_exists(upstream, &credentials, vhost, queue, checker.timeout).await {
+                Ok(0) => (Verdict::Warning, format!("nobody consumes from {place} now")),
+                Ok(consumers) => (Verdict::Fine, format!("{place} has consumers: {consumers}")),
+                Err(error) => (Verdict::Failed, format!("{place}: {error}")),
+            }
+        }
+    };
+    Some(Finding::new(what, verdict, text))
 }
 
 /// Asks the proxy that runs with this configuration whether it lives.
@@ -259,6 +305,18 @@ mod tests {
         let path = folder.path().join("halfway.db");
         fs::write(&path, [7; 8192]).expect("written");
         assert_eq!(examine_file(&path).verdict, Verdict::Failed);
+    }
+
+    #[test]
+    fn a_token_that_can_not_be_used_fails() {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let token_file = folder.path().join("alice");
+        assert_eq!(examine_tokens(&config::Admin::default()), None);
+        let token = config::AdminToken { token_file: token_file.clone(), role: config::Role::Viewer };
+        let admin = config::Admin { tokens: vec![token], ..config::Admin::default() };
+        assert_eq!(examine_tokens(&admin).expect("a token").verdict, Verdict::Failed);
+        fs::write(&token_file, "secret\n").expect("written");
+        assert_eq!(examine_tokens(&admin).expect("a token").verdict, Verdict::Fine);
     }
 
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

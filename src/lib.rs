@@ -13,6 +13,7 @@
 //! - [`tls`]: certificates and trust, on both sides.
 //! - [`upstream`]: dialing RabbitMQ.
 //! - [`relay`]: committed half messages to RabbitMQ.
+//! - [`check_back`]: asks what became of transactions in doubt.
 //! - [`session`]: one task for each client connection.
 //! - [`admin`]: the HTTP port.
 //! - [`report`]: brings together what the parts count.
@@ -23,6 +24,7 @@
 pub mod admin;
 pub mod amqp;
 pub mod app;
+pub mod check_back;
 pub mod cli;
 pub mod config;
 pub mod doctor;

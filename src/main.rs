@@ -34,6 +34,9 @@ fn run(command: Command) -> Result<ExitCode, Box<dyn Error>> {
         Command::Serve(file) => {
             let loaded = config::load(file.config.as_deref())?;
             telemetry::init(&loaded.config.log);
+            for warning in &loaded.warnings {
+                tracing::warn!("{warning}");
+            }
             runtime()?.block_on(app::run(loaded.config))?;
         }
         Command::Config(ConfigCommand::Check(query)) => {
@@ -46,6 +49,7 @@ fn run(command: Command) -> Result<ExitCode, Box<dyn Error>> {
             cli::print_config(&loaded, query.json, stdout())?;
         }
         Command::Doctor(args) => return doctor(&args),
+        Command::Tx(command) => runtime()?.block_on(cli::tx::run(&command, stdout()))?,
         Command::Store(command) => return store(&command),
     }
     Ok(ExitCode::SUCCESS)

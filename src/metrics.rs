@@ -10,6 +10,9 @@ use prometheus_client::{
     registry::Registry,
 };
 
+use crate::tx::check_back::Answer;
+use crate::tx::state::State;
+
 /// Every metric. Increment the fields; [`Metrics::encode`] writes them for Prometheus.
 pub struct Metrics {
     registry: Registry,
@@ -28,6 +31,9 @@ pub struct Metrics {
     /// Transactions that have messages and no decision.
     pub transactions_open: Gauge,
     decisions: Family<SourceLabel, Counter>,
+    in_store: Family<StateLabel, Gauge>,
+    /// How long the oldest transaction in doubt is so, in seconds; 0 if there is none.
+    pub in_doubt_oldest_age_seconds: Gauge,
     /// From `tx.commit` to `tx.commit-ok`, in seconds.
     pub commit_seconds: Histogram,
     /// Messages published in a transaction.
@@ -52,6 +58,10 @@ pub struct Metrics {
     pub backlog_transactions: Gauge,
     /// Messages kept because RabbitMQ can't take them.
     pub dead_letters: Gauge,
+
+    checks: Family<CheckLabel, Counter>,
+    checks_exhausted: Family<CheckerLabel, Counter>,
+    checker_circuit_open: Family<CheckerLabel, Gauge>,
 
     /// Commits of the store, each of a whole group.
     pub store_commits: Counter,
@@ -99,6 +109,30 @@ pub enum Outcome {
     InDoubt,
 }
 
+/// What is counted of one checker.
+#[derive(Clone, Debug)]
+pub struct CheckerCounts {
+    /// Checks by what came of them.
+    pub checks: CheckResults,
+    /// Transactions that it never knew about, and that wait for a person.
+    pub exhausted: Counter,
+    /// 1 while it is left alone because it does not answer.
+    pub circuit_open: Gauge,
+}
+
+/// Counters of one checker's checks.
+#[derive(Clone, Debug)]
+pub struct CheckResults([Counter; CHECK_RESULTS.len()]);
+
+impl CheckResults {
+    /// Counts a check; `None`: there was no answer.
+    pub fn count(&self, answer: Option<Answer>) {
+        let result = answer.map_or(NO_ANSWER, Answer::as_str);
+        let at = CHECK_RESULTS.iter().position(|known| *known == result);
+        self.0[at.expect("every answer has its counter, as a test sees to")].inc();
+    }
+}
+
 /// The relay's state in one virtual host, each 0 or 1.
 #[derive(Clone, Debug)]
 pub struct RelayState {
@@ -123,6 +157,8 @@ impl Metrics {
             transactions: Family::default(),
             transactions_open: Gauge::default(),
             decisions: Family::default(),
+            in_store: Family::default(),
+            in_doubt_oldest_age_seconds: Gauge::default(),
             commit_seconds: Histogram::new(COMMIT_SECONDS),
             messages_staged: Counter::default(),
             messages_forwarded: Counter::default(),
@@ -136,6 +172,9 @@ impl Metrics {
             relay_stalled: Family::default(),
             backlog_transactions: Gauge::default(),
             dead_letters: Gauge::default(),
+            checks: Family::default(),
+            checks_exhausted: Family::default(),
+            checker_circuit_open: Family::default(),
             store_commits: Counter::default(),
             store_group_calls: Counter::default(),
             store_commit_seconds: Counter::default(),
@@ -156,6 +195,18 @@ impl Metrics {
         metrics
     }
 
+    /// The counters of one checker, for the check-back to keep.
+    pub fn checker(&self, name: &str) -> CheckerCounts {
+        let checker = || name.to_owned();
+        let label = CheckerLabel { checker: checker() };
+        let result = |result| self.checks.get_or_create_owned(&CheckLabel { checker: checker(), result });
+        CheckerCounts {
+            checks: CheckResults(CHECK_RESULTS.map(result)),
+            exhausted: self.checks_exhausted.get_or_create_owned(&label),
+            circuit_open: self.checker_circuit_open.get_or_create_owned(&label),
+        }
+    }
+
     /// Counts a connection that was refused.
     pub fn refused(&self, reason: Refused) {
         self.connections_refused.get_or_create(&RefusedLabel { reason }).inc();
@@ -166,9 +217,14 @@ impl Metrics {
         self.transactions.get_or_create(&OutcomeLabel { outcome }).inc();
     }
 
-    /// Counts a decision that was the first, by the [source](crate::tx::decision::Actor::source) of who made it.
+    /// Counts a decision about a named transaction that was the first, by the [source](crate::tx::decision::Actor::source) of who made it.
     pub fn decision(&self, source: &'static str) {
         self.decisions.get_or_create(&SourceLabel { source }).inc();
+    }
+
+    /// The gauge of transactions in the store that stand like this.
+    pub fn in_store(&self, state: State) -> Gauge {
+        self.in_store.get_or_create_owned(&StateLabel { state: state.as_str() })
     }
 
     /// The gauges of one virtual host, for the relay to keep.
@@ -204,8 +260,12 @@ impl Metrics {
         registry.register("transactions", "Transactions that ended, by outcome", self.transactions.clone());
         let help = "Transactions that have messages and no decision";
         registry.register("transactions_open", help, self.transactions_open.clone());
-        let help = "Decisions from outside the channel that published, by source";
+        let help = "Decisions about named transactions, by source";
         registry.register("decisions", help, self.decisions.clone());
+        let help = "Unfinished transactions in the store, by state";
+        registry.register("transactions_in_store", help, self.in_store.clone());
+        let help = "How long the oldest transaction in doubt is so; 0 if there is none";
+        registry.register("in_doubt_oldest_age_seconds", help, self.in_doubt_oldest_age_seconds.clone());
         registry.register("commit_seconds", "From tx.commit to tx.commit-ok", self.commit_seconds.clone());
         registry.register("messages_staged", "Messages published in a transaction", self.messages_staged.clone());
         registry.register("messages_forwarded", "Messages that RabbitMQ confirmed", self.messages_forwarded.clone());
@@ -227,6 +287,12 @@ impl Metrics {
         let help = "Committed transactions that are not delivered yet";
         registry.register("backlog_transactions", help, self.backlog_transactions.clone());
         registry.register("dead_letters", "Messages kept, as RabbitMQ can't take them", self.dead_letters.clone());
+
+        registry.register("checks", "Questions to checkers, by what came of them", self.checks.clone());
+        let help = "Transactions that wait for a person, as their checker never knew";
+        registry.register("checks_exhausted", help, self.checks_exhausted.clone());
+        let help = "1 while a checker is left alone because it does not answer";
+        registry.register("checker_circuit_open", help, self.checker_circuit_open.clone());
 
         registry.register("store_commits", "Commits of the store, each of a whole group", self.store_commits.clone());
         let help = "Calls that these commits answered";
@@ -297,8 +363,24 @@ struct SourceLabel {
 }
 
 #[derive(Clone, Debug, EncodeLabelSet, Eq, Hash, PartialEq)]
+struct StateLabel {
+    state: &'static str,
+}
+
+#[derive(Clone, Debug, EncodeLabelSet, Eq, Hash, PartialEq)]
 struct VhostLabel {
     vhost: String,
+}
+
+#[derive(Clone, Debug, EncodeLabelSet, Eq, Hash, PartialEq)]
+struct CheckerLabel {
+    checker: String,
+}
+
+#[derive(Clone, Debug, EncodeLabelSet, Eq, Hash, PartialEq)]
+struct CheckLabel {
+    checker: String,
+    result: &'static str,
 }
 
 /// The media type of [`Metrics::encode`].
@@ -313,9 +395,12 @@ const REFUSALS: [Refused; 7] = [
     Refused::Upstream,
     Refused::Draining,
 ];
-const OUTCOMES: [Outcome; 4] = [Outcome::Committed, Outcome::RolledBack, Outcome::Refused, Outcome::Failed];
-/// Who decides from outside the channel that published.
-const SOURCES: [&str; 4] = ["control", "checker", "exhausted", "operator"];
+const OUTCOMES: [Outcome; 5] =
+    [Outcome::Committed, Outcome::RolledBack, Outcome::Refused, Outcome::Failed, Outcome::InDoubt];
+/// The sources of [`crate::tx::decision::Actor`] that decide about named transactions.
+const SOURCES: [&str; 5] = ["channel", "control", "checker", "exhausted", "operator"];
+const NO_ANSWER: &str = "no_answer";
+const CHECK_RESULTS: [&str; 5] = ["commit", "rollback", "unknown", "ongoing", NO_ANSWER];
 const COMMIT_SECONDS: [f64; 14] =
     [0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0];
 
@@ -339,7 +424,14 @@ mod tests {
             assert!(text.lines().any(|found| found == line), "{line} is missing in\n{text}");
         }
 
+        let checker = metrics.checker("orders");
+        checker.checks.count(None);
+        for word in ["commit", "rollback", "unknown", "ongoing"] {
+            checker.checks.count(Answer::of(word));
+        }
+        metrics.decision("checker");
         metrics.transaction(Outcome::Committed);
+        metrics.in_store(State::InDoubt).set(3);
         metrics.refused(Refused::Limit);
         metrics.received_bytes.inc_by(42);
         metrics.commit_seconds.observe(0.002);
@@ -348,8 +440,14 @@ mod tests {
         let text = metrics.encode();
         for line in [
             "halfway_transactions_total{outcome=\"committed\"} 1",
+            "halfway_decisions_total{source=\"checker\"} 1",
+            "halfway_decisions_total{source=\"operator\"} 0",
+            "halfway_transactions_in_store{state=\"in_doubt\"} 3",
             "halfway_connections_refused_total{reason=\"limit\"} 1",
             "halfway_received_bytes_total 42",
+            "halfway_checks_total{checker=\"orders\",result=\"no_answer\"} 1",
+            "halfway_checks_total{checker=\"orders\",result=\"ongoing\"} 1",
+            "halfway_checker_circuit_open{checker=\"orders\"} 0",
             "halfway_commit_seconds_bucket{le=\"0.0025\"} 1",
             "halfway_relay_connected{vhost=\"a\\\"b\"} 1",
         ] {

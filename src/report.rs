@@ -3,8 +3,10 @@
 use crate::health::{Component, Condition, Health};
 use crate::metrics::Metrics;
 use crate::relay::{Link, Relay, RelayStatus, VhostSnapshot};
-use crate::store::Store;
 use crate::store::sqlite::{SqliteStore, Stats};
+use crate::store::{Store, system_clock};
+use crate::tx::id::Timestamp;
+use crate::tx::state::State;
 use crate::upstream::Upstream;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -54,6 +56,12 @@ fn report_store(health: &Health, metrics: &Metrics, store: &SqliteStore) {
     metrics.store_used_bytes.set(gauge(&stats.used_bytes));
     metrics.backlog_transactions.set(gauge(&stats.backlog));
     metrics.dead_letters.set(gauge(&stats.dead_letters));
+    for (state, count) in
+        [(State::Open, &stats.open_named), (State::InDoubt, &stats.in_doubt), (State::Committed, &stats.backlog)]
+    {
+        metrics.in_store(state).set(gauge(count));
+    }
+    metrics.in_doubt_oldest_age_seconds.set(age_seconds(gauge(&stats.oldest_in_doubt), system_clock()));
     let condition = match (store.is_full(), read(&stats.dead_letters)) {
         _ if stats.failing.load(Ordering::Relaxed) => Condition::NotReady("it can't write; see the log".into()),
         (true, _) => Condition::Degraded("past store.max_size: publishers of transactions wait".into()),
@@ -100,10 +108,28 @@ fn report_relay(health: &Health, metrics: &Metrics, status: &RelayStatus) {
     health.set(Component::Relay, condition);
 }
 
+/// From `since`, in milliseconds since 1970, until `now`. 0 means that there is nothing to be old, and a clock that was set
+/// back makes nothing younger than new.
+fn age_seconds(since: i64, now: Timestamp) -> i64 {
+    if since == 0 { 0 } else { (now.0 - since).max(0) / 1000 }
+}
+
 fn read(counter: &AtomicU64) -> u64 {
     counter.load(Ordering::Relaxed)
 }
 
 fn gauge(counter: &AtomicU64) -> i64 {
     read(counter).try_into().unwrap_or(i64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ages_are_whole_seconds_and_never_negative() {
+        assert_eq!(age_seconds(0, Timestamp(5_000)), 0);
+        assert_eq!(age_seconds(1_000, Timestamp(4_999)), 3);
+        assert_eq!(age_seconds(9_000, Timestamp(5_000)), 0);
+    }
 }

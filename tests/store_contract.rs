@@ -1,11 +1,17 @@
 //! One story told to every store: what `halfway::store` promises, chapter by chapter.
 
+#[path = "store_contract/named.rs"]
+mod named;
+
 use bytes::Bytes;
 use halfway::store::memory::MemoryStore;
 use halfway::store::sqlite::{SqliteSettings, SqliteStore};
-use halfway::store::{Commit, Committed, Cursor, DeadLetter, Lane, Origin, Outlet, Pack, Sequence, Store, StoreError};
+use halfway::store::{
+    Commit, Committed, Committing, Cursor, DeadLetter, Lane, Origin, Outlet, Pack, Sequence, Store, StoreError,
+};
 use halfway::tx::batch::{Batch, HalfMessage, iter};
 use halfway::tx::id::{Timestamp, TransactionId};
+use std::sync::atomic::{AtomicI64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -70,6 +76,18 @@ fn letter(sequence: Sequence, index: u32) -> DeadLetter {
     }
 }
 
+/// Commits what was not committed before.
+async fn commit(store: &dyn Store, commit: Commit) -> Sequence {
+    now(store.commit(commit).await)
+}
+
+fn now(committing: Result<Committing, StoreError>) -> Sequence {
+    match committing {
+        Ok(Committing::Now(sequence)) => sequence,
+        other => panic!("{other:?}"),
+    }
+}
+
 async fn all(store: &dyn Store, lane: &Lane) -> Vec<Pack> {
     store.page(lane, None, usize::MAX).await.unwrap()
 }
@@ -92,7 +110,7 @@ async fn what_is_committed_reaches_the_relay_in_order(store: &dyn Store, relay: 
     let (first, second) = (origin(way.clone()), origin(way.clone()));
     // Not awaited in between: calls take their places when they are made.
     let replies = (store.commit(plain(&first, &["a", "b"])), store.commit(plain(&second, &["c"])));
-    let (first_place, second_place) = (replies.0.await.unwrap(), replies.1.await.unwrap());
+    let (first_place, second_place) = (now(replies.0.await), now(replies.1.await));
     assert!(first_place < second_place);
 
     let told = relay.told();
@@ -114,7 +132,7 @@ async fn what_is_committed_reaches_the_relay_in_order(store: &dyn Store, relay: 
     wait_for(store, &way, &[]).await;
     assert_eq!(store.lanes().await.unwrap(), []);
 
-    let third = store.commit(plain(&origin(way), &["d"])).await.unwrap();
+    let third = commit(store, plain(&origin(way), &["d"])).await;
     assert!(third > second_place, "a place is never used twice");
     store.delivered(vec![third]);
     wait_for(store, &lane("/", 0), &[]).await;
@@ -129,8 +147,8 @@ async fn what_was_parked_is_committed_behind_what_was_committed_before_it(store:
     assert_eq!(all(store, &way).await, [], "nobody sees what is not committed");
     assert_eq!(store.lanes().await.unwrap(), []);
 
-    let before = store.commit(plain(&small, &["0"])).await.unwrap();
-    let sequence = store.commit(parked(&large, &["4"])).await.unwrap();
+    let before = commit(store, plain(&small, &["0"])).await;
+    let sequence = commit(store, parked(&large, &["4"])).await;
     assert!(before < sequence);
     let told = relay.told();
     assert_eq!(told[1].id, large.id);
@@ -142,10 +160,10 @@ async fn what_was_parked_is_committed_behind_what_was_committed_before_it(store:
     assert_eq!(large_packs, [(0, 0, false), (1, 2, false), (2, 3, true)]);
 
     // An equal decision is no news; one that brings messages is not equal.
-    assert_eq!(store.commit(parked(&large, &[])).await.unwrap(), sequence);
+    assert_eq!(store.commit(parked(&large, &[])).await.unwrap(), Committing::Before);
     let more = store.commit(parked(&large, &["lost"])).await;
     assert!(matches!(more, Err(StoreError::Conflict(state)) if state == "committed"));
-    let contrary = store.rollback(large.id).await;
+    let contrary = store.rollback(large.id, None).await;
     assert!(matches!(contrary, Err(StoreError::Conflict(state)) if state == "committed"));
     let late = store.park(large.clone(), batch(&["late"])).await;
     assert!(matches!(late, Err(StoreError::Conflict(state)) if state == "committed"));
@@ -159,7 +177,7 @@ async fn what_was_parked_is_committed_behind_what_was_committed_before_it(store:
 async fn without_a_last_batch_the_last_park_is_the_last_pack(store: &dyn Store, relay: &Relay) {
     let tx = origin(lane("/", 1));
     store.park(tx.clone(), batch(&["1"])).await.unwrap();
-    let sequence = store.commit(parked(&tx, &[])).await.unwrap();
+    let sequence = commit(store, parked(&tx, &[])).await;
     let packs = all(store, &tx.lane).await;
     assert_eq!(packs.iter().map(|pack| (pack.number, pack.last)).collect::<Vec<_>>(), [(0, true)]);
     store.delivered(vec![sequence]);
@@ -170,8 +188,8 @@ async fn without_a_last_batch_the_last_park_is_the_last_pack(store: &dyn Store, 
 async fn what_is_rolled_back_is_never_seen(store: &dyn Store, relay: &Relay) {
     let tx = origin(lane("/", 0));
     store.park(tx.clone(), batch(&["never"])).await.unwrap();
-    store.rollback(tx.id).await.unwrap();
-    store.rollback(tx.id).await.unwrap();
+    store.rollback(tx.id, None).await.unwrap();
+    store.rollback(tx.id, None).await.unwrap();
     for contrary in [store.commit(parked(&tx, &[])).await.map(drop), store.park(tx.clone(), batch(&["x"])).await] {
         assert!(matches!(contrary, Err(StoreError::Conflict(state)) if state == "rolled_back"));
     }
@@ -179,7 +197,7 @@ async fn what_is_rolled_back_is_never_seen(store: &dyn Store, relay: &Relay) {
     assert_eq!(relay.told().len(), 0);
 
     let unknown = TransactionId(uuid::Uuid::now_v7());
-    assert!(matches!(store.rollback(unknown).await, Err(StoreError::Conflict(state)) if state == "not there"));
+    assert!(matches!(store.rollback(unknown, None).await, Err(StoreError::Conflict(state)) if state == "not there"));
     let nothing = store.commit(parked(&origin(lane("/", 0)), &["x"])).await;
     assert!(matches!(nothing, Err(StoreError::Conflict(state)) if state == "not there"));
 }
@@ -187,13 +205,13 @@ async fn what_is_rolled_back_is_never_seen(store: &dyn Store, relay: &Relay) {
 async fn a_page_goes_on_where_the_last_one_ended(store: &dyn Store, relay: &Relay) {
     let way = lane("pages", 7);
     let large = origin(way.clone());
-    let mut sequences = vec![store.commit(plain(&origin(way.clone()), &["a"])).await.unwrap()];
+    let mut sequences = vec![commit(store, plain(&origin(way.clone()), &["a"])).await];
     for body in ["b", "c"] {
         store.park(large.clone(), batch(&[body])).await.unwrap();
     }
-    sequences.push(store.commit(parked(&large, &["d", "e"])).await.unwrap());
-    sequences.push(store.commit(plain(&origin(way.clone()), &["f"])).await.unwrap());
-    let elsewhere = store.commit(plain(&origin(lane("pages", 8)), &["elsewhere"])).await.unwrap();
+    sequences.push(commit(store, parked(&large, &["d", "e"])).await);
+    sequences.push(commit(store, plain(&origin(way.clone()), &["f"])).await);
+    let elsewhere = commit(store, plain(&origin(lane("pages", 8)), &["elsewhere"])).await;
     assert_eq!(store.lanes().await.unwrap(), [way.clone(), lane("pages", 8)]);
 
     let one = batch(&["a"]).bytes();
@@ -229,7 +247,7 @@ async fn a_page_goes_on_where_the_last_one_ended(store: &dyn Store, relay: &Rela
 
 async fn a_dead_letter_lets_the_rest_go(store: &dyn Store, relay: &Relay) {
     let tx = origin(lane("/", 2));
-    let sequence = store.commit(plain(&tx, &["good", "bad"])).await.unwrap();
+    let sequence = commit(store, plain(&tx, &["good", "bad"])).await;
     store.dead_letter(letter(sequence, 1)).await.unwrap();
     store.dead_letter(letter(sequence, 1)).await.unwrap();
     store.delivered(vec![sequence]);
@@ -242,7 +260,7 @@ async fn a_dead_letter_lets_the_rest_go(store: &dyn Store, relay: &Relay) {
 async fn the_answer_for_the_client_travels_with_the_commit(store: &dyn Store, relay: &Relay) {
     let tx = origin(lane("/", 0));
     let (sender, receiver) = tokio::sync::oneshot::channel();
-    let sequence = store.commit(Commit { forwarded: Some(sender), ..plain(&tx, &["x"]) }).await.unwrap();
+    let sequence = commit(store, Commit { forwarded: Some(sender), ..plain(&tx, &["x"]) }).await;
     let told = relay.told().remove(0);
     told.forwarded.unwrap().send(Default::default()).unwrap();
     assert_eq!(receiver.await.unwrap().returned, []);
@@ -267,10 +285,21 @@ async fn story(store: &dyn Store, relay: &Relay) {
     it_is_not_full(store, relay).await;
 }
 
+/// A clock that stands still until it is set on.
+macro_rules! clock {
+    () => {{
+        static NOW: AtomicI64 = AtomicI64::new(1_000_000);
+        (&NOW, || Timestamp(NOW.load(Ordering::Relaxed)))
+    }};
+}
+
 #[tokio::test]
 async fn memory() {
     let relay = Arc::new(Relay::default());
-    story(&*MemoryStore::new(relay.clone()), &relay).await;
+    let (now, clock) = clock!();
+    let store = MemoryStore::with_clock(relay.clone(), clock);
+    story(&*store, &relay).await;
+    named::story(named::Stage { store: &*store, relay: &relay, now }).await;
 }
 
 #[tokio::test]
@@ -278,8 +307,10 @@ async fn sqlite() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("halfway.db");
     let relay = Arc::new(Relay::default());
-    let store = SqliteStore::open(SqliteSettings::new(&path), relay.clone()).unwrap();
+    let (now, clock) = clock!();
+    let store = SqliteStore::open(SqliteSettings { clock, ..SqliteSettings::new(&path) }, relay.clone()).unwrap();
     story(&*store, &relay).await;
+    named::story(named::Stage { store: &*store, relay: &relay, now }).await;
     let report = halfway::store::sqlite::check(&path).unwrap();
     assert_eq!(report.problems, Vec::<String>::new());
     store.close();

@@ -1,9 +1,16 @@
 //! The SQLite store over restarts, on files that are not its own, and on disks that fail.
 
 use halfway::store::sqlite::{OpenError, SqliteSettings, SqliteStore, ToolError, backup, check, stats};
-use halfway::store::{Commit, Committed, DeadLetter, Lane, Origin, Outlet, Sequence, Store, StoreError};
+use halfway::store::{
+    Check, Commit, Committed, Committing, DeadLetter, Filter, Lane, Named, Origin, Outlet, Sequence, Store, StoreError,
+    Summary,
+};
 use halfway::tx::batch::{Batch, HalfMessage};
+use halfway::tx::checker::CheckPlan;
+use halfway::tx::decision::{Actor, Decision, Target, Verdict};
 use halfway::tx::id::{Timestamp, TransactionId};
+use halfway::tx::name::TransactionName;
+use halfway::tx::state::State;
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -47,6 +54,13 @@ fn commit(origin: &Origin, body_bytes: usize) -> Commit {
     Commit { origin: origin.clone(), batch: batch(body_bytes), parked: false, forwarded: None }
 }
 
+fn now(committing: Result<Committing, StoreError>) -> Sequence {
+    match committing {
+        Ok(Committing::Now(sequence)) => sequence,
+        other => panic!("{other:?}"),
+    }
+}
+
 async fn committed(store: &SqliteStore) -> BTreeSet<TransactionId> {
     store.page(&lane(), None, usize::MAX).await.unwrap().into_iter().map(|pack| pack.id).collect()
 }
@@ -83,7 +97,7 @@ async fn a_restart_keeps_what_is_committed_and_rolls_back_what_is_open() {
     store.park(large.clone(), batch(10)).await.unwrap();
     store.park(undecided.clone(), batch(10)).await.unwrap();
     store.commit(commit(&plain, 10)).await.unwrap();
-    let last = store.commit(Commit { parked: true, ..commit(&large, 10) }).await.unwrap();
+    let last = now(store.commit(Commit { parked: true, ..commit(&large, 10) }).await);
     store.close();
     drop(store);
 
@@ -93,7 +107,7 @@ async fn a_restart_keeps_what_is_committed_and_rolls_back_what_is_open() {
     assert_eq!(store.stats().backlog.load(Ordering::Relaxed), 2);
     let late = store.commit(Commit { parked: true, ..commit(&undecided, 10) }).await;
     assert!(matches!(late, Err(StoreError::Conflict(state)) if state == "rolled_back"));
-    let next = store.commit(commit(&origin(), 10)).await.unwrap();
+    let next = now(store.commit(commit(&origin(), 10)).await);
     assert!(next > last, "a place is never used twice");
     assert_sound(&folder.db());
 }
@@ -102,12 +116,12 @@ async fn a_restart_keeps_what_is_committed_and_rolls_back_what_is_open() {
 async fn a_place_is_not_used_again_when_everything_is_gone() {
     let folder = Folder::new();
     let store = open(&folder.db());
-    let first = store.commit(commit(&origin(), 10)).await.unwrap();
+    let first = now(store.commit(commit(&origin(), 10)).await);
     store.delivered(vec![first]);
     store.close();
     let store = open(&folder.db());
     assert_eq!(store.stats().backlog.load(Ordering::Relaxed), 0);
-    assert!(store.commit(commit(&origin(), 10)).await.unwrap() > first);
+    assert!(now(store.commit(commit(&origin(), 10)).await) > first);
 }
 
 /// What is in the files at the moment of the answer is what a crash leaves.
@@ -254,13 +268,13 @@ async fn past_its_size_it_is_full_until_there_is_room_again() {
     let mut fullness = store.fullness();
     let mut sequences = Vec::new();
     while !store.is_full() {
-        sequences.push(store.commit(commit(&origin(), 50_000)).await.unwrap());
+        sequences.push(now(store.commit(commit(&origin(), 50_000)).await));
         assert!(sequences.len() < 30, "1 MiB holds fewer");
     }
     assert!(sequences.len() > 10);
     assert!(*fullness.borrow_and_update());
     // What is asked all the same is kept: publishers are asked to wait, not cut off.
-    sequences.push(store.commit(commit(&origin(), 10)).await.unwrap());
+    sequences.push(now(store.commit(commit(&origin(), 10)).await));
     drop(store);
 
     let store = SqliteStore::open(settings, Arc::new(Silent)).unwrap();
@@ -301,9 +315,9 @@ async fn finished_transactions_that_were_parked_leave_after_their_retention() {
         }
     }
     let commit = |tx: &Origin| Commit { origin: tx.clone(), batch: batch(1), parked: true, forwarded: None };
-    let sequence = store.commit(commit(&delivered)).await.unwrap();
+    let sequence = now(store.commit(commit(&delivered)).await);
     store.commit(commit(&waiting)).await.unwrap();
-    store.rollback(rolled_back.id).await.unwrap();
+    store.rollback(rolled_back.id, None).await.unwrap();
     store.delivered(vec![sequence]);
     let sql = rusqlite::Connection::open(folder.db()).unwrap();
     let count = |query: &str| sql.query_row(query, [], |row| row.get::<_, i64>(0)).unwrap();
@@ -319,6 +333,273 @@ async fn finished_transactions_that_were_parked_leave_after_their_retention() {
     assert_eq!(committed(&store).await, BTreeSet::from([waiting.id]));
     assert_eq!(count("SELECT count(DISTINCT transaction_id) FROM history"), 1);
     assert_sound(&folder.db());
+}
+
+fn named(name: &str, first_after: Option<u64>) -> Origin {
+    let plan = |seconds| CheckPlan { checker: "orders".into(), first_after: Duration::from_secs(seconds) };
+    let name = TransactionName::new(name.as_bytes()).unwrap();
+    let named = Named { name, check: first_after.map(plan), transactional: true };
+    Origin { named: Some(Arc::new(named)), ..origin() }
+}
+
+/// A message with a message-id.
+fn with_id(message_id: u8) -> Batch {
+    let mut header = vec![0, 60, 0, 0];
+    header.extend([0; 8]);
+    header.extend((1u16 << 7).to_be_bytes());
+    header.extend([1, message_id]);
+    let mut batch = Batch::default();
+    batch.push(HalfMessage { publish: b"publish", header: &header, body: b"" });
+    batch
+}
+
+fn parked(origin: &Origin) -> Commit {
+    Commit { batch: Batch::default(), parked: true, ..commit(origin, 0) }
+}
+
+async fn summary(store: &SqliteStore, origin: &Origin) -> Summary {
+    store.transaction(origin.id).await.unwrap().expect("it is there").0
+}
+
+async fn last_event(store: &SqliteStore, origin: &Origin) -> (String, String) {
+    let (_, mut history) = store.transaction(origin.id).await.unwrap().expect("it is there");
+    let last = history.pop().expect("what was parked has a history");
+    (last.event, last.actor)
+}
+
+fn gauges(store: &SqliteStore) -> (u64, u64, u64) {
+    let stats = store.stats();
+    let gauges = [&stats.open_named, &stats.in_doubt, &stats.oldest_in_doubt];
+    let [open, in_doubt, oldest] = gauges.map(|gauge| gauge.load(Ordering::Relaxed));
+    (open, in_doubt, oldest)
+}
+
+#[tokio::test]
+async fn a_restart_keeps_names_with_their_schedules_and_counts() {
+    static NOW: AtomicI64 = AtomicI64::new(1_000_000);
+    let folder = Folder::new();
+    let settings =
+        || SqliteSettings { clock: || Timestamp(NOW.load(Ordering::Relaxed)), ..SqliteSettings::new(folder.db()) };
+    let open = || SqliteStore::open(settings(), Arc::new(Silent)).unwrap();
+    let store = open();
+    assert_eq!(gauges(&store), (0, 0, 0));
+    let (checked, done) = (named("checked", Some(6)), named("done", Some(6)));
+    let (left, unasked) = (named("left", Some(7)), named("unasked", None));
+    let (earlier, later) = (named("contested", Some(6)), named("contested", Some(6)));
+    for tx in [&checked, &earlier] {
+        store.park(tx.clone(), with_id(1)).await.unwrap();
+        store.abandon(tx.id).await.unwrap();
+        NOW.fetch_add(1, Ordering::Relaxed);
+    }
+    store.park(earlier.clone(), batch(1)).await.unwrap_err();
+    let check = |result: &str, counted, at| {
+        let next_check_at = Some(Timestamp(at));
+        store.checked(checked.id, Check { checker: "orders".into(), result: result.into(), counted, next_check_at })
+    };
+    assert!(check("unknown", true, 2_000_000).await.unwrap());
+    assert!(check("timeout", false, 3_000_000).await.unwrap());
+    for tx in [&left, &unasked, &later, &done] {
+        store.park(tx.clone(), with_id(1)).await.unwrap();
+    }
+    assert_eq!(gauges(&store), (4, 2, 1_000_000));
+    store.commit(parked(&done)).await.unwrap();
+    assert_eq!(gauges(&store), (3, 2, 1_000_000));
+    let before = (summary(&store, &checked).await, store.transaction(checked.id).await.unwrap());
+    store.close();
+    drop(store);
+
+    NOW.store(5_000_000, Ordering::Relaxed);
+    let store = open();
+    assert_eq!((summary(&store, &checked).await, store.transaction(checked.id).await.unwrap()), before);
+    assert_eq!((before.0.attempts, before.0.checks_answered), (2, 1));
+    assert_eq!(before.0.next_check_at, Some(Timestamp(3_000_000)));
+    for (tx, next_check_at) in [(&left, Some(Timestamp(5_007_000))), (&unasked, None)] {
+        let found = summary(&store, tx).await;
+        assert_eq!((found.state, found.next_check_at), (State::InDoubt, next_check_at));
+        assert_eq!(last_event(&store, tx).await, ("in_doubt".into(), "restart".into()));
+    }
+    // As when its channel had ended: a name has one fate.
+    assert_eq!(summary(&store, &later).await.state, State::InDoubt);
+    assert_eq!(last_event(&store, &earlier).await, ("rolled_back".into(), format!("attempt {}", later.id)));
+    assert_eq!(gauges(&store), (0, 4, 1_000_000));
+    assert_sound(&folder.db());
+
+    let due = store.due("orders", Timestamp(5_000_000), 10).await.unwrap();
+    assert_eq!(due.due.iter().map(|due| due.id).collect::<Vec<_>>(), [checked.id]);
+    assert!(due.next.is_some());
+    assert_eq!(store.commit(commit(&named("done", None), 1)).await.unwrap(), Committing::Before);
+    let half = Named { transactional: false, ..Named::clone(left.named.as_ref().unwrap()) };
+    store.park(Origin { named: Some(Arc::new(half)), ..origin() }, with_id(1)).await.unwrap();
+    assert_eq!(summary(&store, &left).await.messages, 1, "a message-id is known over a restart");
+    let decided = store.decide(Target::Id(checked.id), Decision::Commit, Actor::Control, None).await.unwrap();
+    assert!(matches!(decided, Verdict::Decided(_)));
+    assert_eq!(committed(&store).await, BTreeSet::from([done.id, checked.id]));
+    assert_eq!(gauges(&store), (0, 3, 5_000_000));
+    store.close();
+    assert_sound(&folder.db());
+    drop(store);
+    assert_eq!(committed(&open()).await, BTreeSet::from([done.id, checked.id]));
+}
+
+/// What is in the files at the moment of the answer is what a crash leaves.
+#[tokio::test]
+async fn what_was_answered_about_a_name_is_in_the_files() {
+    let folder = Folder::new();
+    let store = open(&folder.db());
+    let tx = named("crash", Some(6));
+    let copy = || {
+        let copy = Folder::new();
+        for suffix in ["", "-wal"] {
+            let name = format!("halfway.db{suffix}");
+            std::fs::copy(folder.0.path().join(&name), copy.0.path().join(&name)).unwrap();
+        }
+        copy
+    };
+    store.park(tx.clone(), batch(10)).await.unwrap();
+    let after_crash = copy();
+    assert_eq!(summary(&open(&after_crash.db()), &tx).await.state, State::InDoubt);
+    store.abandon(tx.id).await.unwrap();
+    let next_check_at = Some(Timestamp(i64::MAX));
+    let check = Check { checker: "orders".into(), result: "unknown".into(), counted: true, next_check_at };
+    assert!(store.checked(tx.id, check).await.unwrap());
+    let after_crash = copy();
+    assert_eq!(summary(&open(&after_crash.db()), &tx).await, summary(&store, &tx).await);
+    store.decide(Target::Id(tx.id), Decision::Commit, Actor::Control, None).await.unwrap();
+    let after_crash = copy();
+    let reopened = open(&after_crash.db());
+    assert_eq!(committed(&reopened).await, BTreeSet::from([tx.id]));
+    assert_eq!(summary(&reopened, &tx).await.decided_by.as_deref(), Some("control"));
+}
+
+#[tokio::test]
+async fn a_store_of_version_1_is_brought_forward() {
+    let folder = Folder::new();
+    let sql = rusqlite::Connection::open(folder.db()).unwrap();
+    sql.execute_batch(include_str!("../src/store/schema/0001.sql")).unwrap();
+    sql.execute_batch(
+        "PRAGMA application_id = 0x68616c66; PRAGMA user_version = 1; UPDATE store SET sequence_reserved = 100",
+    )
+    .unwrap();
+    sql.execute_batch("INSERT INTO lanes VALUES (1, '/', 0)").unwrap();
+    let txs = [origin(), origin(), origin(), origin()];
+    let body = batch(10).into_bytes();
+    let add = |sequence: i64, tx: &Origin, state: &str, parked: bool, pack: bool, letters: i64| {
+        let decided = (state != "open").then_some(7);
+        let body_here = (!pack && state == "committed").then_some(&body);
+        sql.execute(
+            "INSERT INTO transactions VALUES (?1, ?2, ?3, 1, 'guest', 5, ?4, ?5, NULL, 1, ?6, ?7, ?8, ?9, ?10)",
+            rusqlite::params![
+                sequence,
+                tx.id.0.into_bytes(),
+                state,
+                parked.then_some(6),
+                decided,
+                body.len() as i64,
+                letters,
+                parked.then_some(sequence),
+                i64::from(parked),
+                body_here
+            ],
+        )
+        .unwrap();
+        if pack {
+            sql.execute("INSERT INTO packs VALUES (?1, 0, ?2)", rusqlite::params![sequence << 20, body]).unwrap();
+        }
+    };
+    add(1, &txs[0], "committed", false, false, 0);
+    add(2, &txs[1], "open", true, true, 0);
+    add(3, &txs[2], "delivered", true, false, 0);
+    add(4, &txs[3], "dead_lettered", false, false, 1);
+    sql.execute("INSERT INTO dead_letters VALUES (1, 4, 0, ?1, 404, 'NOT_FOUND', 8, 1)", [&body]).unwrap();
+    drop(sql);
+    assert_sound(&folder.db());
+    assert_eq!(stats(&folder.db()).unwrap().open, 1, "what only reads takes the file as it is");
+
+    let settings = SqliteSettings { clock: || Timestamp(1_000), ..SqliteSettings::new(folder.db()) };
+    let store = SqliteStore::open(settings, Arc::new(Silent)).unwrap();
+    assert_sound(&folder.db());
+    assert_eq!(stats(&folder.db()).unwrap().schema, 2);
+    assert_eq!(committed(&store).await, BTreeSet::from([txs[0].id]));
+    let listing = store.transactions(Filter::default(), 0, 10).await.unwrap();
+    let states: Vec<_> = listing.items.iter().map(|tx| (tx.id, tx.state)).collect();
+    let expected = [State::Committed, State::RolledBack, State::Delivered, State::DeadLettered];
+    assert_eq!(states, txs.iter().map(|tx| tx.id).zip(expected).collect::<Vec<_>>());
+    assert_eq!(last_event(&store, &txs[1]).await, ("rolled_back".into(), "restart".into()));
+    assert_eq!(summary(&store, &txs[3]).await.state, State::DeadLettered);
+    let tx = named("new", Some(6));
+    store.park(tx.clone(), batch(10)).await.unwrap();
+    assert!(now(store.commit(parked(&tx)).await) >= Sequence(100));
+    assert_sound(&folder.db());
+}
+
+#[tokio::test]
+async fn names_leave_after_their_retention_with_what_is_known_of_their_messages() {
+    static NOW: AtomicI64 = AtomicI64::new(1_000_000);
+    let folder = Folder::new();
+    let settings = || SqliteSettings {
+        retention: Duration::from_secs(60),
+        clock: || Timestamp(NOW.load(Ordering::Relaxed)),
+        ..SqliteSettings::new(folder.db())
+    };
+    let store = SqliteStore::open(settings(), Arc::new(Silent)).unwrap();
+    let (small, large, dropped, doubtful) =
+        (named("small", None), named("large", None), named("dropped", None), named("doubtful", None));
+    for tx in [&small, &large, &dropped, &doubtful] {
+        store.park(tx.clone(), with_id(1)).await.unwrap();
+        store.park(tx.clone(), with_id(2)).await.unwrap();
+    }
+    let replies: Vec<_> = (0..300).map(|_| store.park(large.clone(), batch(1000))).collect();
+    for reply in replies {
+        reply.await.unwrap();
+    }
+    let sql = rusqlite::Connection::open(folder.db()).unwrap();
+    let count = |query: &str| sql.query_row(query, [], |row| row.get::<_, i64>(0)).unwrap();
+    assert_eq!(count("SELECT count(*) FROM message_ids"), 8);
+    let sequences = [now(store.commit(parked(&small)).await), now(store.commit(parked(&large)).await)];
+    store.rollback(dropped.id, None).await.unwrap();
+    store.abandon(doubtful.id).await.unwrap();
+    store.delivered(sequences.to_vec());
+    eventually("only what is in doubt keeps messages", || {
+        count("SELECT count(*) FROM packs") == 2 && count("SELECT count(*) FROM message_ids") == 2
+    })
+    .await;
+    eventually("the garbage is gone", || count("SELECT count(*) FROM garbage") == 0).await;
+    let again = store.commit(commit(&named("large", None), 1)).await.unwrap();
+    assert_eq!(again, Committing::Before, "the name is remembered");
+    store.close();
+
+    NOW.fetch_add(60_001, Ordering::Relaxed);
+    let store = SqliteStore::open(settings(), Arc::new(Silent)).unwrap();
+    eventually("the rows leave", || count("SELECT count(*) FROM transactions") == 1).await;
+    assert_eq!(summary(&store, &doubtful).await.state, State::InDoubt, "what is undecided stays for ever");
+    now(store.commit(commit(&named("large", None), 1)).await);
+    assert_sound(&folder.db());
+}
+
+/// The promise that a plain commit pays for nothing of this: it stands in one index, and in no other table.
+#[tokio::test]
+async fn a_plain_commit_stands_in_one_index() {
+    let folder = Folder::new();
+    let store = open(&folder.db());
+    for _ in 0..10 {
+        store.commit(commit(&origin(), 10)).await.unwrap();
+    }
+    let sql = rusqlite::Connection::open(folder.db()).unwrap();
+    let mut indexes =
+        sql.prepare("SELECT name, sql FROM sqlite_schema WHERE type = 'index' AND tbl_name = 'transactions'").unwrap();
+    let indexes = indexes.query_map([], |row| Ok((row.get(0)?, row.get(1)?))).unwrap();
+    let indexes = indexes.collect::<Result<Vec<(String, String)>, _>>().unwrap();
+    assert!(indexes.len() > 5, "{indexes:?}");
+    for (name, definition) in indexes {
+        let (_, condition) = definition.split_once(" WHERE ").expect("every index is partial");
+        let query = format!("SELECT count(*) FROM transactions INDEXED BY {name} WHERE {condition}");
+        let entries: i64 = sql.query_row(&query, [], |row| row.get(0)).unwrap();
+        assert_eq!(entries, if name == "committed" { 10 } else { 0 }, "{name}");
+    }
+    for table in ["packs", "history", "message_ids", "garbage"] {
+        let rows: i64 = sql.query_row(&format!("SELECT count(*) FROM {table}"), [], |row| row.get(0)).unwrap();
+        assert_eq!(rows, 0, "{table}");
+    }
 }
 
 #[tokio::test]
@@ -347,7 +628,7 @@ async fn stats_count_beside_a_running_store() {
     let folder = Folder::new();
     let store = open(&folder.db());
     assert_eq!(stats(&folder.db()).unwrap().oldest_committed_at, None);
-    let sequence = store.commit(commit(&origin(), 10)).await.unwrap();
+    let sequence = now(store.commit(commit(&origin(), 10)).await);
     let letter = DeadLetter {
         sequence,
         index: 0,
@@ -370,7 +651,7 @@ async fn stats_count_beside_a_running_store() {
     store.delivered(vec![sequence]);
     eventually("it left the backlog", || store.stats().backlog.load(Ordering::Relaxed) == 1).await;
     let sql = rusqlite::Connection::open(folder.db()).unwrap();
-    let row = "SELECT state, body IS NULL, attempts FROM transactions JOIN dead_letters USING (sequence)";
+    let row = "SELECT state, body IS NULL, dead_letters.attempts FROM transactions JOIN dead_letters USING (sequence)";
     let row = sql.query_row(row, [], |row| Ok((row.get::<_, String>(0)?, row.get(1)?, row.get(2)?))).unwrap();
     assert_eq!(row, ("dead_lettered".into(), true, 2));
     assert_sound(&folder.db());
@@ -389,6 +670,16 @@ async fn a_check_finds_what_is_wrong() {
         ("UPDATE transactions SET decided_at = NULL WHERE packs = 0", "a decision and are undecided"),
         ("UPDATE transactions SET letters = 1 WHERE packs = 0", "miscount their dead letters"),
         ("PRAGMA foreign_keys = OFF; UPDATE transactions SET lane = 99", "refers to a row of lanes"),
+        ("INSERT INTO message_ids VALUES (1 << 40, x'00')", "message-ids belong to no transaction"),
+        ("UPDATE transactions SET next_check_at = 1 WHERE packs > 0", "to be checked that can't be"),
+        (
+            "UPDATE transactions SET state = 'in_doubt', decided_at = NULL WHERE packs > 0",
+            "in doubt without a name or a time",
+        ),
+        (
+            "UPDATE transactions SET state = 'open', decided_at = NULL, name = 'n'",
+            "1 names have two open attempts, or two in doubt",
+        ),
         ("DELETE FROM transactions WHERE packs > 0", "entries of the history belong to no transaction"),
     ] {
         let folder = Folder::new();
@@ -429,7 +720,7 @@ async fn a_bad_disk(folder: &Path, spoil: impl Fn(), heal: impl Fn(), is_expecte
     let store = open(&path);
     let mut promised = BTreeSet::new();
     let first = origin();
-    let first_sequence = store.commit(commit(&first, 1000)).await.unwrap();
+    let first_sequence = now(store.commit(commit(&first, 1000)).await);
     promised.insert(first.id);
     spoil();
     let error = loop {

@@ -96,11 +96,22 @@ pub fn is_readable(table: &[u8]) -> bool {
     table_reads(table, 0)
 }
 
+/// The values of an array, each its type tag and its bytes. Ends after the first malformed one.
+pub fn array_values(array: &[u8]) -> impl Iterator<Item = Result<(u8, &[u8]), Malformed>> {
+    let mut reader = Some(Reader::new(array));
+    std::iter::from_fn(move || {
+        let mut rest = reader.take().filter(|reader| !reader.rest().is_empty())?;
+        let value = field(&mut rest);
+        if value.is_ok() {
+            reader = Some(rest);
+        }
+        Some(value)
+    })
+}
+
 /// The long strings in an array; other values in it are passed over, as RabbitMQ does with CC and BCC.
 pub fn array_strings(array: &[u8]) -> impl Iterator<Item = &[u8]> {
-    let mut reader = Reader::new(array);
-    std::iter::from_fn(move || if reader.rest().is_empty() { None } else { field(&mut reader).ok() })
-        .filter_map(|(kind, value)| (kind == b'S').then_some(value))
+    array_values(array).map_while(Result::ok).filter_map(|(kind, value)| (kind == b'S').then_some(value))
 }
 
 /// Appends an entry that holds a long string.

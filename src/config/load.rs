@@ -2,7 +2,7 @@
 
 use std::{
     collections::BTreeMap,
-    ffi::OsString,
+    ffi::{OsStr, OsString},
     fmt, fs, io,
     path::{Path, PathBuf},
 };
@@ -12,10 +12,11 @@ use figment::{
     providers::{Format, Toml},
     value::{Dict, Map, Tag, Value},
 };
+use serde::Serialize;
 use serde_json::Value as Json;
 use thiserror::Error;
 
-use super::{Config, Secret, validate};
+use super::{Checker, Config, Secret, validate};
 
 /// Reads the configuration: defaults, then the file, then the environment.
 ///
@@ -38,13 +39,19 @@ pub struct Loaded {
     pub config: Config,
     /// The file that was read, if any.
     pub file: Option<PathBuf>,
+    /// What works and is probably not meant.
+    pub warnings: Vec<Problem>,
     origins: BTreeMap<String, Origin>,
 }
 
 impl Loaded {
     /// Every key with its effective value (secrets redacted) and its origin, sorted by key.
     pub fn entries(&self) -> Vec<Entry> {
-        let origin = |key: &str| self.origins.get(key).cloned().unwrap_or(Origin::Default);
+        let origin = |key: &str| {
+            let list = key.split('.').next().filter(|list| *list == CHECKER);
+            let known = self.origins.get(key).or_else(|| self.origins.get(list?));
+            known.cloned().unwrap_or(Origin::Default)
+        };
         leaves(&self.config).into_iter().map(|(key, value)| Entry { origin: origin(&key), key, value }).collect()
     }
 }
@@ -87,12 +94,12 @@ impl fmt::Display for Origin {
 #[derive(Debug, Error)]
 pub enum ConfigError {
     /// The file, or the file that holds a secret, can't be read.
-    #[error("cannot read {}{}: {source}", path.display(), key.map(|key| format!(" (named by `{key}`)")).unwrap_or_default())]
+    #[error("cannot read {}{}: {source}", path.display(), key.as_ref().map(|key| format!(" (named by `{key}`)")).unwrap_or_default())]
     Unreadable {
         /// The file.
         path: PathBuf,
         /// The key that names it, when it holds a secret.
-        key: Option<&'static str>,
+        key: Option<String>,
         /// The system's reason.
         source: io::Error,
     },
@@ -138,22 +145,34 @@ pub(super) fn load_from(
     file: Option<&Path>,
     variables: impl IntoIterator<Item = (OsString, OsString)>,
 ) -> Result<Loaded, ConfigError> {
-    let known = leaves(&Config::default());
+    let known = known_keys();
+    let mut secrets = Vec::new();
     let mut problems = Vec::new();
     let mut figment = Figment::new();
     if let Some(path) = file {
         let dict = read_file(path)?;
-        find_unknown(&dict, "", path, &known, &mut problems);
-        figment = figment.merge(Layer { origin: Origin::File(path.to_owned()), dict });
+        let layer = Layer { origin: Origin::File(path.to_owned()), dict };
+        find_unknown(&layer.dict, "", &layer.origin, &known, &mut problems);
+        figment = figment.merge(layer);
     }
     for (name, value) in variables {
+        if let Some(checker) = name.to_str().and_then(secret_variable).map(str::to_owned) {
+            secrets.push((checker, name, value));
+            continue;
+        }
         match read_variable(name, value, &known) {
-            Ok(Some(layer)) => figment = figment.merge(layer),
+            Ok(Some(layer)) => {
+                find_unknown(&layer.dict, "", &layer.origin, &known, &mut problems);
+                figment = figment.merge(layer);
+            }
             Ok(None) => {}
             Err(problem) => problems.push(problem),
         }
     }
-    let origin_of = |key: &str| figment.find_metadata(key).and_then(origin).unwrap_or(Origin::Default);
+    let origin_of = |key: &str| {
+        let list = || key.starts_with("checker.").then(|| figment.find_metadata(CHECKER)).flatten();
+        figment.find_metadata(key).or_else(list).and_then(origin).unwrap_or(Origin::Default)
+    };
     let config = figment.extract::<Config>().map_err(|errors| {
         problems.extend(errors.into_iter().map(|error| Problem {
             origin: error.metadata.as_ref().and_then(origin).unwrap_or(Origin::Default),
@@ -162,16 +181,20 @@ pub(super) fn load_from(
         }));
     });
     let Ok(mut config) = config else { return Err(ConfigError::Problems(problems)) };
-    problems.extend(validate::problems(&config).into_iter().map(|(key, text)| Problem {
-        origin: origin_of(key),
-        key: key.into(),
-        text,
-    }));
+    let mut origins = BTreeMap::new();
+    for (checker, name, value) in secrets {
+        match set_secret(&mut config.checker, &checker, &name, value) {
+            Ok(key) => drop(origins.insert(key, Origin::Variable(name.to_string_lossy().into_owned()))),
+            Err(problem) => problems.push(problem),
+        }
+    }
+    let with_origin = |(key, text): (String, String)| Problem { origin: origin_of(&key), key, text };
+    problems.extend(validate::problems(&config).into_iter().map(with_origin));
     if !problems.is_empty() {
         return Err(ConfigError::Problems(problems));
     }
 
-    let mut origins = BTreeMap::new();
+    let warnings = validate::warnings(&config).into_iter().map(with_origin).collect();
     for key in known.into_keys() {
         let origin = origin_of(&key);
         origins.insert(key, origin);
@@ -180,7 +203,19 @@ pub(super) fn load_from(
         config.relay.password = read_secret(path, "relay.password_file")?;
         origins.insert("relay.password".into(), Origin::SecretFile(path.clone()));
     }
-    Ok(Loaded { config, file: file.map(Path::to_owned), origins })
+    for (number, checker) in config.checker.iter_mut().enumerate() {
+        if let Some(path) = &checker.secret_file {
+            let key = format!("{CHECKER}.{number}.secret_file");
+            let secret = read_secret(path, &key)?;
+            if secret.expose().is_empty() {
+                let origin = Origin::SecretFile(path.clone());
+                return Err(ConfigError::Problems(vec![Problem { origin, key, text: "is empty".into() }]));
+            }
+            origins.insert(format!("{CHECKER}.{number}.secret"), Origin::SecretFile(path.clone()));
+            checker.secret = Some(secret);
+        }
+    }
+    Ok(Loaded { config, file: file.map(Path::to_owned), warnings, origins })
 }
 
 fn read_file(path: &Path) -> Result<Dict, ConfigError> {
@@ -196,28 +231,33 @@ fn read_file(path: &Path) -> Result<Dict, ConfigError> {
     })
 }
 
-fn read_secret(path: &Path, key: &'static str) -> Result<Secret, ConfigError> {
+fn read_secret(path: &Path, key: &str) -> Result<Secret, ConfigError> {
     match fs::read_to_string(path) {
         // An editor ends a file with a newline; no secret is meant to.
         Ok(text) => Ok(Secret::new(text.trim_end_matches(['\n', '\r']))),
-        Err(source) => Err(ConfigError::Unreadable { path: path.to_owned(), key: Some(key), source }),
+        Err(source) => Err(ConfigError::Unreadable { path: path.to_owned(), key: Some(key.to_owned()), source }),
     }
 }
 
-fn find_unknown(dict: &Dict, prefix: &str, path: &Path, known: &Keys, problems: &mut Vec<Problem>) {
+fn find_unknown(dict: &Dict, prefix: &str, origin: &Origin, known: &Keys, problems: &mut Vec<Problem>) {
     for (name, value) in dict {
         let key = if prefix.is_empty() { name.clone() } else { format!("{prefix}.{name}") };
         if known.contains_key(&key) {
-            problems.extend(unknown_in_list(&key, value, &Origin::File(path.to_owned())));
+            problems.extend(unknown_in_list(&key, value, origin));
+            if let Value::Array(_, items) = value
+                && key == CHECKER
+            {
+                find_unknown_of_checkers(items, origin, problems);
+            }
             continue;
         }
         match value {
-            Value::Dict(_, inner) if !inner.is_empty() => find_unknown(inner, &key, path, known, problems),
+            Value::Dict(_, inner) if !inner.is_empty() => find_unknown(inner, &key, origin, known, problems),
             _ if known.keys().any(|known| known.strip_prefix(&key).is_some_and(|rest| rest.starts_with('.'))) => {}
             _ => {
                 let near = nearest(&key, known.keys().map(String::as_str));
                 let text = format!("unknown key, the nearest valid one is `{near}`");
-                problems.push(Problem { origin: Origin::File(path.to_owned()), key, text });
+                problems.push(Problem { origin: origin.clone(), key, text });
             }
         }
     }
@@ -235,6 +275,44 @@ fn unknown_in_list(list: &str, value: &Value, origin: &Origin) -> Vec<Problem> {
         }
     }
     problems
+}
+
+/// As [`find_unknown`], within the tables of `[[checker]]`.
+fn find_unknown_of_checkers(items: &[Value], origin: &Origin, problems: &mut Vec<Problem>) {
+    let known = leaves(&Checker::with_every_key());
+    for (number, item) in items.iter().enumerate() {
+        let Value::Dict(_, dict) = item else { continue };
+        let mut found = Vec::new();
+        find_unknown(dict, "", origin, &known, &mut found);
+        problems.extend(
+            found.into_iter().map(|problem| Problem { key: format!("{CHECKER}.{number}.{}", problem.key), ..problem }),
+        );
+    }
+}
+
+/// The checker's part of a variable called `HALFWAY_CHECKER__` + name + `__SECRET`.
+fn secret_variable(name: &str) -> Option<&str> {
+    name.strip_prefix(PREFIX)?.strip_prefix("CHECKER__")?.strip_suffix("__SECRET")
+}
+
+/// Gives the checker whose name, written as a variable's, is `wanted` its secret; the key that was set.
+fn set_secret(checkers: &mut [Checker], wanted: &str, variable: &OsStr, value: OsString) -> Result<String, Problem> {
+    let written = |name: &str| name.to_uppercase().replace(|c: char| !c.is_alphanumeric(), "_");
+    let variable = variable.to_string_lossy().into_owned();
+    let problem = |key: &str, text: String| Problem { origin: Origin::Variable(variable), key: key.into(), text };
+    let mut fitting = checkers.iter_mut().enumerate().filter(|(_, checker)| written(&checker.name) == wanted);
+    let Some((number, checker)) = fitting.next() else {
+        return Err(problem(CHECKER, format!("no checker has a name that is written {wanted} in a variable")));
+    };
+    let key = format!("{CHECKER}.{number}.secret");
+    if let Some((_, other)) = fitting.next() {
+        let text =
+            format!("`{}` and `{}` are written alike in a variable; use `secret_file`", checker.name, other.name);
+        return Err(problem(&key, text));
+    }
+    let value = value.into_string().map_err(|_| problem(&key, "the value is not UTF-8".into()))?;
+    checker.secret = Some(Secret::new(value));
+    Ok(key)
 }
 
 /// The layer of one variable; none when the variable is not ours.
@@ -298,13 +376,25 @@ fn nearest<'a>(wanted: &str, valid: impl Iterator<Item = &'a str>) -> &'a str {
     valid.min_by_key(|valid| strsim::damerau_levenshtein(wanted, valid)).unwrap_or_default()
 }
 
-/// Every key of `config` with its value, as it would stand in a file.
-fn leaves(config: &Config) -> Keys {
+/// Every key that may stand in a file, with its default.
+fn known_keys() -> Keys {
+    let mut keys = leaves(&Config::default());
+    keys.insert(CHECKER.into(), Json::Array(Vec::new()));
+    keys
+}
+
+/// Every key of `config` with its value, as it would stand in a file. Tables in a list are numbered from 0.
+fn leaves(config: &impl Serialize) -> Keys {
     fn walk(prefix: String, value: Json, keys: &mut Keys) {
         match value {
             Json::Object(table) => {
                 for (name, value) in table {
                     walk(if prefix.is_empty() { name } else { format!("{prefix}.{name}") }, value, keys);
+                }
+            }
+            Json::Array(items) if items.iter().any(Json::is_object) => {
+                for (number, item) in items.into_iter().enumerate() {
+                    walk(format!("{prefix}.{number}"), item, keys);
                 }
             }
             leaf => {
@@ -350,5 +440,7 @@ type Keys = BTreeMap<String, Json>;
 const LISTS_OF_TABLES: [(&str, &[&str]); 1] = [("admin.tokens", &["token_file", "role"])];
 /// The variable in which the command line finds its token for the admin port.
 pub const TOKEN_VARIABLE: &str = "HALFWAY_TOKEN";
+/// The one list of tables.
+const CHECKER: &str = "checker";
 const PREFIX: &str = "HALFWAY_";
 const STANDARD_FILES: [&str; 2] = ["config.toml", "/etc/halfway/config.toml"];

@@ -99,12 +99,15 @@ fn a_secret_comes_from_its_file_without_the_newline() {
 
 #[test]
 fn unknown_keys_name_the_place_and_the_nearest_valid_key() {
-    let text = "[stor]\nurl = 'x'\n[relay.retry]\ninitail = '1s'\n[[checker]]\nname = 'a'";
+    let text = "[stor]\nurl = 'x'\n[relay.retry]\ninitail = '1s'\n[[chekcer]]\nname = 'a'";
     let variables = [("HALFWAY_STORE_URL", "x"), ("HALFWAY_LISTEN__TLS", "x")];
     let Err(ConfigError::Problems(found)) = load_text(text, &variables) else { panic!("unknown keys are errors") };
     let shown: Vec<_> = found.iter().map(Problem::to_string).collect();
     assert_eq!(shown.len(), 5, "{shown:#?}");
-    assert!(shown[0].contains("halfway.toml: `checker`"), "{shown:#?}");
+    assert!(
+        shown[0].contains("halfway.toml: `chekcer`: unknown key, the nearest valid one is `checker`"),
+        "{shown:#?}"
+    );
     assert!(shown[1].ends_with("`relay.retry.initail`: unknown key, the nearest valid one is `relay.retry.initial`"));
     assert!(shown[2].ends_with("`stor.url`: unknown key, the nearest valid one is `store.url`"));
     assert_eq!(shown[3], "HALFWAY_STORE_URL: unknown variable, the nearest valid one is HALFWAY_STORE__URL");
@@ -122,10 +125,8 @@ fn tokens_are_tables_in_a_list_and_their_keys_are_checked_like_all_others() {
     let variable = [("HALFWAY_ADMIN__TOKENS", "[{ token_file = 'b', role = 'viewer' }]"), ("HALFWAY_TOKEN", "x")];
     let loaded = load_text(text, &variable).expect("valid");
     assert_eq!(loaded.config.admin.tokens[0].role, Role::Viewer);
-    assert_eq!(
-        load_text("", &[("HALFWAY_ADMIN__OPEN_ON_LOOPBACK", "false")]).expect("valid").config.admin.is_open(),
-        false
-    );
+    let closed = load_text("", &[("HALFWAY_ADMIN__OPEN_ON_LOOPBACK", "false")]).expect("valid");
+    assert!(!closed.config.admin.is_open());
 
     let wrong =
         "[admin]\ntokens = [{ token_file = 'a', role = 'viewer' }, { token_file = 'b', role = 'viewer', rol = 1 }]";
@@ -136,7 +137,7 @@ fn tokens_are_tables_in_a_list_and_their_keys_are_checked_like_all_others() {
     assert_eq!(problems("", &wrong), [found]);
     for (text, expected) in [
         ("[admin]\ntokens = [{ token_file = 'a', role = 'admin' }]", "admin.tokens.0.role: unknown variant"),
-        ("[admin]\ntokens = [{ token_file = 'a' }]", "admin.tokens.0: missing field: `role`"),
+        ("[admin]\ntokens = [{ token_file = 'a' }]", "admin.tokens.0: missing field `role`"),
         ("[admin]\ntokens = [{ token_file = '', role = 'viewer' }]", "admin.tokens: a token_file is empty"),
         ("[admin]\nopen_on_loopback = 'yes'", "admin.open_on_loopback: invalid type"),
     ] {
@@ -243,5 +244,129 @@ fn sizes_are_shown_as_they_are_written() {
     for text in ["10GiB", "1536KiB", "1000B", "0B"] {
         let bytes = text.parse::<bytesize::ByteSize>().expect("a size").as_u64();
         assert_eq!(format_size(bytes), text);
+    }
+}
+
+const ORDERS: &str = "[[checker]]\nname = 'orders'\nurl = 'http://orders:8080/half/check'\n";
+
+#[test]
+fn a_checker_has_defaults_and_knows_how_it_is_asked() {
+    let text = format!(
+        "{ORDERS}secret = 'key'\nmatch = {{ vhost = '/', transaction = 'order-*', exchange = 'orders' }}\n\
+         first_after = '1s'\n[[checker]]\nname = 'refunds'\nqueue = 'refunds.check'\nwhen_exhausted = 'rollback'"
+    );
+    let loaded = load_text(&text, &[]).expect("valid");
+    let [orders, refunds] = &loaded.config.checker[..] else { panic!("two checkers") };
+    assert_eq!((orders.first_after, orders.interval), (Duration::from_secs(1), Duration::from_secs(30)));
+    assert_eq!((orders.max_checks, orders.when_exhausted), (15, WhenExhausted::Hold));
+    assert_eq!(orders.matches.transaction.as_deref(), Some("order-*"));
+    let Some(Asked::Http { url, secret: Some(secret) }) = orders.asked() else { panic!("by HTTP") };
+    assert_eq!((url.host.as_str(), url.port, url.path.as_str()), ("orders", 8080, "/half/check"));
+    assert_eq!(secret.expose(), "key");
+    assert_eq!(refunds.asked(), Some(Asked::Amqp { vhost: "/", queue: "refunds.check" }));
+    assert_eq!(refunds.when_exhausted, WhenExhausted::RollBack);
+    let entries = loaded.entries();
+    let shown = |key: &str| entries.iter().find(|entry| entry.key == key).map(|entry| entry.value.to_string());
+    assert_eq!(shown("checker.0.secret").as_deref(), Some("\"<redacted>\""));
+    assert_eq!(shown("checker.0.match.exchange").as_deref(), Some("\"orders\""));
+    assert_eq!(shown("checker.1.interval").as_deref(), Some("\"30s\""));
+    assert!(matches!(origin(&loaded, "checker.0.url"), Origin::File(_)));
+}
+
+#[test]
+fn unknown_keys_of_a_checker_name_the_nearest_one() {
+    let text = format!("{ORDERS}intervall = '1s'\nmatch = {{ exchnge = 'x' }}");
+    assert_eq!(
+        problems(&text, &[]),
+        [
+            "checker.0.intervall: unknown key, the nearest valid one is `interval`",
+            "checker.0.match.exchnge: unknown key, the nearest valid one is `match.exchange`",
+        ]
+    );
+    let list = "[{ name = 'a', urll = 'http://a' }]";
+    let found = problems("", &[("HALFWAY_CHECKER", list)]);
+    assert_eq!(found[0], "checker.0.urll: unknown key, the nearest valid one is `url`");
+    assert!(problems("[checker]\nname = 'a'", &[])[0].starts_with("checker: "));
+}
+
+#[test]
+fn checkers_that_cannot_work_are_refused() {
+    for (lines, expected) in [
+        ("url = 'http://a'", "checker.0.name: must have 1 to 255 bytes"),
+        ("name = 'a'", "checker.0.url: needs either `url` or `queue`"),
+        ("name = 'a'\nurl = 'http://a'\nqueue = 'q'", "checker.0.queue: stands beside `url`"),
+        ("name = 'a'\nurl = 'http://a'\nvhost = 'v'", "checker.0.vhost: belongs to `queue`"),
+        ("name = 'a'\nqueue = 'q'\nsecret = 's'", "checker.0.secret: does nothing for a `queue`"),
+        ("name = 'a'\nurl = 'ftp://a'", "checker.0.url: does not begin with http:// or https://"),
+        ("name = 'a'\nurl = 'http://u:p4ss@a/'", "checker.0.url: a checker's URL carries no user"),
+        ("name = 'a'\nurl = 'http://a/#x'", "checker.0.url: `http://a/#x` has a fragment"),
+        ("name = 'a'\nurl = 'http://a b'", "checker.0.url: `http://a b` is not a URL"),
+        ("name = 'a'\nurl = 'http://a:0/'", "checker.0.url: `http://a:0/` has no port"),
+        ("name = 'a'\nurl = 'http://a'\nsecret = ''", "checker.0.secret: is empty"),
+        ("name = 'a'\nurl = 'http://a'\nsecret = 7", "checker.0.secret: expected a string in quotes"),
+        ("name = 'a'\nurl = 'http://a'\ninterval = '1h'", "checker.0.max_interval: is shorter"),
+        ("name = 'a'\nurl = 'http://a'\nmax_checks = 0", "checker.0.max_checks: must be at least 1"),
+        ("name = 'a'\nurl = 'http://a'\nrate = 0", "checker.0.rate: must be 1 to 10000"),
+        ("name = 'a'\nurl = 'http://a'\nconcurrency = 0", "checker.0.concurrency: must be 1 to 1024"),
+        ("name = 'a'\nurl = 'http://a'\ntimeout = '0s'", "checker.0.timeout: must be longer than zero"),
+        ("name = 'a'\nurl = 'http://a'\nfirst_after = 'x'", "checker.0.first_after: expected a duration"),
+        ("name = 'a'\nurl = 'http://a'\nwhen_exhausted = 'x'", "checker.0.when_exhausted: unknown variant"),
+    ] {
+        let found = problems(&format!("[[checker]]\n{lines}"), &[]);
+        assert!(found.len() == 1 && found[0].starts_with(expected), "{lines}: {found:?}");
+        assert!(!found[0].contains("p4ss"), "{found:?}");
+    }
+    let twins = problems(&format!("{ORDERS}{ORDERS}"), &[]);
+    assert_eq!(twins, ["checker.1.name: `orders` is the name of checker.0 too"]);
+}
+
+#[test]
+fn a_checker_behind_one_that_fits_everything_is_worth_a_warning() {
+    let with = |first: &str, second: &str| {
+        let text =
+            format!("{ORDERS}match = {{ {first} }}\n{}match = {{ {second} }}", ORDERS.replace("'orders'", "'b'"));
+        load_text(&text, &[]).expect("valid").warnings.iter().map(|found| found.key.clone()).collect::<Vec<_>>()
+    };
+    assert_eq!(with("", "exchange = 'x'"), ["checker.1.match"]);
+    assert_eq!(with("transaction = '*', exchange = 'x'", "transaction = 'a-*', exchange = 'x'"), ["checker.1.match"]);
+    assert!(with("vhost = 'a'", "vhost = 'b'").is_empty());
+    assert!(with("exchange = 'x'", "").is_empty());
+}
+
+#[test]
+fn a_checkers_secret_comes_from_a_variable_or_a_file_and_is_never_shown() {
+    let text = ORDERS.replace("'orders'", "'my-orders'");
+    let loaded = load_text(&text, &[("HALFWAY_CHECKER__MY_ORDERS__SECRET", "hunter2")]).expect("valid");
+    assert_eq!(loaded.config.checker[0].secret.as_ref().map(Secret::expose), Some("hunter2"));
+    assert_eq!(origin(&loaded, "checker.0.secret").to_string(), "HALFWAY_CHECKER__MY_ORDERS__SECRET");
+    assert!(!format!("{loaded:?} {:?}", loaded.entries()).contains("hunter2"));
+    let stray = problems(&text, &[("HALFWAY_CHECKER__OTHER__SECRET", "hunter2")]);
+    assert_eq!(stray, ["checker: no checker has a name that is written OTHER in a variable"]);
+
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let path = folder.path().join("secret");
+    fs::write(&path, "s3cret\n").expect("the file is written");
+    let with_file = format!("{text}secret_file = '{}'", path.display());
+    let loaded = load_text(&with_file, &[]).expect("valid");
+    assert_eq!(loaded.config.checker[0].secret.as_ref().map(Secret::expose), Some("s3cret"));
+    assert_eq!(origin(&loaded, "checker.0.secret"), Origin::SecretFile(path.clone()));
+    fs::write(&path, "\n").expect("the file is written");
+    assert_eq!(problems(&with_file, &[]), ["checker.0.secret_file: is empty"]);
+    let error = load_text(&format!("{text}secret_file = '/nowhere/secret'"), &[]).expect_err("no such file");
+    assert!(error.to_string().contains("checker.0.secret_file"), "{error}");
+}
+
+#[test]
+fn every_key_of_a_checker_is_documented() {
+    for (name, file) in
+        [("config.toml", include_str!("../../config.toml")), ("docs", include_str!("../../docs/configuration.md"))]
+    {
+        let serde_json::Value::Object(keys) = serde_json::to_value(Checker::with_every_key()).expect("JSON") else {
+            panic!("a table")
+        };
+        for key in keys.keys() {
+            let is_there = file.contains(&format!("# {key} = ")) || file.contains(&format!("| `{key}` |"));
+            assert!(is_there, "{key} is missing in {name}");
+        }
     }
 }

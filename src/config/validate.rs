@@ -4,15 +4,15 @@ use std::{net::SocketAddr, time::Duration};
 
 use tracing_subscriber::EnvFilter;
 
-use super::{AdminToken, Config, MessageSizeLimit};
+use super::{AdminToken, Checker, Config, MessageSizeLimit};
 
 /// Everything that is wrong with `config`: the key to look at, and what is wrong with it.
-pub(super) fn problems(config: &Config) -> Vec<(&'static str, String)> {
-    let Config { listen, upstream, relay, store, transaction, admin, .. } = config;
+pub(super) fn problems(config: &Config) -> Vec<(String, String)> {
+    let Config { listen, upstream, relay, store, transaction, checker: checkers, admin, .. } = config;
     let mut found = Vec::new();
     let mut check = |holds: bool, key: &'static str, text: &str| {
         if !holds {
-            found.push((key, text.to_owned()));
+            found.push((key.to_owned(), text.to_owned()));
         }
     };
 
@@ -56,9 +56,65 @@ pub(super) fn problems(config: &Config) -> Vec<(&'static str, String)> {
     check((1..=255).contains(&exchange.len()), "transaction.control_exchange", "must have 1 to 255 bytes");
 
     if let Err(error) = EnvFilter::try_new(&config.log.level) {
-        found.push(("log.level", format!("is neither a level nor a list of module=level: {error}")));
+        found.push(("log.level".to_owned(), format!("is neither a level nor a list of module=level: {error}")));
+    }
+    for (number, checker) in checkers.iter().enumerate() {
+        let mut check = |holds: bool, key: &str, text: String| {
+            if !holds {
+                found.push((format!("checker.{number}.{key}"), text));
+            }
+        };
+        check_alone(checker, &mut check);
+        let twin = checkers[..number].iter().position(|other| other.name == checker.name);
+        if let Some(twin) = twin.filter(|_| !checker.name.is_empty()) {
+            check(false, "name", format!("`{}` is the name of checker.{twin} too", checker.name));
+        }
     }
     found
+}
+
+/// What one checker must be like, whatever the others are.
+fn check_alone(checker: &Checker, check: &mut impl FnMut(bool, &str, String)) {
+    let Checker { name, url, queue, vhost, secret, secret_file, .. } = checker;
+    check((1..=NAME_BYTES_MAX).contains(&name.len()), "name", "must have 1 to 255 bytes".into());
+    check(!name.contains(char::is_control), "name", "must not contain control characters".into());
+    match (url, queue) {
+        (None, None) => check(false, "url", "needs either `url` or `queue`".into()),
+        (Some(_), Some(_)) => check(false, "queue", "stands beside `url`; a checker has one of them".into()),
+        (Some(_), None) => check(vhost.is_none(), "vhost", "belongs to `queue`, and there is none".into()),
+        (None, Some(queue)) => {
+            check((1..=NAME_BYTES_MAX).contains(&queue.len()), "queue", "must have 1 to 255 bytes".into());
+            check(vhost.as_deref() != Some(""), "vhost", "is empty".into());
+            let unused = "does nothing for a `queue`: only requests to a `url` are signed";
+            check(secret.is_none(), "secret", unused.into());
+            check(secret_file.is_none(), "secret_file", unused.into());
+        }
+    }
+    check(secret.as_ref().is_none_or(|secret| !secret.expose().is_empty()), "secret", "is empty".into());
+    check(checker.interval > Duration::ZERO, "interval", LONGER_THAN_ZERO.into());
+    check(checker.interval <= checker.max_interval, "max_interval", "is shorter than `interval`".into());
+    check(checker.timeout > Duration::ZERO, "timeout", LONGER_THAN_ZERO.into());
+    check(checker.timeout <= LONGEST_TIMEOUT, "timeout", "must be at most 10m".into());
+    for (key, duration) in [("first_after", checker.first_after), ("max_interval", checker.max_interval)] {
+        check(duration <= LONGEST_PAUSE, key, "must be at most 365 days".into());
+    }
+    check(checker.max_checks > 0, "max_checks", AT_LEAST_ONE.into());
+    check((1..=MOST_CHECKS_AT_ONCE).contains(&checker.concurrency), "concurrency", "must be 1 to 1024".into());
+    check((1..=HIGHEST_RATE).contains(&checker.rate), "rate", "must be 1 to 10000".into());
+}
+
+/// What works and is probably not meant: the key to look at, and why.
+pub(super) fn warnings(config: &Config) -> Vec<(String, String)> {
+    let shadow = |(number, checker): (usize, &Checker)| {
+        let earlier = config.checker[..number].iter().position(|other| other.matches.covers(&checker.matches))?;
+        let by = &config.checker[earlier].name;
+        let text = format!(
+            "checker `{by}` fits everything that this fits and stands before it: only x-half-checker can pick `{}`",
+            checker.name
+        );
+        Some((format!("checker.{number}.match"), text))
+    };
+    config.checker.iter().enumerate().filter_map(shadow).collect()
 }
 
 fn collide(one: Option<SocketAddr>, other: Option<SocketAddr>) -> bool {
@@ -69,4 +125,9 @@ fn collide(one: Option<SocketAddr>, other: Option<SocketAddr>) -> bool {
 const AT_LEAST_ONE: &str = "must be at least 1";
 const LONGER_THAN_ZERO: &str = "must be longer than zero";
 const MOST_LANES: u16 = 1024;
+const NAME_BYTES_MAX: usize = 255;
+const MOST_CHECKS_AT_ONCE: u32 = 1024;
+const HIGHEST_RATE: u32 = 10_000;
+const LONGEST_TIMEOUT: Duration = Duration::from_secs(10 * 60);
+const LONGEST_PAUSE: Duration = Duration::from_secs(365 * 24 * 60 * 60);
 const LEAST_STORE: u64 = 1024 * 1024;

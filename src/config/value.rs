@@ -129,6 +129,74 @@ impl From<UpstreamUrl> for String {
     }
 }
 
+/// Where an HTTP checker answers: `http://` or `https://`, a host, and what follows.
+///
+/// A user in it is refused: requests are signed with the checker's secret instead. A fragment never reaches a server.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct HttpUrl {
+    /// `https://`.
+    pub tls: bool,
+    /// A name or an address; an IPv6 address stands without its brackets.
+    pub host: String,
+    /// 80 and 443 (TLS) when the URL has none.
+    pub port: u16,
+    /// Host and port as they were written, for the header `Host`.
+    pub authority: String,
+    /// Path and query; at least `/`.
+    pub path: String,
+}
+
+impl TryFrom<String> for HttpUrl {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Self, String> {
+        let (tls, rest) = match text.split_once("://") {
+            Some(("http", rest)) => (false, rest),
+            Some(("https", rest)) => (true, rest),
+            _ => return Err("does not begin with http:// or https://".into()),
+        };
+        let path_at = rest.find(['/', '?', '#']).unwrap_or(rest.len());
+        // It may hold a password, so the message shows nothing of it.
+        if rest[..path_at].contains('@') {
+            return Err("a checker's URL carries no user: set `secret` and let the checker verify the signature".into());
+        }
+        if text.contains('#') {
+            return Err(format!("`{text}` has a fragment, which no server would see"));
+        }
+        let uri: hyper::Uri = text.parse().map_err(|error| format!("`{text}` is not a URL: {error}"))?;
+        let authority = uri.authority().ok_or_else(|| format!("`{text}` has no host"))?;
+        let host = authority.host().trim_start_matches('[').trim_end_matches(']');
+        if host.is_empty() {
+            return Err(format!("`{text}` has no host"));
+        }
+        let port = match authority.as_str().strip_prefix(authority.host()) {
+            None | Some("") => 80 + 363 * u16::from(tls),
+            Some(_) => authority
+                .port_u16()
+                .filter(|port| *port > 0)
+                .ok_or_else(|| format!("`{text}` has no port (1 to 65535) where one is expected"))?,
+        };
+        let path = uri.path_and_query().map_or("/", |path| path.as_str());
+        // Of `http://host?query` the path is empty, and a request needs one.
+        let path = if path.starts_with('/') { path.to_owned() } else { format!("/{path}") };
+        Ok(HttpUrl { tls, host: host.to_owned(), port, authority: authority.to_string(), path })
+    }
+}
+
+impl fmt::Display for HttpUrl {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let scheme = if self.tls { "https" } else { "http" };
+        write!(f, "{scheme}://{}{}", self.authority, self.path)
+    }
+}
+
+impl From<HttpUrl> for String {
+    fn from(url: HttpUrl) -> String {
+        url.to_string()
+    }
+}
+
 /// The kind of store and its place.
 #[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
 #[serde(try_from = "String", into = "String")]

@@ -367,7 +367,11 @@ impl Channel {
     /// would refuse must not be left for somebody to release. While it judges some, the next ones gather.
     fn judge(&mut self, io: &mut Io) {
         let transaction = &mut self.transaction;
-        if transaction.named.is_none() || transaction.judging || transaction.batch.is_empty() || self.receiving.is_some() {
+        if transaction.named.is_none()
+            || transaction.judging
+            || transaction.batch.is_empty()
+            || self.receiving.is_some()
+        {
             return;
         }
         let batch = std::mem::take(&mut transaction.batch);

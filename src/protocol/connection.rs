@@ -4,12 +4,17 @@
 //! at, and runs of them are copied in one piece. Where a client breaks the protocol, what it sent is passed on, so that
 //! RabbitMQ gives its own answer to it.
 
+mod ending;
+mod ordinary;
+#[cfg(test)]
+pub(super) mod tests;
+
 use super::channel::{Channel, Outcome};
 use super::command::{Command, Ended, Io, Opened, Refusal, Settings};
 use super::deliveries::{Consumers, Content};
 use super::handshake::{self, LoginRefused};
 use super::judge::Judge;
-use super::ordinary::{self, HalfChannel, Step, Ticket};
+use super::ordinary::{HalfChannel, Step, Ticket};
 use crate::amqp::frame::{self, Frame, PROTOCOL_HEADER, Split, kind};
 use crate::amqp::method::{self, Close, Start, StartOk, Tune, id};
 use crate::amqp::reply_code::ReplyCode;
@@ -282,55 +287,6 @@ impl Connection {
         }
     }
 
-    /// Tells in one look what most frames need: to go on. `behind` is what follows the frame.
-    ///
-    /// Whether a message on an ordinary channel is a half message stands in its content header, so basic.publish waits
-    /// for that, if it may.
-    fn road(&mut self, frame: &Frame<'_>, behind: &[u8], may_wait: bool) -> Road {
-        if frame.channel == 0 || self.phase != Phase::Running {
-            return Road::Look;
-        }
-        let slot = self.channels.get_mut(&frame.channel);
-        if !matches!(slot, None | Some(Slot::Confirm(_))) {
-            return Road::Look;
-        }
-        match frame.method_id() {
-            Some(id::BASIC_PUBLISH) if !self.closed_upstream.contains(&frame.channel) => {}
-            Some(
-                id::TX_SELECT
-                | id::CONFIRM_SELECT
-                | id::BASIC_CONSUME
-                | id::CHANNEL_CLOSE
-                | id::CHANNEL_CLOSE_OK
-                | id::CHANNEL_OPEN,
-            ) => return Road::Look,
-            _ => return Road::Pass,
-        }
-        let is_ordinary = match frame::split(behind, self.io.frame_max.max(LOGIN_FRAME_BYTES_MAX as u32) as usize) {
-            Split::Frame(header) if header.channel == frame.channel && header.kind == kind::HEADER => {
-                !ordinary::is_ours(frame.arguments(), header.payload, &self.io.settings.control_exchange)
-            }
-            Split::NeedBytes(_) if may_wait => return Road::Wait,
-            // Frames of other channels stand in between: the channel is followed from here on, and will be found out.
-            Split::Frame(_) | Split::NeedBytes(_) => false,
-            // RabbitMQ's to answer.
-            Split::Malformed => true,
-        };
-        let published = match slot {
-            Some(Slot::Confirm(published)) => Some(published),
-            _ => None,
-        };
-        if is_ordinary {
-            if let Some(published) = published {
-                *published += 1;
-            }
-            return Road::Pass;
-        }
-        let half = HalfChannel::new(frame.channel, published.map(|published| *published));
-        self.channels.insert(frame.channel, Slot::Half(Box::new(half)));
-        Road::Look
-    }
-
     fn client_frame(&mut self, frame: &Frame<'_>) {
         if self.phase == Phase::Closing {
             if frame.method_id() == Some(id::CONNECTION_CLOSE_OK) {
@@ -388,74 +344,6 @@ impl Connection {
             _ => {}
         }
         self.io.to_upstream.extend_from_slice(frame.raw);
-    }
-
-    /// An ordinary channel is over.
-    fn forget_ordinary(&mut self, number: u16) {
-        self.consumers.remove(&number);
-        self.open.remove(&number);
-        match self.channels.remove(&number) {
-            Some(Slot::Half(mut channel)) => channel.abandon(&mut self.io),
-            None | Some(Slot::Confirm(_)) => {}
-            Some(other @ (Slot::Tx(_) | Slot::Refused(_))) => drop(self.channels.insert(number, other)),
-        }
-    }
-
-    /// Does what a channel with half messages needs.
-    fn take(&mut self, number: u16, step: Step) {
-        match step {
-            Step::Taken | Step::Pass => {}
-            Step::Released => {
-                if let Some(Slot::Half(channel)) = self.channels.get_mut(&number) {
-                    let behind = channel.take_behind();
-                    self.congested.remove(&number);
-                    self.replay(&behind);
-                }
-                return self.end_if_idle();
-            }
-            Step::Ask(probes) => {
-                for (ticket, probe) in probes {
-                    if !self.ask(number, ticket, probe) {
-                        return;
-                    }
-                }
-            }
-            Step::Refuse(code, detail, method) => return self.refuse(number, code, &detail, method),
-            Step::Broken => return self.break_off(),
-        }
-        match self.channels.get(&number) {
-            Some(Slot::Half(channel)) if channel.is_congested() => drop(self.congested.insert(number)),
-            _ => drop(self.congested.remove(&number)),
-        }
-    }
-
-    /// Asks RabbitMQ about a half message. `false`: it can't be asked, and the channel was closed for that.
-    fn ask(&mut self, number: u16, ticket: Ticket, probe: Vec<u8>) -> bool {
-        match self.judge.ask(number, ticket, probe, &self.open, self.channel_max, &mut self.io) {
-            Ok(()) => true,
-            Err(text) => {
-                self.refuse(number, ReplyCode::RESOURCE_ERROR, &text, id::BASIC_PUBLISH);
-                false
-            }
-        }
-    }
-
-    /// A frame from RabbitMQ on the judge's channel.
-    fn judge_frame(&mut self, frame: &Frame<'_>) {
-        if let Some((number, ticket, judgement)) = self.judge.handle(frame, &mut self.io)
-            && let Some(Slot::Half(channel)) = self.channels.get_mut(&number)
-        {
-            let step = channel.handle_judged(ticket, judgement, &mut self.io);
-            self.take(number, step);
-        }
-        if self.judge.is_absent() {
-            self.congested.remove(&JUDGE);
-            let behind = std::mem::take(&mut self.behind_judge);
-            self.replay(&behind);
-            for (number, ticket, probe) in self.judge.take_questions() {
-                self.ask(number, ticket, probe);
-            }
-        }
     }
 
     /// A channel that the proxy closed: the client's frames are ignored until it has answered.
@@ -825,123 +713,6 @@ impl Connection {
         Start { mechanisms: &mechanisms, ..start }.write(&mut self.io.to_client);
     }
 
-    /// The connection to RabbitMQ ended, or could not be made.
-    pub fn handle_upstream_lost(&mut self) {
-        self.io.upstream_lost = true;
-        self.io.to_upstream.clear();
-        match self.phase {
-            Phase::Running => {
-                self.ending = Some(End::UpstreamLost);
-                self.hurry();
-                for number in self.channels.keys().copied().collect::<Vec<_>>() {
-                    match self.channels.get_mut(&number) {
-                        Some(Slot::Tx(channel)) => {
-                            let outcome = channel.lose_upstream(&mut self.io);
-                            self.apply(number, outcome);
-                        }
-                        Some(Slot::Half(channel)) => channel.lose_upstream(&mut self.io),
-                        Some(Slot::Confirm(_) | Slot::Refused(_)) | None => {}
-                    }
-                }
-                self.end_if_idle();
-            }
-            Phase::Closing | Phase::Closed => {}
-            // RabbitMQ closes after connection.close, and during a handshake that it refuses: so does the proxy.
-            _ => self.close(),
-        }
-    }
-
-    /// The client is gone without a word.
-    pub fn handle_client_lost(&mut self) {
-        self.close();
-    }
-
-    /// The proxy shuts down: running commits finish, then the client is told to go.
-    pub fn drain(&mut self) {
-        match self.phase {
-            Phase::Running => {
-                if self.ending.is_none() {
-                    self.ending = Some(End::Drain);
-                    self.end_if_idle();
-                }
-            }
-            Phase::PassThrough | Phase::Closing | Phase::Closed => {}
-            _ => {
-                self.io.commands.push_back(Command::Refused(Refusal::Draining));
-                self.close();
-            }
-        }
-    }
-
-    /// Commits wait for the relay no more.
-    fn hurry(&mut self) {
-        self.io.hurried = true;
-        for number in self.io.timers.iter().map(|(_, number)| *number).collect::<Vec<_>>() {
-            if let Some(Slot::Tx(channel)) = self.channels.get_mut(&number) {
-                let outcome = channel.stop_waiting(&mut self.io);
-                self.apply(number, outcome);
-            }
-        }
-    }
-
-    /// Ends the connection in the way that was decided, as soon as no commit is running.
-    fn end_if_idle(&mut self) {
-        let Some(end) = self.ending.filter(|_| matches!(self.phase, Phase::Running | Phase::Handshake)) else { return };
-        if !self.io.hurried {
-            self.hurry();
-        }
-        if self.io.committing > 0 || !matches!(self.phase, Phase::Running | Phase::Handshake) {
-            return;
-        }
-        self.abandon_all();
-        match end {
-            End::ClientClose => {
-                self.ending = None;
-                self.phase = Phase::PassThrough;
-                self.io.to_upstream.append(&mut self.client_close);
-            }
-            End::Drain => {
-                let text = ReplyCode::CONNECTION_FORCED.text("halfway is shutting down");
-                self.write_close(ReplyCode::CONNECTION_FORCED, &text);
-                Close { code: ReplyCode::SUCCESS, text: b"Goodbye", method: (0, 0) }.write(&mut self.io.to_upstream, 0);
-                self.await_close_ok();
-            }
-            End::UpstreamLost => {
-                let text = ReplyCode::CONNECTION_FORCED.text("the connection to RabbitMQ was lost");
-                self.write_close(ReplyCode::CONNECTION_FORCED, &text);
-                self.await_close_ok();
-            }
-        }
-    }
-
-    fn await_close_ok(&mut self) {
-        self.phase = Phase::Closing;
-        self.phase_until = Some(self.io.now + CLOSE_OK_WITHIN);
-    }
-
-    fn write_close(&mut self, code: ReplyCode, text: &str) {
-        Close { code, text: text.as_bytes(), method: (0, 0) }.write(&mut self.io.to_client, 0);
-    }
-
-    fn close(&mut self) {
-        self.abandon_all();
-        self.phase = Phase::Closed;
-        self.phase_until = None;
-        self.io.commands.push_back(Command::Close);
-    }
-
-    fn abandon_all(&mut self) {
-        for slot in self.channels.values_mut() {
-            match slot {
-                Slot::Tx(channel) => channel.leave(&mut self.io),
-                Slot::Half(channel) => channel.abandon(&mut self.io),
-                Slot::Confirm(_) | Slot::Refused(_) => {}
-            }
-        }
-        self.channels.clear();
-        self.congested.clear();
-    }
-
     /// The store's answer to [`Command::Park`].
     pub fn handle_parked(&mut self, channel: u16, transaction: TransactionId, result: Result<(), StoreError>) {
         if let Some(Slot::Half(half)) = self.channels.get_mut(&channel) {
@@ -1031,6 +802,3 @@ impl Connection {
         handshake::has_capability(&self.client_properties, b"connection.blocked")
     }
 }
-
-#[cfg(test)]
-pub(super) mod tests;

@@ -53,10 +53,8 @@ pub fn read(
         }
     };
     let after = table::find(headers, CHECK_AFTER).map(|entry| seconds(&entry)).transpose()?;
-    let check = rule.map(|rule| CheckPlan {
-        checker: rule.checker.clone(),
-        first_after: after.unwrap_or(rule.first_after),
-    });
+    let check =
+        rule.map(|rule| CheckPlan { checker: rule.checker.clone(), first_after: after.unwrap_or(rule.first_after) });
     Ok(Some(Named { name, check, transactional }))
 }
 
@@ -75,9 +73,7 @@ pub fn read_control(
         b"rollback" => Decision::RollBack,
         other => {
             let other = String::from_utf8_lossy(other);
-            return Err(format!(
-                "routing key '{other}' to exchange '{exchange}' is neither 'commit' nor 'rollback'"
-            ));
+            return Err(format!("routing key '{other}' to exchange '{exchange}' is neither 'commit' nor 'rollback'"));
         }
     };
     if body_bytes > 0 {
@@ -93,10 +89,7 @@ pub fn read_control(
 ///
 /// # Errors
 /// 404 if there is no such transaction, 406 if the opposite was decided before, else what the store's failure means.
-pub fn check_verdict(
-    name: &TransactionName,
-    result: Result<Verdict, StoreError>,
-) -> Result<(), (ReplyCode, String)> {
+pub fn check_verdict(name: &TransactionName, result: Result<Verdict, StoreError>) -> Result<(), (ReplyCode, String)> {
     match result {
         Ok(Verdict::Decided(_) | Verdict::Before(_)) => Ok(()),
         Ok(Verdict::Unknown) => Err((ReplyCode::NOT_FOUND, format!("no transaction '{name}'"))),
@@ -140,7 +133,8 @@ fn string<'a>(entry: &Entry<'a>, header: &[u8]) -> Result<&'a [u8], String> {
 /// Any of the integer types, for clients pick one by the size of the number.
 fn seconds(entry: &Entry<'_>) -> Result<Duration, String> {
     let bytes = entry.value;
-    let negative = matches!(entry.kind, b'b' | b's' | b'I' | b'l' | b'L') && bytes.first().is_some_and(|b| b & 0x80 != 0);
+    let negative =
+        matches!(entry.kind, b'b' | b's' | b'I' | b'l' | b'L') && bytes.first().is_some_and(|b| b & 0x80 != 0);
     match entry.kind {
         b'b' | b'B' | b's' | b'u' | b'I' | b'i' | b'l' | b'L' if negative => {
             Err("header x-half-check-after is negative".into())
@@ -163,7 +157,9 @@ mod tests {
 
     const PUBLISH: Publish<'static> = Publish { exchange: b"orders", routing_key: b"commit", flags: 0 };
 
-    fn table(entries: &[(&[u8], u8, &[u8])]) -> Vec<u8> {
+    type Entries<'a> = &'a [(&'a [u8], u8, &'a [u8])];
+
+    fn table(entries: Entries<'_>) -> Vec<u8> {
         let mut out = Vec::new();
         for (name, kind, value) in entries {
             out.put_short_string(name);
@@ -184,10 +180,13 @@ mod tests {
             exchange: exchange.map(Into::into),
             first_after: Duration::from_secs(6),
         };
-        Settings { rules: Arc::new(Rules::new(vec![rule("by-name", Some("none")), rule("by-rule", Some("orders"))])), ..settings() }
+        Settings {
+            rules: Arc::new(Rules::new(vec![rule("by-name", Some("none")), rule("by-rule", Some("orders"))])),
+            ..settings()
+        }
     }
 
-    fn named(entries: &[(&[u8], u8, &[u8])]) -> Result<Option<Named>, String> {
+    fn named(entries: Entries<'_>) -> Result<Option<Named>, String> {
         let header = full(0, &table(entries));
         read(&PUBLISH, &Properties::parse(&header).unwrap(), "/", true, &rules())
     }
@@ -196,7 +195,8 @@ mod tests {
     fn the_headers_say_which_transaction_and_whom_to_ask() {
         assert_eq!(named(&[(b"other", b'S', b"x")]), Ok(None));
         let one = named(&[(TRANSACTION, b'S', b"order-1")]).unwrap().unwrap();
-        let plan = |checker: &str, secs| Some(CheckPlan { checker: checker.into(), first_after: Duration::from_secs(secs) });
+        let plan =
+            |checker: &str, secs| Some(CheckPlan { checker: checker.into(), first_after: Duration::from_secs(secs) });
         assert_eq!((one.name.as_str(), one.check), ("order-1", plan("by-rule", 6)));
         for (kind, value) in [(b'I', &[0, 0, 1, 0][..]), (b'l', &[0, 0, 0, 0, 0, 0, 1, 0]), (b's', &[1, 0])] {
             let other = named(&[(TRANSACTION, b'S', b"a"), (CHECKER, b'S', b"by-name"), (CHECK_AFTER, kind, value)]);
@@ -207,7 +207,7 @@ mod tests {
     #[test]
     fn a_wrong_header_is_named() {
         let long = [b'n'; 256];
-        let cases: [(&[(&[u8], u8, &[u8])], &str); 7] = [
+        let cases: [(Entries<'_>, &str); 7] = [
             (&[(TRANSACTION, b'S', b"")], "header x-half-transaction is empty"),
             (&[(TRANSACTION, b'S', &long)], "header x-half-transaction has 256 bytes, more than 255"),
             (&[(TRANSACTION, b'S', b"\xff")], "header x-half-transaction is not UTF-8"),
@@ -232,12 +232,12 @@ mod tests {
 
     #[test]
     fn a_control_message_has_a_decision_a_name_and_no_body() {
-        let control = |routing_key: &'static [u8], entries: &[(&[u8], u8, &[u8])], body_bytes| {
+        let control = |routing_key: &'static [u8], entries: Entries<'_>, body_bytes| {
             let header = full(body_bytes, &table(entries));
             let publish = Publish { exchange: b"halfway", routing_key, flags: 0 };
             read_control(&publish, &Properties::parse(&header).unwrap(), body_bytes)
         };
-        let name: &[(&[u8], u8, &[u8])] = &[(TRANSACTION, b'S', b"a")];
+        let name: Entries<'_> = &[(TRANSACTION, b'S', b"a")];
         let read = control(b"commit", name, 0).unwrap();
         assert_eq!((read.0, read.1.as_str()), (Decision::Commit, "a"));
         assert_eq!(control(b"rollback", name, 0).unwrap().0, Decision::RollBack);

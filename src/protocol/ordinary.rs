@@ -60,8 +60,18 @@ pub enum Step {
 /// A message whose header is not there yet, or a half message whose body is not.
 #[derive(Debug)]
 enum Receiving {
-    Header { publish: Vec<u8>, raw: Vec<u8> },
-    Body { publish: Vec<u8>, header: Vec<u8>, body: Vec<u8>, body_bytes: u64, received: u64, what: What },
+    Header {
+        publish: Vec<u8>,
+        raw: Vec<u8>,
+    },
+    Body {
+        publish: Vec<u8>,
+        header: Vec<u8>,
+        body: Vec<u8>,
+        body_bytes: u64,
+        received: u64,
+        what: What,
+    },
     /// The body of an ordinary message, which passes.
     Passing(u64),
 }
@@ -441,7 +451,8 @@ impl HalfChannel {
 /// Whether a message on an ordinary channel is the proxy's business; `header` is the payload of its content header.
 pub fn is_ours(publish: &[u8], header: &[u8], control_exchange: &str) -> bool {
     let mut reader = Reader::new(publish);
-    let is_control = reader.u16().and_then(|_| reader.short_string()).is_ok_and(|name| name == control_exchange.as_bytes());
+    let is_control =
+        reader.u16().and_then(|_| reader.short_string()).is_ok_and(|name| name == control_exchange.as_bytes());
     is_control || Properties::parse(header).is_ok_and(|properties| half::is_named(&properties))
 }
 
@@ -458,13 +469,10 @@ fn look(publish: &Publish<'_>, header: &[u8], io: &Io) -> Option<What> {
     match half::read(publish, &properties, &io.vhost, false, &io.settings) {
         Ok(None) => None,
         Err(text) => Some(What::Wrong(text)),
-        Ok(Some(_)) if probe::is_native(publish, &properties) => {
-            Some(What::Wrong(half::NATIVE.into()))
-        }
+        Ok(Some(_)) if probe::is_native(publish, &properties) => Some(What::Wrong(half::NATIVE.into())),
         Ok(Some(named)) => Some(match half::too_large(header.len(), body_bytes, io) {
             Some(text) => What::Wrong(text),
             None => What::Half(named),
         }),
     }
 }
-

@@ -73,7 +73,8 @@ enum Ending {
 
 enum Event {
     Parked(u16, TransactionId, Result<(), StoreError>),
-    Committed(u16, TransactionId, Result<bool, StoreError>),
+    /// And whether it is a named one's.
+    Committed(u16, TransactionId, Result<bool, StoreError>, bool),
     Decided(u16, Ticket, TransactionName, Result<Verdict, StoreError>),
     Forwarded(u16, TransactionId, Option<Forwarded>),
     /// Rolled back or left in doubt.
@@ -165,7 +166,10 @@ impl Session {
             progress = true;
             match event {
                 Event::Parked(channel, id, result) => self.connection.handle_parked(channel, id, result),
-                Event::Committed(channel, id, result) => {
+                Event::Committed(channel, id, result, named) => {
+                    if named && matches!(result, Ok(true)) {
+                        self.shared.metrics.decision(Actor::Channel.source());
+                    }
                     if let Err(error) = &result {
                         tracing::error!(connection = self.number, channel, transaction = %id, %error, "commit failed");
                     }
@@ -370,12 +374,13 @@ impl Session {
                 Command::Commit { channel, transaction, named, batch, parked, wait } => {
                     self.shared.metrics.messages_staged.inc_by(batch.messages().into());
                     let (sender, receiver) = oneshot::channel();
+                    let is_named = named.is_some();
                     let origin = self.origin(channel, transaction, named);
                     let commit = Commit { origin, batch, parked, forwarded: wait.then_some(sender) };
                     let reply = self.shared.store.commit(commit);
                     self.events.push(Box::pin(async move {
                         let result = reply.await.map(|committing| matches!(committing, Committing::Now(_)));
-                        Event::Committed(channel, transaction, result)
+                        Event::Committed(channel, transaction, result, is_named)
                     }));
                     if wait {
                         self.events
@@ -391,11 +396,8 @@ impl Session {
                     self.events.push(Box::pin(async move { Event::Ended(transaction, reply.await) }));
                 }
                 Command::Decide { channel, ticket, decision, name } => {
-                    let owned = Owned {
-                        vhost: Arc::clone(&self.vhost),
-                        user: Arc::clone(&self.user),
-                        name: name.clone(),
-                    };
+                    let owned =
+                        Owned { vhost: Arc::clone(&self.vhost), user: Arc::clone(&self.user), name: name.clone() };
                     let reply = self.shared.store.decide(Target::Name(owned), decision, Actor::Control, None);
                     self.events.push(Box::pin(async move { Event::Decided(channel, ticket, name, reply.await) }));
                 }

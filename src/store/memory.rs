@@ -1,19 +1,23 @@
 //! A store that forgets everything with the process, for tests of what stands on a store.
 
 use super::{
-    Check, Commit, Committed, Committing, Cursor, DeadLetter, DueNow, Event, Filter, Lane, Listing, Messages, Origin, Outlet, Pack, Reply, Sequence, Store, StoreError, Summary,
+    COMMITTED_BEFORE, Check, Commit, Committed, Committing, Cursor, DeadLetter, Due, DueNow, Event, Filter, Lane,
+    Listing, Messages, Named, Origin, Outlet, Pack, Reply, Sequence, Store, StoreError, Summary, system_clock,
 };
-use crate::tx::decision::{Actor, Decision, Target, Verdict};
-use crate::tx::batch::Batch;
+use crate::amqp::properties::Properties;
+use crate::tx::batch::{self, Batch};
+use crate::tx::decision::{Actor, Decision, Fate, Owned, Target, Verdict};
 use crate::tx::id::{Timestamp, TransactionId};
+use crate::tx::name::TransactionName;
 use crate::tx::state::State;
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tokio::sync::watch;
 
 /// The same contract as a store on disk, but for what survives a crash. Answers every call at once.
 pub struct MemoryStore {
     outlet: Arc<dyn Outlet>,
+    clock: fn() -> Timestamp,
     held: Mutex<Held>,
     full: watch::Sender<bool>,
 }
@@ -21,34 +25,45 @@ pub struct MemoryStore {
 #[derive(Default)]
 struct Held {
     last_sequence: i64,
-    /// Those that were parked, in any state.
-    parked: HashMap<TransactionId, Parked>,
-    committed: BTreeMap<Sequence, Kept>,
+    rows: BTreeMap<i64, Row>,
+    /// Where each transaction stands among the rows.
+    places: HashMap<TransactionId, i64>,
     dead_letters: Vec<(DeadLetter, u32)>,
+    /// Undecided transactions of which a part could not be kept, and why.
+    broken: HashMap<TransactionId, StoreError>,
     failure: Option<StoreError>,
 }
 
-struct Parked {
+struct Row {
+    origin: Origin,
     state: State,
+    parked_at: Option<Timestamp>,
+    decided: Option<(Timestamp, String)>,
     packs: Vec<Messages>,
-    sequence: Option<Sequence>,
-    /// A part of it could not be kept.
-    broken: Option<StoreError>,
-}
-
-struct Kept {
-    id: TransactionId,
-    lane: Lane,
-    packs: Vec<Messages>,
+    messages: u32,
+    bytes: u64,
+    message_ids: HashSet<Vec<u8>>,
+    checker: Option<Arc<str>>,
+    in_doubt_at: Option<Timestamp>,
+    next_check_at: Option<Timestamp>,
+    attempts: u32,
+    answered: u32,
+    history: Vec<Event>,
 }
 
 impl MemoryStore {
     /// An empty store.
     pub fn new(outlet: Arc<dyn Outlet>) -> Arc<Self> {
-        Arc::new(Self { outlet, held: Mutex::default(), full: watch::Sender::new(false) })
+        Self::with_clock(outlet, system_clock)
     }
 
-    /// Lets every park, commit and dead letter fail from now on, as on a bad disk, until it is called with `None`.
+    /// An empty store that takes its times from `clock`.
+    pub fn with_clock(outlet: Arc<dyn Outlet>, clock: fn() -> Timestamp) -> Arc<Self> {
+        Arc::new(Self { outlet, clock, held: Mutex::default(), full: watch::Sender::new(false) })
+    }
+
+    /// Lets every call that writes messages or decides fail from now on, as on a bad disk, until it is called with
+    /// `None`.
     pub fn fail_with(&self, failure: Option<StoreError>) {
         self.held().failure = failure;
     }
@@ -65,16 +80,150 @@ impl MemoryStore {
 
     /// The state of a transaction that was parked.
     pub fn state(&self, id: TransactionId) -> Option<State> {
-        self.held().parked.get(&id).map(|parked| parked.state)
+        let held = self.held();
+        let parked = held.find(id).filter(|place| held.rows[place].parked_at.is_some());
+        parked.map(|place| held.rows[&place].state)
     }
 
     /// Transactions that are committed and not delivered.
     pub fn backlog(&self) -> usize {
-        self.held().committed.len()
+        self.held().rows.values().filter(|row| row.state == State::Committed).count()
     }
 
     fn held(&self) -> MutexGuard<'_, Held> {
         self.held.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn now(&self) -> Timestamp {
+        (self.clock)()
+    }
+}
+
+/// The attempts under one name that are not rolled back, but for one's own.
+#[derive(Default)]
+struct Namesakes {
+    open: Option<i64>,
+    in_doubt: Option<i64>,
+    committed: Option<i64>,
+}
+
+/// Whether it was committed, and what of it is to be handed on.
+type Released = (Committing, Option<Committed>);
+
+impl Row {
+    fn new(origin: Origin, state: State) -> Self {
+        let checker =
+            origin.named.as_ref().and_then(|named| named.check.as_ref()).map(|plan| Arc::clone(&plan.checker));
+        Self {
+            origin,
+            state,
+            parked_at: None,
+            decided: None,
+            packs: Vec::new(),
+            messages: 0,
+            bytes: 0,
+            message_ids: HashSet::new(),
+            checker,
+            in_doubt_at: None,
+            next_check_at: None,
+            attempts: 0,
+            answered: 0,
+            history: Vec::new(),
+        }
+    }
+
+    fn name(&self) -> Option<&TransactionName> {
+        self.origin.named.as_ref().map(|named| &named.name)
+    }
+
+    fn belongs_to(&self, owned: &Owned) -> bool {
+        self.name() == Some(&owned.name) && self.origin.user == owned.user && self.origin.lane.vhost == owned.vhost
+    }
+
+    fn add(&mut self, messages: Messages) {
+        let messages = if self.name().is_some() { self.without_duplicates(messages) } else { messages };
+        if messages.count > 0 {
+            self.messages += messages.count;
+            self.bytes += messages.bytes.len() as u64;
+            self.packs.push(messages);
+        }
+    }
+
+    fn without_duplicates(&mut self, messages: Messages) -> Messages {
+        let mut kept = Batch::default();
+        for message in batch::iter(&messages.bytes).map_while(Result::ok) {
+            let properties = Properties::parse(message.header).ok();
+            let message_id = properties.and_then(|properties| properties.message_id);
+            if message_id.is_none_or(|message_id| self.message_ids.insert(message_id.to_vec())) {
+                kept.push(message);
+            }
+        }
+        kept.into()
+    }
+
+    fn note(&mut self, at: Timestamp, event: &str, actor: &Actor, reason: Option<&str>) {
+        let (event, actor, reason) = (event.into(), actor.to_string(), reason.map(Into::into));
+        self.history.push(Event { at, event, actor, reason });
+    }
+
+    fn doubt(&mut self, now: Timestamp, reason: &str) {
+        self.state = State::InDoubt;
+        self.in_doubt_at = Some(now);
+        let plan = self.origin.named.as_ref().and_then(|named| named.check.as_ref());
+        let after = plan.map(|plan| i64::try_from(plan.first_after.as_millis()).unwrap_or(i64::MAX));
+        self.next_check_at = after.map(|after| Timestamp(now.0.saturating_add(after)));
+        self.note(now, State::InDoubt.as_str(), &Actor::Channel, Some(reason));
+    }
+
+    fn roll_back(&mut self, now: Timestamp, actor: &Actor, reason: Option<&str>) {
+        self.decide(State::RolledBack, now, actor, reason);
+        self.packs.clear();
+    }
+
+    fn decide(&mut self, state: State, now: Timestamp, actor: &Actor, reason: Option<&str>) {
+        self.state = state;
+        self.decided = Some((now, actor.to_string()));
+        self.next_check_at = None;
+        // A plain commit has no history.
+        if self.parked_at.is_some() {
+            self.note(now, state.as_str(), actor, reason);
+        }
+    }
+
+    fn fate(&self) -> Fate {
+        let (decided_at, decided_by) = self.decided.clone().unwrap_or((Timestamp(0), Actor::Channel.to_string()));
+        Fate { id: self.origin.id, state: self.state, decided_at, decided_by }
+    }
+
+    fn summary(&self) -> Summary {
+        Summary {
+            id: self.origin.id,
+            name: self.name().cloned(),
+            vhost: Arc::clone(&self.origin.lane.vhost),
+            user: Arc::clone(&self.origin.user),
+            state: self.state,
+            created_at: self.origin.created_at,
+            parked_at: self.parked_at,
+            decided_at: self.decided.as_ref().map(|(at, _)| *at),
+            decided_by: self.decided.as_ref().map(|(_, by)| by.clone()),
+            messages: self.messages.into(),
+            bytes: self.bytes,
+            checker: self.checker.clone(),
+            attempts: self.attempts,
+            checks_answered: self.answered,
+            next_check_at: self.next_check_at,
+            lane: self.origin.lane.number,
+        }
+    }
+
+    fn packs(&self, sequence: Sequence) -> impl Iterator<Item = Pack> {
+        let mut first_index = 0;
+        (0..).zip(&self.packs).map(move |(number, Messages { bytes, count })| {
+            let last = number as usize + 1 == self.packs.len();
+            let pack = Pack { sequence, id: self.origin.id, number, first_index, last, messages: bytes.clone() };
+            first_index += count;
+            pack
+        })
     }
 }
 
@@ -83,182 +232,463 @@ impl Held {
         self.failure.clone().map_or(Ok(()), Err)
     }
 
-    fn park(&mut self, id: TransactionId, batch: Batch) -> Result<(), StoreError> {
-        let new = || Parked { state: State::Open, packs: Vec::new(), sequence: None, broken: None };
-        let failure = self.failure.clone();
-        let parked = self.parked.entry(id).or_insert_with(new);
-        if let Some(error) = failure {
-            parked.broken.get_or_insert(error);
+    fn find(&self, id: TransactionId) -> Option<i64> {
+        self.places.get(&id).copied()
+    }
+
+    fn row(&mut self, place: i64) -> &mut Row {
+        self.rows.get_mut(&place).expect("a place is a row's")
+    }
+
+    fn insert(&mut self, row: Row) -> i64 {
+        self.last_sequence += 1;
+        self.places.insert(row.origin.id, self.last_sequence);
+        self.rows.insert(self.last_sequence, row);
+        self.last_sequence
+    }
+
+    fn namesakes(&self, owned: &Owned, own: Option<TransactionId>) -> Namesakes {
+        let mut same = Namesakes::default();
+        let others = self.rows.iter().filter(|(_, row)| row.belongs_to(owned) && own != Some(row.origin.id));
+        for (place, row) in others {
+            match row.state {
+                State::Open => same.open = Some(*place),
+                State::InDoubt => same.in_doubt = Some(*place),
+                State::RolledBack => {}
+                State::Committed | State::Delivered | State::DeadLettered => same.committed = Some(*place),
+            }
         }
-        if let Some(error) = &parked.broken {
+        same
+    }
+
+    fn park(&mut self, origin: Origin, batch: Batch, now: Timestamp) -> Result<(), StoreError> {
+        if let Some(error) = self.broken.get(&origin.id) {
             return Err(error.clone());
         }
-        if parked.state != State::Open {
-            return Err(StoreError::Conflict(parked.state.to_string()));
+        let (id, is_one) = (origin.id, origin.named.as_ref().is_none_or(|named| named.transactional));
+        let parked = self.check_disk().and_then(|()| self.try_park(origin, batch.into(), now));
+        if let Err(error) = &parked
+            && is_one
+        {
+            self.broken.insert(id, error.clone());
         }
-        parked.packs.push(batch.into());
-        Ok(())
+        parked
     }
 
-    fn commit(&mut self, commit: Commit) -> Result<(Sequence, Option<Committed>), StoreError> {
-        self.check_disk()?;
-        let Commit { origin: Origin { id, lane, .. }, batch, parked, forwarded } = commit;
-        let sequence = Sequence(self.last_sequence + 1);
-        let messages = Messages::from(batch);
-        let mut packs = Vec::new();
-        if parked {
-            let parked = self.parked.get_mut(&id).ok_or_else(not_there)?;
-            if let Some(error) = &parked.broken {
-                return Err(error.clone());
-            }
-            match parked.sequence.filter(|_| parked.state == State::Committed && messages.count == 0) {
-                Some(before) => return Ok((before, None)),
-                None if !parked.state.may_become(State::Committed) => {
-                    return Err(StoreError::Conflict(parked.state.to_string()));
+    fn try_park(&mut self, origin: Origin, messages: Messages, now: Timestamp) -> Result<(), StoreError> {
+        let own = self.find(origin.id);
+        let Some(named) = origin.named.clone() else {
+            return self.park_own(origin, own, messages, now);
+        };
+        let owned = owned(&origin, &named);
+        let same = self.namesakes(&owned, named.transactional.then_some(origin.id));
+        if named.transactional
+            && let Some(state) = own.map(|own| self.rows[&own].state)
+            && state != State::Open
+        {
+            return Err(conflict(state));
+        }
+        if same.committed.is_some() {
+            return Ok(());
+        }
+        if same.open.is_some() {
+            return Err(StoreError::Locked(named.name.to_string()));
+        }
+        let into = if named.transactional { own } else { same.in_doubt.or(own) };
+        self.park_own(origin, into, messages, now)
+    }
+
+    fn park_own(
+        &mut self,
+        origin: Origin,
+        own: Option<i64>,
+        messages: Messages,
+        now: Timestamp,
+    ) -> Result<(), StoreError> {
+        let decides = origin.named.as_ref().is_none_or(|named| named.transactional);
+        let place = match own {
+            Some(place) => match self.rows[&place].state {
+                State::Open => place,
+                State::InDoubt if !decides => place,
+                state => return Err(conflict(state)),
+            },
+            None => {
+                let mut row = Row::new(origin, State::Open);
+                row.parked_at = Some(now);
+                row.note(now, "parked", &Actor::Channel, None);
+                if !decides {
+                    row.doubt(now, "its channel decides nothing");
                 }
-                None => {}
+                self.insert(row)
             }
-            parked.state = State::Committed;
-            parked.sequence = Some(sequence);
-            packs.append(&mut parked.packs);
-        }
-        let inline = (!parked).then(|| messages.bytes.clone());
-        if messages.count > 0 || !parked {
-            packs.push(messages);
-        }
-        self.last_sequence = sequence.0;
-        self.committed.insert(sequence, Kept { id, lane: lane.clone(), packs });
-        Ok((sequence, Some(Committed { sequence, id, lane, messages: inline, forwarded })))
-    }
-
-    fn rollback(&mut self, id: TransactionId) -> Result<(), StoreError> {
-        let parked = self.parked.get_mut(&id).ok_or_else(not_there)?;
-        if parked.state != State::RolledBack && !parked.state.may_become(State::RolledBack) {
-            return Err(StoreError::Conflict(parked.state.to_string()));
-        }
-        parked.state = State::RolledBack;
-        parked.broken = None;
-        parked.packs.clear();
+        };
+        self.row(place).add(messages);
         Ok(())
     }
 
-    fn delivered(&mut self, sequence: Sequence) {
-        let Some(kept) = self.committed.remove(&sequence) else { return };
-        if let Some(parked) = self.parked.get_mut(&kept.id) {
-            let is_dead = self.dead_letters.iter().any(|(letter, _)| letter.sequence == sequence);
-            parked.state = if is_dead { State::DeadLettered } else { State::Delivered };
+    fn commit(&mut self, commit: Commit, now: Timestamp) -> Result<Released, StoreError> {
+        self.check_disk()?;
+        let Commit { origin, batch, parked, forwarded } = commit;
+        if let Some(error) = self.broken.get(&origin.id) {
+            return Err(error.clone());
         }
+        let messages = Messages::from(batch);
+        let same = match &origin.named {
+            Some(named) => self.namesakes(&owned(&origin, named), Some(origin.id)),
+            None => Namesakes::default(),
+        };
+        let own = self.find(origin.id);
+        if let Some(before) = same.committed {
+            let by = Actor::Attempt(self.rows[&before].origin.id);
+            if let Some(own) = own.filter(|own| self.rows[own].state.may_become(State::RolledBack)) {
+                self.row(own).roll_back(now, &by, Some(COMMITTED_BEFORE));
+            }
+            return Ok((Committing::Before, None));
+        }
+        let id = origin.id;
+        let inline = (!parked).then(|| messages.bytes.clone());
+        let own = match own {
+            Some(own) => own,
+            None if parked => return Err(not_there()),
+            None => match same.open {
+                Some(_) => {
+                    return Err(StoreError::Locked(origin.named.map_or_else(String::new, |n| n.name.to_string())));
+                }
+                None => {
+                    let mut row = Row::new(origin, State::Open);
+                    row.parked_at = row.origin.named.is_some().then_some(now);
+                    self.insert(row)
+                }
+            },
+        };
+        let state = self.rows[&own].state;
+        if !state.may_become(State::Committed) {
+            let is_same = Decision::Commit.is_of(state) && messages.count == 0;
+            return if is_same { Ok((Committing::Before, None)) } else { Err(conflict(state)) };
+        }
+        if messages.count > 0 {
+            self.row(own).add(messages);
+        } else if inline.is_some() {
+            self.row(own).packs.push(messages);
+        }
+        let mut committed = self.release(own, now, &Actor::Channel, None);
+        if let Some(earlier) = same.in_doubt {
+            self.replace(earlier, id, now);
+        }
+        committed.messages = inline;
+        committed.forwarded = forwarded;
+        Ok((Committing::Now(committed.sequence), Some(committed)))
     }
 
-    fn dead_letter(&mut self, letter: DeadLetter) -> Result<(), StoreError> {
+    /// Commits: puts the transaction behind all that were committed before it.
+    fn release(&mut self, place: i64, now: Timestamp, actor: &Actor, reason: Option<&str>) -> Committed {
+        let mut row = self.rows.remove(&place).expect("a place is a row's");
+        row.decide(State::Committed, now, actor, reason);
+        let (id, lane) = (row.origin.id, row.origin.lane.clone());
+        let sequence = Sequence(self.insert(row));
+        Committed { sequence, id, lane, messages: None, forwarded: None }
+    }
+
+    /// A name has one fate, and it is another attempt's.
+    fn replace(&mut self, place: i64, by: TransactionId, now: Timestamp) {
+        self.row(place).roll_back(now, &Actor::Attempt(by), Some(&format!("replaced by attempt {by}")));
+    }
+
+    fn rollback(&mut self, id: TransactionId, now: Timestamp, reason: Option<&str>) -> Result<(), StoreError> {
+        let was_broken = self.broken.remove(&id).is_some();
+        let Some(place) = self.find(id) else {
+            // The first part of it was what failed.
+            return if was_broken { Ok(()) } else { Err(not_there()) };
+        };
+        match self.rows[&place].state {
+            State::RolledBack => {}
+            state if state.may_become(State::RolledBack) => self.row(place).roll_back(now, &Actor::Channel, reason),
+            state => return Err(conflict(state)),
+        }
+        Ok(())
+    }
+
+    fn abandon(&mut self, id: TransactionId, now: Timestamp) -> Result<(), StoreError> {
+        self.check_disk()?;
+        if let Some(error) = self.broken.remove(&id) {
+            // What lacks a part must not be released by those who can't know it.
+            let reason = format!("a part of it was not kept: {error}");
+            let _ = self.rollback(id, now, Some(&reason));
+            return Ok(());
+        }
+        let Some(place) = self.find(id).filter(|place| self.rows[place].state == State::Open) else { return Ok(()) };
+        let row = &self.rows[&place];
+        let Some(named) = row.origin.named.clone() else { return Ok(()) };
+        let (messages, same) = (row.messages, self.namesakes(&owned(&row.origin, &named), Some(id)));
+        if let Some(before) = same.committed {
+            let by = Actor::Attempt(self.rows[&before].origin.id);
+            self.row(place).roll_back(now, &by, Some(COMMITTED_BEFORE));
+            return Ok(());
+        }
+        if let Some(earlier) = same.in_doubt {
+            let winner = self.rows[&earlier].origin.id;
+            if self.rows[&earlier].messages > messages {
+                self.replace(place, winner, now);
+                return Ok(());
+            }
+            self.replace(earlier, id, now);
+        }
+        self.row(place).doubt(now, "its channel ended undecided");
+        Ok(())
+    }
+
+    fn decide(
+        &mut self,
+        target: &Target,
+        decision: Decision,
+        now: Timestamp,
+        actor: &Actor,
+        reason: Option<&str>,
+    ) -> Result<(Verdict, Option<Committed>), StoreError> {
+        self.check_disk()?;
+        let found = match target {
+            Target::Id(id) => self.find(*id),
+            Target::Name(owned) => {
+                let same = self.namesakes(owned, None);
+                let rolled_back = || {
+                    let all = self.rows.iter().filter(|(_, row)| row.belongs_to(owned));
+                    all.max_by_key(|(_, row)| row.decided.as_ref().map(|(at, _)| *at)).map(|(place, _)| *place)
+                };
+                same.in_doubt.or(same.open).or(same.committed).or_else(rolled_back)
+            }
+        };
+        let Some(place) = found else { return Ok((Verdict::Unknown, None)) };
+        let row = &self.rows[&place];
+        let id = row.origin.id;
+        if !row.state.may_become(decision.state()) {
+            let is_same = decision.is_of(row.state);
+            let verdict = if is_same { Verdict::Before } else { Verdict::Contradicted };
+            return Ok((verdict(row.fate()), None));
+        }
+        if decision == Decision::RollBack {
+            self.row(place).roll_back(now, actor, reason);
+            return Ok((Verdict::Decided(self.rows[&place].fate()), None));
+        }
+        if let Some(error) = self.broken.get(&id) {
+            return Err(error.clone());
+        }
+        let Some(named) = row.origin.named.clone() else {
+            return Err(StoreError::Conflict("open and has no name: only its channel can commit it".into()));
+        };
+        let same = self.namesakes(&owned(&row.origin, &named), Some(id));
+        if let Some(before) = same.committed {
+            let fate = self.rows[&before].fate();
+            self.row(place).roll_back(now, &Actor::Attempt(fate.id), Some(COMMITTED_BEFORE));
+            return Ok((Verdict::Before(fate), None));
+        }
+        let committed = self.release(place, now, actor, reason);
+        if let Some(earlier) = same.in_doubt {
+            self.replace(earlier, id, now);
+        }
+        Ok((Verdict::Decided(self.rows[&committed.sequence.0].fate()), Some(committed)))
+    }
+
+    fn in_doubt(&mut self, id: TransactionId) -> Option<&mut Row> {
+        let place = self.find(id)?;
+        Some(self.row(place)).filter(|row| row.state == State::InDoubt)
+    }
+
+    fn checked(&mut self, id: TransactionId, check: Check, now: Timestamp) -> bool {
+        let Some(row) = self.in_doubt(id) else { return false };
+        row.attempts += 1;
+        row.answered += u32::from(check.counted);
+        row.next_check_at = check.next_check_at;
+        let actor = Actor::Checker(check.checker);
+        let last = row.history.iter().rfind(|event| event.event == "check");
+        let was_said = last.is_some_and(|last| {
+            last.actor == actor.to_string() && last.reason.as_deref() == Some(check.result.as_str())
+        });
+        if check.counted || check.result == "ongoing" || !was_said {
+            row.note(now, "check", &actor, Some(&check.result));
+        }
+        true
+    }
+
+    fn check_now(&mut self, id: TransactionId, checker: Option<Arc<str>>, now: Timestamp) -> bool {
+        let Some(row) = self.in_doubt(id) else { return false };
+        row.checker = checker.or(row.checker.take());
+        if row.checker.is_some() {
+            row.next_check_at = Some(now);
+        }
+        row.checker.is_some()
+    }
+
+    fn due(&self, checker: &str, now: Timestamp, limit: usize) -> DueNow {
+        let of_checker = self.rows.values().filter(|row| row.state == State::InDoubt);
+        let of_checker = of_checker.filter(|row| row.checker.as_deref() == Some(checker));
+        let mut scheduled: Vec<_> = of_checker
+            .filter_map(|row| {
+                let (attempts, answered) = (row.attempts, row.answered);
+                Some(Due { id: row.origin.id, next_check_at: row.next_check_at?, attempts, answered })
+            })
+            .collect();
+        scheduled.sort_by_key(|due| due.next_check_at);
+        let due = scheduled.iter().take_while(|due| due.next_check_at <= now).take(limit).count();
+        let next = scheduled.get(due).map(|due| due.next_check_at);
+        scheduled.truncate(due);
+        DueNow { due: scheduled, next }
+    }
+
+    fn list(&self, after: i64, limit: usize, fits: impl Fn(&Row) -> bool) -> Listing {
+        let fitting = self.rows.range(after.saturating_add(1)..).filter(|(_, row)| fits(row)).take(limit.max(1));
+        let found: Vec<_> = fitting.map(|(place, row)| (*place, row.summary())).collect();
+        let next = found.last().filter(|_| found.len() >= limit.max(1)).map(|(place, _)| *place);
+        Listing { items: found.into_iter().map(|(_, summary)| summary).collect(), next }
+    }
+
+    fn messages(&self, id: TransactionId, bytes_max: usize) -> Vec<Pack> {
+        let Some(place) = self.find(id) else { return Vec::new() };
+        until(bytes_max, self.rows[&place].packs(Sequence(place)))
+    }
+
+    fn delivered(&mut self, sequence: Sequence, now: Timestamp) {
+        let is_dead = self.dead_letters.iter().any(|(letter, _)| letter.sequence == sequence);
+        let Some(row) = self.rows.get_mut(&sequence.0).filter(|row| row.state == State::Committed) else { return };
+        if row.parked_at.is_none() && !is_dead {
+            self.places.remove(&row.origin.id);
+            self.rows.remove(&sequence.0);
+            return;
+        }
+        row.state = if is_dead { State::DeadLettered } else { State::Delivered };
+        row.packs.clear();
+        row.note(now, row.state.as_str(), &Actor::Relay, None);
+    }
+
+    fn dead_letter(&mut self, letter: DeadLetter, now: Timestamp) -> Result<(), StoreError> {
         self.check_disk()?;
         let is_same =
             |(other, _): &&mut (DeadLetter, u32)| (other.sequence, other.index) == (letter.sequence, letter.index);
         if let Some((_, attempts)) = self.dead_letters.iter_mut().find(is_same) {
             *attempts += 1;
-        } else if self.committed.contains_key(&letter.sequence) {
-            self.dead_letters.push((letter, 1));
-        } else {
-            return Err(not_there());
+            return Ok(());
         }
+        let committed = self.rows.get_mut(&letter.sequence.0).filter(|row| row.state == State::Committed);
+        let row = committed.ok_or_else(not_there)?;
+        let reason = format!("message {}: {} {}", letter.index, letter.reply_code, letter.reply_text);
+        row.note(now, "dead_letter", &Actor::Relay, Some(&reason));
+        self.dead_letters.push((letter, 1));
         Ok(())
     }
 
+    fn committed(&self) -> impl Iterator<Item = (Sequence, &Row)> {
+        let committed = self.rows.iter().filter(|(_, row)| row.state == State::Committed);
+        committed.map(|(place, row)| (Sequence(*place), row))
+    }
+
     fn page(&self, lane: &Lane, after: Option<Cursor>, bytes_max: usize) -> Vec<Pack> {
-        let mut bytes = 0;
-        let of_lane = self.committed.iter().filter(|(_, kept)| kept.lane == *lane);
-        let packs = of_lane.flat_map(|(sequence, kept)| kept.packs(*sequence));
-        packs
-            .filter(|pack| after.is_none_or(|after| Cursor { sequence: pack.sequence, pack: pack.number } > after))
-            .take_while(|pack| {
-                let has_room = bytes < bytes_max || bytes == 0;
-                bytes += pack.messages.len();
-                has_room
-            })
-            .collect()
+        let of_lane = self.committed().filter(|(_, row)| row.origin.lane == *lane);
+        let packs = of_lane.flat_map(|(sequence, row)| row.packs(sequence));
+        let is_behind =
+            |pack: &Pack| after.is_none_or(|after| Cursor { sequence: pack.sequence, pack: pack.number } > after);
+        until(bytes_max, packs.filter(is_behind))
     }
 }
 
-impl Kept {
-    fn packs(&self, sequence: Sequence) -> impl Iterator<Item = Pack> {
-        let mut first_index = 0;
-        (0..).zip(&self.packs).map(move |(number, Messages { bytes, count })| {
-            let last = number as usize + 1 == self.packs.len();
-            let pack = Pack { sequence, id: self.id, number, first_index, last, messages: bytes.clone() };
-            first_index += count;
-            pack
+/// Packs until they add up to `bytes_max`, one at least.
+fn until(bytes_max: usize, packs: impl Iterator<Item = Pack>) -> Vec<Pack> {
+    let mut bytes = 0;
+    packs
+        .take_while(|pack| {
+            let has_room = bytes < bytes_max || bytes == 0;
+            bytes += pack.messages.len();
+            has_room
         })
-    }
+        .collect()
+}
+
+fn owned(origin: &Origin, named: &Named) -> Owned {
+    Owned { vhost: Arc::clone(&origin.lane.vhost), user: Arc::clone(&origin.user), name: named.name.clone() }
+}
+
+fn conflict(state: State) -> StoreError {
+    StoreError::Conflict(state.to_string())
 }
 
 impl Store for MemoryStore {
     fn park(&self, origin: Origin, batch: Batch) -> Reply<()> {
-        answered(self.held().park(origin.id, batch))
+        answered(self.held().park(origin, batch, self.now()))
     }
 
     fn commit(&self, commit: Commit) -> Reply<Committing> {
-        // The outlet is told under the lock, so that it hears of commits in their order.
+        // The outlet is told under the lock, so that it hears of commits in their order. So with decisions.
         let mut held = self.held();
-        answered(held.commit(commit).map(|(sequence, committed)| match committed {
-            Some(committed) => {
+        answered(held.commit(commit, self.now()).map(|(committing, committed)| {
+            if let Some(committed) = committed {
                 self.outlet.committed(vec![committed]);
-                Committing::Now(sequence)
             }
-            None => Committing::Before,
+            committing
         }))
     }
 
-    fn rollback(&self, id: TransactionId, _reason: Option<String>) -> Reply<()> {
-        answered(self.held().rollback(id))
+    fn rollback(&self, id: TransactionId, reason: Option<String>) -> Reply<()> {
+        answered(self.held().rollback(id, self.now(), reason.as_deref()))
     }
 
-    fn abandon(&self, _id: TransactionId) -> Reply<()> {
-        unimplemented!()
+    fn abandon(&self, id: TransactionId) -> Reply<()> {
+        answered(self.held().abandon(id, self.now()))
     }
 
-    fn decide(&self, _target: Target, _decision: Decision, _actor: Actor, _reason: Option<String>) -> Reply<Verdict> {
-        unimplemented!()
+    fn decide(&self, target: Target, decision: Decision, actor: Actor, reason: Option<String>) -> Reply<Verdict> {
+        let mut held = self.held();
+        let decided = held.decide(&target, decision, self.now(), &actor, reason.as_deref());
+        answered(decided.map(|(verdict, committed)| {
+            if let Some(committed) = committed {
+                self.outlet.committed(vec![committed]);
+            }
+            verdict
+        }))
     }
 
-    fn due(&self, _checker: &str, _now: Timestamp, _limit: usize) -> Reply<DueNow> {
-        unimplemented!()
+    fn due(&self, checker: &str, now: Timestamp, limit: usize) -> Reply<DueNow> {
+        answered(Ok(self.held().due(checker, now, limit)))
     }
 
-    fn checked(&self, _id: TransactionId, _check: Check) -> Reply<bool> {
-        unimplemented!()
+    fn checked(&self, id: TransactionId, check: Check) -> Reply<bool> {
+        let mut held = self.held();
+        answered(held.check_disk().map(|()| held.checked(id, check, self.now())))
     }
 
-    fn check_now(&self, _id: TransactionId, _checker: Option<Arc<str>>) -> Reply<bool> {
-        unimplemented!()
+    fn check_now(&self, id: TransactionId, checker: Option<Arc<str>>) -> Reply<bool> {
+        let mut held = self.held();
+        answered(held.check_disk().map(|()| held.check_now(id, checker, self.now())))
     }
 
-    fn unasked(&self, _known: Vec<Arc<str>>, _after: i64, _limit: usize) -> Reply<Listing> {
-        unimplemented!()
+    fn unasked(&self, known: Vec<Arc<str>>, after: i64, limit: usize) -> Reply<Listing> {
+        answered(Ok(self.held().list(after, limit, |row| {
+            row.state == State::InDoubt && row.checker.as_ref().is_none_or(|checker| !known.contains(checker))
+        })))
     }
 
-    fn transaction(&self, _id: TransactionId) -> Reply<Option<(Summary, Vec<Event>)>> {
-        unimplemented!()
+    fn transaction(&self, id: TransactionId) -> Reply<Option<(Summary, Vec<Event>)>> {
+        let held = self.held();
+        let row = held.find(id).map(|place| &held.rows[&place]);
+        answered(Ok(row.map(|row| (row.summary(), row.history.clone()))))
     }
 
-    fn transactions(&self, _filter: Filter, _after: i64, _limit: usize) -> Reply<Listing> {
-        unimplemented!()
+    fn transactions(&self, filter: Filter, after: i64, limit: usize) -> Reply<Listing> {
+        answered(Ok(self.held().list(after, limit, |row| filter.fits(&row.summary()))))
     }
 
-    fn messages(&self, _id: TransactionId, _bytes_max: usize) -> Reply<Vec<Pack>> {
-        unimplemented!()
+    fn messages(&self, id: TransactionId, bytes_max: usize) -> Reply<Vec<Pack>> {
+        answered(Ok(self.held().messages(id, bytes_max)))
     }
 
     fn delivered(&self, transactions: Vec<Sequence>) {
         let mut held = self.held();
-        transactions.into_iter().for_each(|sequence| held.delivered(sequence));
+        transactions.into_iter().for_each(|sequence| held.delivered(sequence, self.now()));
     }
 
     fn dead_letter(&self, letter: DeadLetter) -> Reply<()> {
-        answered(self.held().dead_letter(letter))
+        answered(self.held().dead_letter(letter, self.now()))
     }
 
     fn lanes(&self) -> Reply<Vec<Lane>> {
-        let mut lanes: Vec<_> = self.held().committed.values().map(|kept| kept.lane.clone()).collect();
+        let mut lanes: Vec<_> = self.held().committed().map(|(_, row)| row.origin.lane.clone()).collect();
         lanes.sort();
         lanes.dedup();
         answered(Ok(lanes))

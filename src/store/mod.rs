@@ -16,8 +16,8 @@ pub mod sqlite;
 use crate::tx::batch::Batch;
 use crate::tx::decision::{Actor, Decision, Target, Verdict};
 use crate::tx::id::{Timestamp, TransactionId};
-use crate::tx::name::TransactionName;
 pub use crate::tx::name::Named;
+use crate::tx::name::TransactionName;
 pub use crate::tx::outcome::{Forwarded, ReturnedMessage, StoreError};
 use crate::tx::state::State;
 use bytes::Bytes;
@@ -134,6 +134,9 @@ pub struct DeadLetter {
     /// When it was found out.
     pub since: Timestamp,
 }
+
+/// Why the one is rolled back that comes second under a name.
+const COMMITTED_BEFORE: &str = "its name was committed before";
 
 /// A batch that is whole, in the form in which a store keeps it and the relay takes it.
 #[derive(Debug, Clone, Default)]
@@ -256,7 +259,21 @@ pub struct Filter {
     pub name: Option<String>,
 }
 
+impl Filter {
+    /// Whether a transaction is wanted.
+    fn fits(&self, summary: &Summary) -> bool {
+        let is = |wanted: &Option<String>, found: Option<&str>| wanted.is_none() || wanted.as_deref() == found;
+        self.state.is_none_or(|state| state == summary.state)
+            && is(&self.vhost, Some(&summary.vhost))
+            && is(&self.user, Some(&summary.user))
+            && is(&self.name, summary.name.as_ref().map(TransactionName::as_str))
+    }
+}
+
 /// Some transactions, in the order in which they entered the store or were committed.
+///
+/// It may have fewer than were asked for, or none, although there are more: what hardly anything fits is looked for a
+/// bounded way.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Listing {
     /// At most as many as were asked for.
@@ -312,16 +329,21 @@ pub trait Store: Send + Sync + 'static {
     fn commit(&self, commit: Commit) -> Reply<Committing>;
 
     /// Rolls back a parked transaction on behalf of the channel that published: its messages go. `reason` is for its
-    /// history: RabbitMQ's refusal, say. If this fails it stays undecided; at the next start one without a name is
-    /// rolled back, and one with a name is in doubt.
+    /// history: RabbitMQ's refusal, say. If this fails, the store tries again by itself; if the process ends first, the
+    /// next start rolls it back, or leaves it in doubt if it has a name.
     fn rollback(&self, id: TransactionId, reason: Option<String>) -> Reply<()>;
 
     /// The channel of a named, open transaction ended undecided: it is in doubt from now on, and its check is due after
     /// its plan's `first_after`. If an earlier attempt under its name is in doubt already, the one with more messages
-    /// stays, at a tie the later one, and the other is rolled back: a name has one fate. Does nothing to others.
+    /// stays, at a tie the later one, and the other is rolled back: a name has one fate. It is rolled back as well if
+    /// its name was committed meanwhile, or if a part of it could not be kept. Does nothing to others.
     fn abandon(&self, id: TransactionId) -> Reply<()>;
 
     /// Decides from outside the channel that published. `reason` is for the history.
+    ///
+    /// To commit an attempt is to replace an earlier one in doubt under its name, as with [`Store::commit`]; if an
+    /// earlier one was committed, this one is rolled back, and the verdict is [`Verdict::Before`] with the earlier one's
+    /// fate. What is open without a name only its channel can commit ([`StoreError::Conflict`]); it can be rolled back.
     fn decide(&self, target: Target, decision: Decision, actor: Actor, reason: Option<String>) -> Reply<Verdict>;
 
     /// Transactions in doubt whose check by `checker` is due at `now`, `limit` at most.

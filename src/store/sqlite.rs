@@ -33,8 +33,8 @@ use super::{
     Check, Commit, Committing, Cursor, DeadLetter, DueNow, Event, Filter, Lane, Listing, Origin, Outlet, Pack, Reply,
     Sequence, Store, Summary, system_clock,
 };
-use crate::tx::decision::{Actor, Decision, Target, Verdict};
 use crate::tx::batch::Batch;
+use crate::tx::decision::{Actor, Decision, Target, Verdict};
 use crate::tx::id::{Timestamp, TransactionId};
 use std::path::PathBuf;
 use std::sync::atomic::Ordering;

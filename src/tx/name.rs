@@ -32,7 +32,9 @@ impl TransactionName {
     pub fn new(bytes: &[u8]) -> Result<Self, BadName> {
         match bytes.len() {
             0 => Err(BadName::Empty),
-            1..=NAME_BYTES_MAX => std::str::from_utf8(bytes).map(|name| Self(name.into())).map_err(|_| BadName::NotUtf8),
+            1..=NAME_BYTES_MAX => {
+                std::str::from_utf8(bytes).map(|name| Self(name.into())).map_err(|_| BadName::NotUtf8)
+            }
             len => Err(BadName::TooLong(len)),
         }
     }

@@ -2,7 +2,10 @@
 
 use crate::support::{Proxy, broker, deadline, wait_until};
 use halfway::store::sqlite::{SqliteSettings, SqliteStore};
-use halfway::store::{Committed, Outlet};
+use halfway::store::{Committed, Lane, Named, Origin, Outlet, Store, system_clock};
+use halfway::tx::batch::{Batch, HalfMessage};
+use halfway::tx::id::TransactionId;
+use halfway::tx::name::TransactionName;
 use rustix::process::Signal;
 use serde_json::{Value, json};
 use std::process::{Command, Output};
@@ -144,6 +147,154 @@ fn a_store_is_counted_checked_and_copied_and_a_copy_never_overwrites() {
     std::fs::write(proxy.folder().join("halfway.db"), [7; 8192]).expect("written");
     let broken = proxy.command(&["store", "check"]);
     assert_eq!(broken.status.code(), Some(1), "{}", text(&broken.stdout));
+}
+
+/// Parks a transaction in doubt in the store of a proxy that does not run, and gives its id.
+fn park(proxy: &Proxy, name: &str) -> String {
+    let path = proxy.folder().join("halfway.db");
+    let store = SqliteStore::open(SqliteSettings::new(path), Arc::new(Nowhere)).expect("made");
+    let mut batch = Batch::default();
+    batch.push(HalfMessage { publish: b"\0\0\0\x06orders", header: b"", body: b"order" });
+    let id = TransactionId(uuid::Uuid::now_v7());
+    let origin = Origin {
+        id,
+        user: "alice".into(),
+        lane: Lane { vhost: "/".into(), number: 0 },
+        created_at: system_clock(),
+        named: Some(Arc::new(Named {
+            name: TransactionName::new(name.as_bytes()).expect("a name"),
+            check: None,
+            transactional: false,
+        })),
+    };
+    let runtime = tokio::runtime::Builder::new_current_thread().build().expect("a runtime");
+    runtime.block_on(store.park(origin, batch)).expect("parked");
+    store.close();
+    id.to_string()
+}
+
+#[test]
+fn a_transaction_in_doubt_is_found_and_decided_by_hand() {
+    let mut proxy = Proxy::prepare(broker().port, &[]);
+    let id = park(&proxy, "order/1 \u{1b}[2J");
+    let other = park(&proxy, "order-2");
+    proxy.resume();
+
+    let list = json_of(&proxy.command(&["tx", "list", "--state", "in_doubt", "--json"]));
+    let ids: Vec<_> = list["items"].as_array().expect("items").iter().map(|item| item["id"].clone()).collect();
+    assert_eq!((ids, &list["next_cursor"]), (vec![json!(id), json!(other)], &Value::Null));
+    let shown = proxy.command(&["tx", "list"]);
+    let lines = text(&shown.stdout);
+    assert!(lines.contains(&id) && lines.contains("order/1 \\u{1b}[2J") && !lines.contains('\u{1b}'), "{lines}");
+    let first = text(&proxy.command(&["tx", "list", "--limit", "1"]).stdout);
+    assert!(first.contains(&id) && !first.contains(&other) && first.contains("raise --limit"), "{first}");
+
+    // By name, with characters that a path has other uses for.
+    let by_name = |what: &str, more: &[&str]| {
+        let named = ["tx", what, "--user", "alice", "--name", "order/1 \u{1b}[2J"];
+        proxy.command(&[&named[..], more].concat())
+    };
+    let shown = json_of(&by_name("show", &["--json"]));
+    assert_eq!((&shown["id"], &shown["state"], &shown["vhost"]), (&json!(id), &json!("in_doubt"), &json!("/")));
+    let done = by_name("rollback", &["--reason", "never ordered"]);
+    assert_eq!(
+        (done.status.code(), text(&done.stdout)),
+        (Some(0), format!("{id}: rolled_back\n")),
+        "{}",
+        text(&done.stderr)
+    );
+    let again = by_name("rollback", &["--reason", "never ordered", "--json"]);
+    assert_eq!((again.status.code(), &json_of(&again)["changed"]), (Some(0), &json!(false)));
+    let again = text(&proxy.command(&["tx", "rollback", &id, "--reason", "once more"]).stdout);
+    assert!(again.contains("already, decided by operator local") && again.contains("nothing changed"), "{again}");
+    let opposite = proxy.command(&["tx", "commit", &id, "--reason", "a mistake"]);
+    assert_eq!(opposite.status.code(), Some(1));
+    assert!(text(&opposite.stderr).contains("rolled_back by operator local at "), "{}", text(&opposite.stderr));
+
+    let asked = proxy.command(&["tx", "check", &other]);
+    assert_eq!(asked.status.code(), Some(1), "there is no checker");
+    let history = text(&proxy.command(&["tx", "show", &id]).stdout);
+    assert!(history.contains("operator local: never ordered"), "{history}");
+    assert_eq!(proxy.metric("halfway_decisions_total"), 1.0);
+    assert!(proxy.log().contains("decision by hand"), "{}", proxy.log());
+    wait_until(deadline(Duration::from_secs(10)), "the gauge to follow", || {
+        proxy
+            .http("/metrics")
+            .is_ok_and(|(_, text)| text.contains("halfway_transactions_in_store{state=\"in_doubt\"} 1\n"))
+    });
+
+    // What was answered is durable: a kill takes nothing of it back.
+    proxy.kill();
+    proxy.resume();
+    assert_eq!(json_of(&proxy.command(&["tx", "show", &id, "--json"]))["state"], "rolled_back");
+}
+
+#[test]
+fn a_proxy_that_is_not_there_an_unknown_id_and_a_wrong_token_are_told_apart() {
+    const ID: &str = "01890a5d-ac96-774b-bcce-b302099a8057";
+    let mut proxy = Proxy::prepare(broker().port, &[]);
+    let (alice, wrong) = (proxy.folder().join("alice.token"), proxy.folder().join("wrong"));
+    std::fs::write(&alice, "secret\n").expect("written");
+    std::fs::write(&wrong, "guessed\n").expect("written");
+    let (alice, wrong) = (alice.display().to_string(), wrong.display().to_string());
+    let gone = proxy.command(&["tx", "list"]);
+    assert_eq!(gone.status.code(), Some(1));
+    let url = format!("http://127.0.0.1:{}", proxy.admin_port);
+    let said = text(&gone.stderr);
+    assert!(
+        said.contains(&format!("no proxy answers at {url} (admin.address)")) && said.contains("halfway serve"),
+        "{said}"
+    );
+
+    proxy.set("admin.tokens", &format!("[{{ token_file = '{alice}', role = 'operator' }}]"));
+    proxy.resume();
+    let none = proxy.command(&["tx", "list"]);
+    assert_eq!(
+        (none.status.code(), text(&none.stdout).as_str()),
+        (Some(0), "There are none.\n"),
+        "{}",
+        text(&none.stderr)
+    );
+    assert_eq!(json_of(&proxy.command(&["tx", "list", "--json"])), json!({"items": [], "next_cursor": null}));
+    for command in [
+        &["tx", "show", ID][..],
+        &["tx", "check", ID],
+        &["tx", "commit", ID, "--reason", "r"],
+        &["tx", "rollback", "--user", "u", "--name", "n", "--vhost", "v", "--reason", "r"],
+        &["tx", "show", "--user", "u", "--name", "n"],
+    ] {
+        let unknown = proxy.command(command);
+        assert_eq!(unknown.status.code(), Some(1), "{command:?}");
+        let said = text(&unknown.stderr);
+        assert!(said.contains("there is no such transaction, or not any more"), "{command:?}: {said}");
+    }
+    let refused = proxy.command(&["tx", "list", "--token-file", &wrong]);
+    assert_eq!(refused.status.code(), Some(1));
+    assert!(text(&refused.stderr).contains("valid token") && !text(&refused.stderr).contains("guessed"));
+    // The configuration's token stays with the configuration's proxy.
+    assert!(text(&proxy.command(&["tx", "list", "--url", &url]).stderr).contains("valid token"));
+    assert_eq!(proxy.command(&["tx", "list", "--url", &url, "--token-file", &alice]).status.code(), Some(0));
+    assert_eq!(halfway(&["tx", "list", "--url", &url], &[("HALFWAY_TOKEN", "secret")]).status.code(), Some(0));
+    assert_eq!(halfway(&["tx", "list", "--url", &url], &[("HALFWAY_TOKEN", "guessed")]).status.code(), Some(1));
+    // SIGHUP reads the file again.
+    let with = |token: &str| halfway(&["tx", "list", "--url", &url], &[("HALFWAY_TOKEN", token)]).status.code();
+    std::fs::write(&alice, "changed\n").expect("written");
+    assert_eq!((with("secret"), with("changed")), (Some(0), Some(1)));
+    proxy.signal(Signal::HUP);
+    wait_until(deadline(Duration::from_secs(10)), "the new token to be in force", || with("changed") == Some(0));
+    assert_eq!(with("secret"), Some(1));
+    assert_eq!(halfway(&["tx", "list", "--url", "nowhere"], &[]).status.code(), Some(2));
+    assert_eq!(halfway(&["tx", "commit", ID], &[]).status.code(), Some(2), "a reason is needed");
+    assert!(!proxy.log().contains("secret\n"), "{}", proxy.log());
+}
+
+#[test]
+fn a_token_file_that_is_not_there_keeps_the_proxy_from_starting() {
+    let token = "[{ token_file = '/nowhere/token', role = 'viewer' }]";
+    let mut proxy = Proxy::prepare(broker().port, &[("admin.tokens", token)]);
+    proxy.spawn(&[]);
+    assert_eq!(proxy.wait_for_end().code(), Some(1));
+    assert!(proxy.log().contains("cannot read /nowhere/token (named by `admin.tokens`)"), "{}", proxy.log());
 }
 
 /// For a store that is only looked at.

@@ -324,7 +324,11 @@ fn what_is_wrong_with_a_half_message_is_named() {
     raw.open(9);
     for (exchange, key, properties, body, code, text) in &cases {
         for transactional in [false, true] {
-            if transactional { raw.open_tx(1) } else { raw.open(1) }
+            if transactional {
+                raw.open_tx(1)
+            } else {
+                raw.open(1)
+            }
             raw.publish_with(1, (exchange, key.as_bytes()), 0, properties, body);
             if transactional && *code == 404 {
                 raw.method(1, id::TX_COMMIT, |_| {}).unwrap();

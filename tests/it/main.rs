@@ -7,6 +7,7 @@
 
 mod acks;
 mod bad_input;
+mod check_back;
 mod clients;
 mod command;
 mod crash;

@@ -7,7 +7,7 @@ use crate::support::table::Properties;
 use crate::support::{Broker, PATIENCE, Raw, broker, deadline, unique, wait_until};
 use halfway::relay::{Backoff, Credentials, Link, Relay, Settings, probe_account};
 use halfway::store::memory::MemoryStore;
-use halfway::store::{Commit, Committed, Forwarded, Lane, Origin, Outlet, Committing, Store};
+use halfway::store::{Commit, Committed, Forwarded, Lane, Origin, Outlet, Store};
 use halfway::tx::batch::{Batch, HalfMessage};
 use halfway::tx::id::{Timestamp, TransactionId};
 use halfway::upstream::{Upstream, UpstreamUrl};
@@ -82,7 +82,7 @@ impl Alone {
             named: None,
         };
         let commit = Commit { origin, batch, parked: false, forwarded: Some(sender) };
-        let _: Committing = self.runtime.block_on(self.store.commit(commit)).unwrap();
+        self.runtime.block_on(self.store.commit(commit)).unwrap();
         receiver
     }
 

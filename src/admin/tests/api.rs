@@ -102,11 +102,10 @@ async fn the_first_decision_wins_and_every_answer_says_so() {
     );
 
     port.post(&path(9, "/commit"), REASON).await.problem(404);
-    let decisions = port.store.decisions.lock().unwrap();
+    let decisions = port.store.decisions.lock().unwrap().clone();
     let reason = Some("the order is in the database".to_owned());
     assert_eq!(decisions[0], (Decision::Commit, Actor::Operator("local".into()), reason.clone()));
     assert_eq!(decisions[2], (Decision::RollBack, Actor::Operator("local".into()), reason));
-    drop(decisions);
     let metrics = port.get("/metrics").await.body;
     assert!(metrics.contains("halfway_decisions_total{source=\"operator\"} 1\n"), "only the first counts: {metrics}");
 }

@@ -16,6 +16,9 @@ use std::sync::Arc;
 /// milliseconds.
 const ROWS_MAX: usize = 20_000;
 
+/// Milliseconds that the clock may have gone back between a transaction's first message and its commit.
+const CLOCK_SLACK: i64 = 1_000;
+
 /// The columns of a [`Summary`] behind its sequence, of `transactions` as `t` and `lanes` as `l`.
 const COLUMNS: &str = "t.sequence, t.id, t.name, l.vhost, t.user, t.state, t.created_at, t.parked_at, t.decided_at,
     t.decided_by, t.messages, t.bytes, t.checker, t.attempts, t.checks_answered, t.next_check_at, l.number";
@@ -95,16 +98,6 @@ impl Rows {
     }
 }
 
-impl Filter {
-    fn fits(&self, summary: &Summary) -> bool {
-        let is = |wanted: &Option<String>, found: Option<&str>| wanted.is_none() || wanted.as_deref() == found;
-        self.state.is_none_or(|state| state == summary.state)
-            && is(&self.vhost, Some(&summary.vhost))
-            && is(&self.user, Some(&summary.user))
-            && is(&self.name, summary.name.as_ref().map(TransactionName::as_str))
-    }
-}
-
 pub(super) fn transactions(sql: &Connection, filter: &Filter, after: i64, limit: usize) -> rusqlite::Result<Listing> {
     let sql = Transaction::new_unchecked(sql, TransactionBehavior::Deferred)?;
     let mut rows = Rows::new(limit);
@@ -147,12 +140,7 @@ fn lanes_of(sql: &Connection, vhost: Option<&str>) -> rusqlite::Result<Vec<i64>>
     lanes.query_map([vhost], |row| row.get(0))?.collect()
 }
 
-pub(super) fn unasked(
-    sql: &Connection,
-    known: &[Arc<str>],
-    after: i64,
-    limit: usize,
-) -> rusqlite::Result<Listing> {
+pub(super) fn unasked(sql: &Connection, known: &[Arc<str>], after: i64, limit: usize) -> rusqlite::Result<Listing> {
     let sql = Transaction::new_unchecked(sql, TransactionBehavior::Deferred)?;
     let query = format!(
         "SELECT {COLUMNS} FROM transactions AS t INDEXED BY doubtful CROSS JOIN lanes AS l ON l.lane = t.lane
@@ -233,7 +221,7 @@ fn place_of_plain(sql: &Connection, id: TransactionId) -> rusqlite::Result<Optio
             let middle = from + (to - from) / 2;
             let found = decided.query_row([lane, middle], |row| Ok((row.get::<_, i64>(0)?, row.get::<_, i64>(1)?)));
             match found.optional()? {
-                Some((sequence, decided_at)) if decided_at < began => from = sequence + 1,
+                Some((sequence, decided_at)) if decided_at < began.saturating_sub(CLOCK_SLACK) => from = sequence + 1,
                 _ => to = middle,
             }
         }
@@ -254,8 +242,7 @@ pub(super) fn transaction(sql: &Connection, id: TransactionId) -> rusqlite::Resu
         "SELECT {COLUMNS} FROM transactions AS t NOT INDEXED CROSS JOIN lanes AS l ON l.lane = t.lane
          WHERE t.sequence = :sequence"
     );
-    let (_, summary) =
-        sql.prepare_cached(&query)?.query_row(named_params! { ":sequence": sequence }, |row| self::summary(row))?;
+    let (_, summary) = sql.prepare_cached(&query)?.query_row(named_params! { ":sequence": sequence }, self::summary)?;
     let events = sql
         .prepare_cached(
             "SELECT at, event, actor, reason FROM history INDEXED BY history_of

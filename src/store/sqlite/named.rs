@@ -2,7 +2,7 @@
 
 use super::rows::{Outcome, ROW_COLUMNS, Row, Rows, conflict, key};
 use crate::amqp::properties::Properties;
-use crate::store::{Check, Messages, Named, Origin, StoreError};
+use crate::store::{COMMITTED_BEFORE, Check, Messages, Named, Origin, StoreError};
 use crate::tx::batch;
 use crate::tx::decision::{Actor, Decision, Fate, Owned, Target, Verdict};
 use crate::tx::id::{Timestamp, TransactionId};
@@ -13,9 +13,6 @@ use std::sync::{Arc, LazyLock};
 /// Rolled back attempts that are looked at for the one that was rolled back last. They are read from the youngest, and
 /// seldom is one rolled back so long after so many younger ones.
 const ROLLED_BACK_ATTEMPTS: i64 = 64;
-
-/// Why the one is rolled back that was left when its channel or the proxy ended, if its name had been committed.
-const COMMITTED_BEFORE: &str = "its name was committed before";
 
 /// The attempts under one name that are not rolled back.
 #[derive(Debug, Default)]
@@ -85,12 +82,7 @@ impl Rows<'_> {
     }
 
     /// Commits a named transaction no message of which was parked before.
-    fn commit_whole(
-        &mut self,
-        origin: &Origin,
-        messages: &Messages,
-        same: Namesakes,
-    ) -> rusqlite::Result<Outcome> {
+    fn commit_whole(&mut self, origin: &Origin, messages: &Messages, same: Namesakes) -> rusqlite::Result<Outcome> {
         if let Some(open) = same.open {
             return Ok(Outcome::Refused(StoreError::Locked(open.name.unwrap_or_default())));
         }

@@ -1,9 +1,9 @@
 //! The thread that reads, for the relay above all, over a connection of its own, in SQL transactions that last one answer: a log
 //! that somebody reads in can't start anew.
 
+use super::listing;
 use super::rows::{lane_number, pack_keys};
 use super::writer::Answer;
-use super::listing;
 use crate::store::{Cursor, DueNow, Event, Filter, Lane, Listing, Pack, Sequence, StoreError, Summary};
 use crate::tx::id::{Timestamp, TransactionId};
 use bytes::Bytes;

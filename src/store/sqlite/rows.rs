@@ -363,9 +363,10 @@ impl<'a> Rows<'a> {
                 from = states_before(State::RolledBack),
             )
         });
-        let changed = self.sql.prepare_cached(&ROLLBACK)?.execute(
-            named_params! { ":now": self.now.0, ":actor": actor.to_string(), ":sequence": row.sequence },
-        )?;
+        let changed = self
+            .sql
+            .prepare_cached(&ROLLBACK)?
+            .execute(named_params! { ":now": self.now.0, ":actor": actor.to_string(), ":sequence": row.sequence })?;
         decided_once(changed)?;
         self.left(row, State::RolledBack);
         self.discard(row)?;

@@ -6,7 +6,7 @@ use crate::amqp::wire::Malformed;
 use crate::tx::batch;
 use crate::tx::id::TransactionId;
 use rusqlite::backup::{Backup, StepResult};
-use rusqlite::{Connection, Transaction, TransactionBehavior};
+use rusqlite::{Connection, ErrorCode, Transaction, TransactionBehavior};
 use serde::Serialize;
 use std::fs::File;
 use std::path::{Path, PathBuf};
@@ -196,7 +196,7 @@ fn copy(sql: &Connection, partial: &Path) -> Result<(), ToolError> {
 pub fn check(path: &Path) -> Result<CheckReport, ToolError> {
     let sql = open(path)?;
     let sql = Transaction::new_unchecked(&sql, TransactionBehavior::Deferred)?;
-    let mut check = Check { sql: &sql, report: CheckReport::default() };
+    let mut check = Check { sql: &sql, schema: schema_version(&sql, path)?, report: CheckReport::default() };
     check.structure()?;
     // With broken pages everything behind would only repeat it.
     if check.report.problems.is_empty() {
@@ -207,8 +207,59 @@ pub fn check(path: &Path) -> Result<CheckReport, ToolError> {
     Ok(check.report)
 }
 
+/// What counts something wrong, and what that is.
+const REFERENCES: &[(&str, &str)] = &[
+    (
+        "SELECT count(*) FROM packs WHERE key >> 20 NOT IN
+             (SELECT number FROM transactions WHERE number IS NOT NULL UNION SELECT number FROM garbage)",
+        "packs belong to no transaction",
+    ),
+    (
+        "SELECT count(*) FROM transactions, store WHERE sequence >= sequence_reserved",
+        "transactions have a sequence that will be given out again",
+    ),
+    (
+        "SELECT count(*) FROM transactions
+         WHERE (state IN ('open', 'in_doubt')) <> (decided_at IS NULL)",
+        "transactions have a decision and are undecided, or the other way round",
+    ),
+    (
+        "SELECT count(*) FROM history WHERE transaction_id NOT IN (SELECT id FROM transactions)",
+        "entries of the history belong to no transaction",
+    ),
+    (
+        "SELECT count(*) FROM transactions WHERE letters > 0 AND letters <>
+             (SELECT count(*) FROM dead_letters WHERE dead_letters.sequence = transactions.sequence)",
+        "transactions miscount their dead letters",
+    ),
+];
+
+/// The same for what only transactions with a name have.
+const NAMED_REFERENCES: &[(&str, &str)] = &[
+    (
+        "SELECT count(*) FROM message_ids WHERE number NOT IN
+             (SELECT number FROM transactions WHERE number IS NOT NULL UNION SELECT number FROM garbage)",
+        "message-ids belong to no transaction",
+    ),
+    (
+        "SELECT count(*) FROM (SELECT 1 FROM transactions JOIN lanes USING (lane)
+             WHERE name IS NOT NULL AND state IN ('open', 'in_doubt') GROUP BY name, user, vhost, state
+             HAVING count(*) > 1)",
+        "names have two open attempts, or two in doubt",
+    ),
+    (
+        "SELECT count(*) FROM transactions WHERE state = 'in_doubt' AND (name IS NULL OR in_doubt_at IS NULL)",
+        "transactions are in doubt without a name or a time",
+    ),
+    (
+        "SELECT count(*) FROM transactions WHERE next_check_at IS NOT NULL AND (state <> 'in_doubt' OR checker IS NULL)",
+        "transactions are to be checked that can't be",
+    ),
+];
+
 struct Check<'a> {
     sql: &'a Connection,
+    schema: i64,
     report: CheckReport,
 }
 
@@ -222,13 +273,23 @@ impl Check<'_> {
     fn structure(&mut self) -> rusqlite::Result<()> {
         let mut statement = self.sql.prepare("PRAGMA integrity_check")?;
         let mut rows = statement.query([])?;
-        while let Some(row) = rows.next()? {
-            let line = row.get::<_, String>(0)?;
-            if line != "ok" {
-                self.problem(line);
+        loop {
+            match rows.next() {
+                Ok(Some(row)) => {
+                    let line = row.get::<_, String>(0)?;
+                    if line != "ok" {
+                        self.problem(line);
+                    }
+                }
+                Ok(None) => return Ok(()),
+                // Where SQLite can't even tell what is wrong.
+                Err(error) if error.sqlite_error_code() == Some(ErrorCode::DatabaseCorrupt) => {
+                    self.problem(error.to_string());
+                    return Ok(());
+                }
+                Err(error) => return Err(error),
             }
         }
-        Ok(())
     }
 
     fn references(&mut self) -> rusqlite::Result<()> {
@@ -238,35 +299,22 @@ impl Check<'_> {
             let (table, to): (String, String) = (row.get(0)?, row.get(2)?);
             self.problem(format!("a row of {table} refers to a row of {to} that is not there"));
         }
-        for (query, problem) in [
-            (
-                "SELECT count(*) FROM packs WHERE key >> 20 NOT IN
-                     (SELECT number FROM transactions WHERE number IS NOT NULL UNION SELECT number FROM garbage)",
-                "packs belong to no transaction",
-            ),
-            (
-                "SELECT count(*) FROM transactions, store WHERE sequence >= sequence_reserved",
-                "transactions have a sequence that will be given out again",
-            ),
-            (
-                "SELECT count(*) FROM transactions
-                 WHERE (state IN ('open', 'in_doubt')) <> (decided_at IS NULL)",
-                "transactions have a decision and are undecided, or the other way round",
-            ),
-            (
-                "SELECT count(*) FROM history WHERE transaction_id NOT IN (SELECT id FROM transactions)",
-                "entries of the history belong to no transaction",
-            ),
-            (
-                "SELECT count(*) FROM transactions WHERE letters > 0 AND letters <>
-                     (SELECT count(*) FROM dead_letters WHERE dead_letters.sequence = transactions.sequence)",
-                "transactions miscount their dead letters",
-            ),
-        ] {
-            let count: i64 = self.sql.query_row(query, [], |row| row.get(0))?;
-            if count > 0 {
-                self.problem(format!("{count} {problem}"));
+        for (query, problem) in REFERENCES {
+            self.count(query, problem)?;
+        }
+        // A file that no proxy of this version has opened yet has less.
+        if self.schema >= 2 {
+            for (query, problem) in NAMED_REFERENCES {
+                self.count(query, problem)?;
             }
+        }
+        Ok(())
+    }
+
+    fn count(&mut self, query: &str, problem: &str) -> rusqlite::Result<()> {
+        let count: i64 = self.sql.query_row(query, [], |row| row.get(0))?;
+        if count > 0 {
+            self.problem(format!("{count} {problem}"));
         }
         Ok(())
     }

@@ -232,7 +232,10 @@ fn decisions_are_made_after_what_was_published_before_them() {
 fn a_wrong_decision_is_named_and_reaches_nobody() {
     for (frames, text) in [
         (control(1, b"commit", "a", b"body"), "a message to exchange 'halfway' has no body, this one has 4 bytes"),
-        (control(1, b"abort", "a", b""), "routing key 'abort' to exchange 'halfway' is neither 'commit' nor 'rollback'"),
+        (
+            control(1, b"abort", "a", b""),
+            "routing key 'abort' to exchange 'halfway' is neither 'commit' nor 'rollback'",
+        ),
         (control(1, b"commit", "", b""), "header x-half-transaction is empty"),
     ] {
         let mut script = ordinary(&[1], true);
@@ -259,7 +262,11 @@ fn the_judge_leaves_its_seat_to_the_client() {
     assert!(script.connection.wants_client());
     let sent = methods(&script.sent().1);
     assert_eq!(sent[0], (SEAT, id::CHANNEL_OPEN));
-    assert_eq!(sent[1..3], [(SEAT - 1, id::CHANNEL_OPEN), (SEAT - 1, id::TX_SELECT)], "and the question is asked again");
+    assert_eq!(
+        sent[1..3],
+        [(SEAT - 1, id::CHANNEL_OPEN), (SEAT - 1, id::TX_SELECT)],
+        "and the question is asked again"
+    );
     script.upstream(&[bare(SEAT, id::CHANNEL_OPEN_OK), bare(SEAT - 1, id::TX_ROLLBACK_OK)].concat());
     assert_eq!(methods(&script.sent().0), [(SEAT, id::CHANNEL_OPEN_OK)]);
     assert_eq!(parked(&mut script).0, 1);

@@ -2,17 +2,24 @@
 
 use super::*;
 use crate::store::sqlite::{check, open};
-use crate::store::{Lane, Messages};
+use crate::store::{Lane, Messages, Named};
 use crate::tx::batch::{Batch, HalfMessage};
+use crate::tx::name::TransactionName;
 use std::sync::{Mutex, mpsc};
 use tempfile::TempDir;
 
 #[derive(Default)]
-struct Relay(Mutex<Vec<TransactionId>>);
+struct Relay {
+    told: Mutex<Vec<TransactionId>>,
+    /// Of those, the ones that need not be read.
+    in_hand: Mutex<Vec<(TransactionId, Bytes)>>,
+}
 
 impl Outlet for Relay {
     fn committed(&self, transactions: Vec<Committed>) {
-        self.0.lock().unwrap().extend(transactions.iter().map(|tx| tx.id));
+        self.told.lock().unwrap().extend(transactions.iter().map(|tx| tx.id));
+        let in_hand = transactions.into_iter().filter_map(|tx| Some((tx.id, tx.messages?)));
+        self.in_hand.lock().unwrap().extend(in_hand);
     }
 }
 
@@ -59,7 +66,7 @@ impl Bench {
     }
 
     fn told(&self) -> Vec<TransactionId> {
-        std::mem::take(&mut self.relay.0.lock().unwrap())
+        std::mem::take(&mut self.relay.told.lock().unwrap())
     }
 
     fn stat(&self, stat: fn(&Stats) -> &std::sync::atomic::AtomicU64) -> u64 {
@@ -74,7 +81,18 @@ impl Bench {
 
 fn origin(lane: u16) -> Origin {
     let id = TransactionId(uuid::Uuid::now_v7());
-    Origin { id, user: "guest".into(), lane: Lane { vhost: "/".into(), number: lane }, created_at: Timestamp(0), named: None }
+    Origin {
+        id,
+        user: "guest".into(),
+        lane: Lane { vhost: "/".into(), number: lane },
+        created_at: Timestamp(0),
+        named: None,
+    }
+}
+
+fn named(name: &str, transactional: bool) -> Origin {
+    let name = TransactionName::new(name.as_bytes()).unwrap();
+    Origin { named: Some(Arc::new(Named { name, check: None, transactional })), ..origin(0) }
 }
 
 fn messages(body_bytes: usize) -> Messages {
@@ -99,6 +117,17 @@ fn park(origin: &Origin, body_bytes: usize) -> (Request, Answered<()>) {
 fn rollback(origin: &Origin) -> (Request, Answered<()>) {
     let (answer, answered) = oneshot::channel();
     (Request::Rollback { id: origin.id, reason: None, answer }, answered)
+}
+
+fn abandon(origin: &Origin) -> (Request, Answered<()>) {
+    let (answer, answered) = oneshot::channel();
+    (Request::Abandon { id: origin.id, answer }, answered)
+}
+
+fn decide(origin: &Origin, decision: Decision) -> (Request, Answered<Verdict>) {
+    let (answer, answered) = oneshot::channel();
+    let (target, actor) = (Target::Id(origin.id), Actor::Control);
+    (Request::Decide { target, decision, actor, reason: None, answer }, answered)
 }
 
 fn place(committing: Result<Committing, StoreError>) -> Sequence {
@@ -259,4 +288,113 @@ fn deletes_that_failed_are_kept_for_later() {
     bench.writer.attempt(&[], true).unwrap();
     assert_eq!(bench.stat(|stats| &stats.backlog), 0);
     assert_eq!(bench.writer.write_at, None);
+}
+
+/// A channel that ended while the disk was full left its transaction open until the next start.
+#[test]
+fn an_end_that_could_not_be_written_is_written_when_it_can_be() {
+    let mut bench = Bench::new();
+    let (left, dropped) = (named("left", true), origin(0));
+    for tx in [&left, &dropped] {
+        bench.write([park(tx, 10).0]);
+    }
+    let other = bench.lock_out();
+    let (left_request, left_answer) = abandon(&left);
+    let (dropped_request, dropped_answer) = rollback(&dropped);
+    bench.write([left_request, dropped_request]);
+    assert!(answer(left_answer).is_err() && answer(dropped_answer).is_err());
+    bench.writer.write_unasked();
+    assert!(bench.writer.write_at.is_some(), "it will be tried again");
+
+    drop(other);
+    bench.writer.write_unasked();
+    assert_eq!(bench.writer.write_at, None);
+    let states = |tx: &Origin| -> String {
+        let query = "SELECT state FROM transactions WHERE id = ?1";
+        bench.writer.sql.query_row(query, [tx.id.0.as_bytes()], |row| row.get(0)).unwrap()
+    };
+    assert_eq!((states(&left), states(&dropped)), ("in_doubt".into(), "rolled_back".into()));
+    assert_eq!(bench.stat(|stats| &stats.queued), 0);
+}
+
+#[test]
+fn what_is_left_without_a_part_is_in_doubt_to_nobody() {
+    let mut bench = Bench::new();
+    bench.leave_pages(20);
+    for whole_start in [false, true] {
+        let tx = named(&format!("broken-{whole_start}"), true);
+        let (first, _) = park(&tx, if whole_start { 10 } else { 1_000_000 });
+        let (second, second_answer) = park(&tx, if whole_start { 1_000_000 } else { 10 });
+        bench.write([first, second]);
+        assert!(matches!(answer(second_answer), Err(StoreError::Full(_))));
+        let (decision, verdict) = decide(&tx, Decision::Commit);
+        bench.write([decision]);
+        match answer(verdict) {
+            Ok(Verdict::Unknown) => assert!(!whole_start),
+            Err(StoreError::Full(_)) => assert!(whole_start),
+            other => panic!("{other:?}"),
+        }
+        let (end, ended) = abandon(&tx);
+        bench.write([end]);
+        answer(ended).unwrap();
+    }
+    assert!(bench.writer.broken.is_empty());
+    assert_eq!(bench.told(), []);
+    assert_eq!((bench.stat(|stats| &stats.in_doubt), bench.stat(|stats| &stats.open_named)), (0, 0));
+    let rolled_back = "SELECT count(*) FROM history WHERE event = 'rolled_back' AND reason LIKE 'a part of it %full%'";
+    assert_eq!(bench.writer.sql.query_row(rolled_back, [], |row| row.get::<_, i64>(0)), Ok(1));
+    bench.assert_sound();
+}
+
+#[test]
+fn a_half_message_that_could_not_be_kept_breaks_no_other() {
+    let mut bench = Bench::new();
+    bench.leave_pages(20);
+    let tx = named("halves", false);
+    let (large, large_answer) = park(&tx, 1_000_000);
+    let (small, small_answer) = park(&tx, 10);
+    bench.write([large, small]);
+    assert!(matches!(answer(large_answer), Err(StoreError::Full(_))), "whoever published it is told");
+    answer(small_answer).unwrap();
+    let (decision, verdict) = decide(&tx, Decision::Commit);
+    bench.write([decision]);
+    assert!(matches!(answer(verdict), Ok(Verdict::Decided(_))));
+    assert_eq!(bench.told(), [tx.id]);
+    bench.assert_sound();
+}
+
+#[test]
+fn what_was_parked_in_one_pack_a_moment_ago_need_not_be_read() {
+    let mut bench = Bench::new();
+    let (one, two, doubtful, dropped) =
+        (named("one", true), named("two", true), named("doubtful", false), named("dropped", true));
+    let parks = [&one, &two, &two, &doubtful, &dropped].map(|tx| park(tx, 10).0);
+    bench.write(parks);
+    // Even within one group.
+    let late = named("late", true);
+    let ends = [
+        bare_commit(&one),
+        bare_commit(&two),
+        decide(&doubtful, Decision::Commit).0,
+        decide(&dropped, Decision::RollBack).0,
+        park(&late, 20).0,
+        bare_commit(&late),
+    ];
+    bench.write(ends);
+    assert_eq!(bench.told(), [one.id, two.id, doubtful.id, late.id]);
+    let in_hand = std::mem::take(&mut *bench.relay.in_hand.lock().unwrap());
+    assert_eq!(
+        in_hand,
+        [(one.id, messages(10).bytes), (doubtful.id, messages(10).bytes), (late.id, messages(20).bytes)]
+    );
+    for tx in [one, two, doubtful, dropped, late] {
+        assert_eq!(bench.writer.recent.take(tx.id), None, "what is decided is not remembered");
+    }
+    bench.assert_sound();
+}
+
+fn bare_commit(origin: &Origin) -> Request {
+    let (answer, _) = oneshot::channel();
+    let messages = Messages::default();
+    Request::Commit { origin: origin.clone(), messages, parked: true, forwarded: None, answer }
 }

@@ -1,5 +1,9 @@
 //! The command line: what can be asked for, and how answers are printed.
 
+mod client;
+mod text;
+pub mod tx;
+
 use std::{
     io::{self, Write},
     path::PathBuf,
@@ -33,6 +37,9 @@ pub enum Command {
     Config(ConfigCommand),
     /// Look at everything the proxy needs: RabbitMQ, the relay's account, the store
     Doctor(Doctor),
+    /// List transactions of the running proxy, and decide those in doubt
+    #[command(subcommand)]
+    Tx(tx::TxCommand),
     /// Look into the store, or copy it, while a proxy has it or none
     #[command(subcommand)]
     Store(StoreCommand),
@@ -108,12 +115,21 @@ pub fn print_check(
     mut err: impl Write,
 ) -> io::Result<()> {
     match (loaded, json) {
-        (Ok(loaded), false) => match &loaded.file {
-            Some(path) => writeln!(out, "{} is valid.", path.display()),
-            None => writeln!(out, "There is no configuration file; defaults and environment are valid."),
-        },
+        (Ok(loaded), false) => {
+            for warning in &loaded.warnings {
+                writeln!(err, "warning: {warning}")?;
+            }
+            match &loaded.file {
+                Some(path) => writeln!(out, "{} is valid.", path.display()),
+                None => writeln!(out, "There is no configuration file; defaults and environment are valid."),
+            }
+        }
         (Err(error), false) => writeln!(err, "{error}"),
-        (Ok(loaded), true) => writeln!(out, "{}", json!({"valid": true, "file": loaded.file, "problems": []})),
+        (Ok(loaded), true) => {
+            let warnings: Vec<_> = loaded.warnings.iter().map(problem_json).collect();
+            let answer = json!({"valid": true, "file": loaded.file, "problems": [], "warnings": warnings});
+            writeln!(out, "{answer}")
+        }
         (Err(error), true) => {
             let problems: Vec<_> = match error {
                 ConfigError::Problems(problems) => problems.iter().map(problem_json).collect(),
@@ -227,7 +243,34 @@ mod tests {
         assert!(query.json && query.file.config.is_none());
         let Ok(Command::Doctor(doctor)) = parse("halfway doctor --vhost a --vhost b") else { panic!("doctor") };
         assert_eq!((doctor.vhost, doctor.health), (vec!["a".to_owned(), "b".to_owned()], false));
-        for wrong in ["halfway", "halfway tx", "halfway serve --confg a", "halfway config"] {
+        const ID: &str = "01890a5d-ac96-774b-bcce-b302099a8057";
+        let Ok(Command::Tx(tx::TxCommand::Commit(decide))) =
+            parse("halfway tx commit --name n --user u --reason r --url http://h:1 --json")
+        else {
+            panic!("commit")
+        };
+        assert_eq!((decide.which.name.as_deref(), decide.which.vhost, decide.reason), (Some("n"), None, "r".into()));
+        assert!(parse(&format!("halfway tx show {ID}")).is_ok() && parse("halfway tx list --state in_doubt").is_ok());
+        let no_reason = format!("halfway tx commit {ID}");
+        let empty_reason = format!("halfway tx commit {ID} --reason=");
+        let both = format!("halfway tx show {ID} --name n --user u");
+        for wrong in [&no_reason, &empty_reason, &both] {
+            assert_eq!(parse(wrong).expect_err("a usage error").exit_code(), 2, "{wrong}");
+        }
+        for wrong in [
+            "halfway",
+            "halfway tx",
+            "halfway tx show",
+            "halfway tx show 7",
+            "halfway tx show --name n",
+            "halfway tx show --user u",
+            "halfway tx list --state done",
+            "halfway tx list --limit 0",
+            "halfway tx list --name=",
+            "halfway tx list --url proxy",
+            "halfway serve --confg a",
+            "halfway config",
+        ] {
             assert_eq!(parse(wrong).expect_err("a usage error").exit_code(), 2, "{wrong}");
         }
     }

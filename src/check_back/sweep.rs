@@ -1,0 +1,63 @@
+//! At start: transactions in doubt that nobody would ask about get a checker by today's rules, so that a configuration
+//! that was changed counts for what is there already.
+
+use super::question::first_exchange;
+use crate::store::{Store, StoreError, Summary};
+use crate::tx::checker::Rules;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::time::sleep;
+
+/// Transactions that are looked at together.
+const PAGE: usize = 500;
+/// Between two attempts at a store that fails.
+const RETRY: Duration = Duration::from_secs(1);
+
+/// Goes through all that are without a checker, or with one that is not among `known`. Ends when it has seen them all.
+pub(super) async fn assign(store: &dyn Store, rules: &Rules, known: Vec<Arc<str>>) {
+    let (mut after, mut assigned) = (0, 0_u64);
+    loop {
+        match page(store, rules, known.clone(), after, &mut assigned).await {
+            Ok(Some(next)) => after = next,
+            Ok(None) => break,
+            Err(StoreError::Closed) => return,
+            Err(error) => {
+                tracing::warn!(%error, "transactions in doubt can't be given their checkers; tried again");
+                sleep(RETRY).await;
+            }
+        }
+    }
+    if assigned > 0 {
+        tracing::info!(transactions = assigned, "gave transactions in doubt a checker by the configuration");
+    }
+}
+
+/// One page; where the next begins, if there is one.
+async fn page(
+    store: &dyn Store,
+    rules: &Rules,
+    known: Vec<Arc<str>>,
+    after: i64,
+    assigned: &mut u64,
+) -> Result<Option<i64>, StoreError> {
+    let listing = store.unasked(known, after, PAGE).await?;
+    // All are asked for before any is awaited, so that the store may write them down together.
+    let mut answers = Vec::new();
+    for transaction in &listing.items {
+        if let Some(checker) = checker_of(store, rules, transaction).await? {
+            answers.push(store.check_now(transaction.id, Some(checker)));
+        }
+    }
+    for answer in answers {
+        *assigned += u64::from(answer.await?);
+    }
+    Ok(listing.next)
+}
+
+async fn checker_of(store: &dyn Store, rules: &Rules, transaction: &Summary) -> Result<Option<Arc<str>>, StoreError> {
+    let Some(name) = &transaction.name else { return Ok(None) };
+    // One byte: the first pack alone.
+    let packs = store.messages(transaction.id, 1).await?;
+    let rule = first_exchange(&packs).and_then(|exchange| rules.matching(&transaction.vhost, name, exchange));
+    Ok(rule.map(|rule| Arc::clone(&rule.checker)))
+}

@@ -1,0 +1,420 @@
+//! `halfway tx`: transactions looked at and decided by hand, through the proxy that runs.
+
+use std::io::{self, Write};
+use std::path::PathBuf;
+use std::time::SystemTime;
+
+use clap::builder::PossibleValuesParser;
+use clap::{Args, Subcommand, builder::NonEmptyStringValueParser};
+use serde_json::{Value, json};
+use uuid::Uuid;
+
+use super::Query;
+use super::client::{Client, ClientError, Url, encoded};
+use super::text::{Column, shown, shown_json, table};
+use crate::admin::{LIMIT_MAX, TokenError, check_reason, read_token};
+use crate::config::{self, ConfigError, Role, TOKEN_VARIABLE};
+use crate::tx::name::TransactionName;
+use crate::tx::state::State;
+
+/// `halfway tx`.
+#[derive(Debug, Subcommand)]
+pub enum TxCommand {
+    /// List transactions, in the order in which they were parked or committed
+    List(List),
+    /// Show one transaction with its history
+    Show(Show),
+    /// Decide that every message of a transaction goes to RabbitMQ
+    Commit(Decide),
+    /// Decide that no message of a transaction goes to RabbitMQ
+    Rollback(Decide),
+    /// Have a checker asked now what became of a transaction in doubt
+    Check(Show),
+}
+
+/// How the proxy is reached.
+#[derive(Args, Debug)]
+pub struct Reach {
+    /// Where its configuration is.
+    #[command(flatten)]
+    pub query: Query,
+    /// Ask the proxy whose admin port is here, instead of the one in the configuration
+    #[arg(long, value_name = "URL")]
+    pub url: Option<Url>,
+    /// Read the token from this file, instead of HALFWAY_TOKEN or the configuration's first operator
+    #[arg(long, value_name = "FILE")]
+    pub token_file: Option<PathBuf>,
+}
+
+/// `halfway tx list`.
+#[derive(Args, Debug)]
+pub struct List {
+    /// The proxy.
+    #[command(flatten)]
+    pub reach: Reach,
+    /// Only those in this state
+    #[arg(long, value_parser = PossibleValuesParser::new(State::ALL.map(State::as_str)))]
+    pub state: Option<String>,
+    /// Only those in this virtual host
+    #[arg(long)]
+    pub vhost: Option<String>,
+    /// Only those of this user
+    #[arg(long)]
+    pub user: Option<String>,
+    /// Only those with this name
+    #[arg(long, value_parser = name)]
+    pub name: Option<String>,
+    /// At most so many
+    #[arg(long, value_name = "N", default_value = "100", value_parser = clap::value_parser!(u32).range(1..))]
+    pub limit: u32,
+}
+
+/// Which transaction: its id, or its name with those to whom it belongs.
+#[derive(Args, Debug)]
+pub struct Which {
+    /// Its id
+    #[arg(value_name = "ID", required_unless_present = "name", conflicts_with_all = ["name", "user", "vhost"])]
+    pub id: Option<Uuid>,
+    /// Its name, instead of its id; needs --user
+    #[arg(long, requires = "user", value_parser = name)]
+    pub name: Option<String>,
+    /// The user who published it
+    #[arg(long, requires = "name", value_parser = NonEmptyStringValueParser::new())]
+    pub user: Option<String>,
+    /// The virtual host of the name [default: /]
+    #[arg(long, requires = "name", value_parser = NonEmptyStringValueParser::new())]
+    pub vhost: Option<String>,
+}
+
+/// `halfway tx show` and `halfway tx check`.
+#[derive(Args, Debug)]
+pub struct Show {
+    /// The proxy.
+    #[command(flatten)]
+    pub reach: Reach,
+    /// The transaction.
+    #[command(flatten)]
+    pub which: Which,
+}
+
+/// `halfway tx commit` and `halfway tx rollback`.
+#[derive(Args, Debug)]
+pub struct Decide {
+    /// The proxy.
+    #[command(flatten)]
+    pub reach: Reach,
+    /// The transaction.
+    #[command(flatten)]
+    pub which: Which,
+    /// Why, for its history
+    #[arg(long, value_name = "TEXT", value_parser = reason)]
+    pub reason: String,
+}
+
+/// Why a command failed.
+#[derive(Debug, thiserror::Error)]
+pub enum TxError {
+    /// The proxy could not be asked, or refused.
+    #[error(transparent)]
+    Client(#[from] ClientError),
+    /// The configuration does not tell where it is.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// It has no admin port.
+    #[error("admin.address is switched off, so there is nobody to ask; give --url for another proxy")]
+    NoPort,
+    /// The token's file.
+    #[error("{}", token_text(.0))]
+    Token(TokenError),
+    /// The variable holds what no header can carry.
+    #[error("{TOKEN_VARIABLE} holds no token: it has to be visible ASCII without blanks")]
+    TokenVariable,
+    /// Nobody published under this name.
+    #[error("there is no such transaction, or not any more")]
+    Unknown,
+    /// The output can't be written.
+    #[error("cannot write: {0}")]
+    Output(#[from] io::Error),
+}
+
+fn token_text(error: &TokenError) -> String {
+    error.to_string().replace("named by `admin.tokens`", "the token's file")
+}
+
+fn name(text: &str) -> Result<String, String> {
+    TransactionName::new(text.as_bytes()).map(|name| name.to_string()).map_err(|error| error.to_string())
+}
+
+fn reason(text: &str) -> Result<String, String> {
+    check_reason(text).map(|()| text.to_owned())
+}
+
+/// Runs the command against the proxy and prints its answer.
+/// # Errors
+/// [`TxError`]; then nothing was printed, or not all of it.
+pub async fn run(command: &TxCommand, out: impl Write) -> Result<(), TxError> {
+    match command {
+        TxCommand::List(list) => run_list(list, out).await,
+        TxCommand::Show(Show { reach, which }) => {
+            let client = client(reach)?;
+            let id = id_of(&client, which).await?;
+            let answer = client.get(&format!("/api/transactions/{id}")).await?;
+            print(reach, &answer, out, print_transaction)
+        }
+        TxCommand::Check(Show { reach, which }) => {
+            let client = client(reach)?;
+            let id = id_of(&client, which).await?;
+            let answer = client.post(&format!("/api/transactions/{id}/check"), &json!({})).await?;
+            print(reach, &answer, out, |answer, out| {
+                writeln!(out, "{}: checker {} is asked now", text(answer, "id"), text(answer, "checker"))
+            })
+        }
+        TxCommand::Commit(decide) => run_decide(decide, "commit", out).await,
+        TxCommand::Rollback(decide) => run_decide(decide, "rollback", out).await,
+    }
+}
+
+async fn run_decide(decide: &Decide, what: &str, out: impl Write) -> Result<(), TxError> {
+    let client = client(&decide.reach)?;
+    let path = match &decide.which {
+        Which { id: Some(id), .. } => format!("/api/transactions/{id}/{what}"),
+        which => {
+            let (vhost, user, name) = which.parts();
+            let [vhost, user, name] = [vhost, user, name].map(encoded);
+            format!("/api/vhosts/{vhost}/users/{user}/transactions/{name}/{what}")
+        }
+    };
+    let answer = client.post(&path, &json!({"reason": decide.reason})).await?;
+    print(&decide.reach, &answer, out, |answer, out| {
+        let [id, state, by, at] = ["id", "state", "decided_by", "decided_at"].map(|field| text(answer, field));
+        match answer["changed"] == true {
+            true => writeln!(out, "{id}: {state}"),
+            false => writeln!(out, "{id}: {state} already, decided by {by} at {at}; nothing changed"),
+        }
+    })
+}
+
+async fn run_list(list: &List, out: impl Write) -> Result<(), TxError> {
+    let client = client(&list.reach)?;
+    let filters = [("state", &list.state), ("vhost", &list.vhost), ("user", &list.user), ("name", &list.name)];
+    let wanted = list.limit as usize;
+    let mut items = Vec::new();
+    let mut cursor = Value::Null;
+    loop {
+        let mut path = format!("/api/transactions?limit={}", (wanted - items.len()).min(LIMIT_MAX));
+        for (key, value) in filters.iter().filter_map(|(key, value)| Some((key, value.as_deref()?))) {
+            path += &format!("&{key}={}", encoded(value));
+        }
+        if let Some(cursor) = cursor.as_str() {
+            path += &format!("&cursor={}", encoded(cursor));
+        }
+        let mut page = client.get(&path).await?;
+        cursor = page["next_cursor"].take();
+        let Value::Array(found) = page["items"].take() else { break };
+        items.extend(found);
+        if cursor.is_null() || items.len() >= wanted {
+            break;
+        }
+    }
+    let answer = json!({"items": items, "next_cursor": cursor});
+    print(&list.reach, &answer, out, |answer, out| {
+        let items = answer["items"].as_array().map(Vec::as_slice).unwrap_or_default();
+        print_list(items, SystemTime::now(), terminal_width(), &mut *out)?;
+        match answer["next_cursor"].is_null() {
+            true => Ok(()),
+            false => writeln!(out, "There are more: raise --limit."),
+        }
+    })
+}
+
+impl Which {
+    /// Virtual host, user and name. Without an id, clap has seen to it that they are there.
+    fn parts(&self) -> (&str, &str, &str) {
+        (
+            self.vhost.as_deref().unwrap_or("/"),
+            self.user.as_deref().unwrap_or_default(),
+            self.name.as_deref().unwrap_or_default(),
+        )
+    }
+}
+
+/// The id of the transaction that is meant. Under a name: the undecided one; else the one that was committed; else the
+/// one rolled back last.
+async fn id_of(client: &Client, which: &Which) -> Result<String, TxError> {
+    if let Some(id) = which.id {
+        return Ok(id.to_string());
+    }
+    let (vhost, user, name) = which.parts();
+    let [vhost, user, name] = [vhost, user, name].map(encoded);
+    let path = format!("/api/transactions?limit={LIMIT_MAX}&vhost={vhost}&user={user}&name={name}");
+    let page = client.get(&path).await?;
+    let rank = |item: &&Value| match item["state"].as_str() {
+        Some("open" | "in_doubt") => 2,
+        Some("rolled_back") => 0,
+        _ => 1,
+    };
+    // The last of equal ones: a page is in the order in which they came.
+    let found = page["items"].as_array().and_then(|items| items.iter().max_by_key(rank));
+    found.and_then(|item| item["id"].as_str()).map(str::to_owned).ok_or(TxError::Unknown)
+}
+
+fn client(reach: &Reach) -> Result<Client, TxError> {
+    let given = match &reach.token_file {
+        Some(path) => Some(read_token(path).map_err(TxError::Token)?),
+        None => match std::env::var_os(TOKEN_VARIABLE).filter(|token| !token.is_empty()) {
+            None => None,
+            Some(token) => {
+                let token = token.into_string().ok().filter(|token| token.bytes().all(|byte| byte.is_ascii_graphic()));
+                Some(token.ok_or(TxError::TokenVariable)?)
+            }
+        },
+    };
+    if let Some(url) = &reach.url {
+        // The configuration's token is for the configuration's proxy, and for no other.
+        return Ok(Client { url: url.clone(), key: "--url", token: given });
+    }
+    let admin = config::load(reach.query.file.config.as_deref())?.config.admin;
+    let address = admin.address.ok_or(TxError::NoPort)?;
+    let operator = admin.tokens.iter().find(|token| token.role == Role::Operator);
+    let token = match (given, operator) {
+        (Some(token), _) => Some(token),
+        (None, Some(operator)) => Some(read_token(&operator.token_file).map_err(TxError::Token)?),
+        (None, None) => None,
+    };
+    Ok(Client { url: address.into(), key: "admin.address", token })
+}
+
+fn print<W: Write>(
+    reach: &Reach,
+    answer: &Value,
+    mut out: W,
+    for_people: impl FnOnce(&Value, &mut W) -> io::Result<()>,
+) -> Result<(), TxError> {
+    match reach.query.json {
+        true => writeln!(out, "{}", shown_json(answer))?,
+        false => for_people(answer, &mut out)?,
+    }
+    Ok(())
+}
+
+fn print_list(items: &[Value], now: SystemTime, width: Option<usize>, mut out: impl Write) -> io::Result<()> {
+    if items.is_empty() {
+        return writeln!(out, "There are none.");
+    }
+    let columns = [
+        ("ID", false),
+        ("STATE", false),
+        ("AGE", false),
+        ("MSGS", false),
+        ("NAME", true),
+        ("USER", true),
+        ("VHOST", true),
+    ]
+    .map(|(head, elastic)| Column { head, elastic });
+    let rows: Vec<Vec<String>> = items
+        .iter()
+        .map(|item| {
+            let mut row = vec![text(item, "id"), text(item, "state"), age(&item["created_at"], now)];
+            row.extend(["messages", "name", "user", "vhost"].map(|field| text(item, field)));
+            row
+        })
+        .collect();
+    table(&columns, &rows, width).iter().try_for_each(|line| writeln!(out, "{line}"))
+}
+
+fn print_transaction<W: Write>(transaction: &Value, out: &mut W) -> io::Result<()> {
+    const FIELDS: [&str; 14] = [
+        "id",
+        "name",
+        "vhost",
+        "user",
+        "state",
+        "created_at",
+        "parked_at",
+        "decided_at",
+        "decided_by",
+        "messages",
+        "bytes",
+        "checker",
+        "checks_answered",
+        "next_check_at",
+    ];
+    for field in FIELDS {
+        writeln!(out, "{field:16} {}", text(transaction, field))?;
+    }
+    writeln!(out, "history")?;
+    for event in transaction["history"].as_array().into_iter().flatten() {
+        let [at, what, actor, reason] = ["at", "event", "actor", "reason"].map(|field| text(event, field));
+        let reason = if event["reason"].is_null() { String::new() } else { format!(": {reason}") };
+        writeln!(out, "  {at}  {what} by {actor}{reason}")?;
+    }
+    Ok(())
+}
+
+/// A field as a person may see it.
+fn text(value: &Value, field: &str) -> String {
+    match &value[field] {
+        Value::Null => "-".into(),
+        Value::String(text) => shown(text),
+        other => shown(&other.to_string()),
+    }
+}
+
+/// How long ago something was, in its largest unit.
+fn age(at: &Value, now: SystemTime) -> String {
+    let at = at.as_str().and_then(|at| humantime::parse_rfc3339(at).ok());
+    let Some(at) = at else { return "-".into() };
+    // A clock that differs makes nothing younger than new.
+    let seconds = now.duration_since(at).unwrap_or_default().as_secs();
+    match seconds {
+        0..60 => format!("{seconds}s"),
+        60..3600 => format!("{}m", seconds / 60),
+        3600..86_400 => format!("{}h", seconds / 3600),
+        _ => format!("{}d", seconds / 86_400),
+    }
+}
+
+/// None where the output goes to a program, which gets everything.
+fn terminal_width() -> Option<usize> {
+    terminal_size::terminal_size_of(io::stdout()).map(|(width, _)| usize::from(width.0))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::{Duration, UNIX_EPOCH};
+
+    use super::*;
+
+    #[test]
+    fn a_list_fits_a_terminal_and_shows_hostile_names_as_text() {
+        let item = json!({
+            "id": "01890a5d-ac96-774b-bcce-b302099a8057", "state": "in_doubt", "created_at": "1970-01-01T00:00:01.000Z",
+            "messages": 3, "name": "order\u{1b}[2J-with-a-name-that-is-much-too-long", "user": "alice", "vhost": "/",
+        });
+        let print = |width| {
+            let mut out = Vec::new();
+            let now = UNIX_EPOCH + Duration::from_secs(7201);
+            print_list(std::slice::from_ref(&item), now, width, &mut out).expect("writing to a Vec does not fail");
+            String::from_utf8(out).expect("UTF-8")
+        };
+        let narrow = print(Some(80));
+        assert!(narrow.lines().all(|line| line.chars().count() <= 80), "{narrow}");
+        assert!(narrow.contains("01890a5d-ac96-774b-bcce-b302099a8057  in_doubt  2h"), "{narrow}");
+        let whole = print(None);
+        assert!(
+            whole.contains("order\\u{1b}[2J-with-a-name-that-is-much-too-long") && !whole.contains('\u{1b}'),
+            "{whole}"
+        );
+        let mut out = Vec::new();
+        print_list(&[], UNIX_EPOCH, None, &mut out).expect("writing to a Vec does not fail");
+        assert_eq!(out, b"There are none.\n");
+    }
+
+    #[test]
+    fn ages_are_short() {
+        let age = |seconds| age(&json!("1970-01-01T00:00:00Z"), UNIX_EPOCH + Duration::from_secs(seconds));
+        assert_eq!([0, 59, 60, 3599, 3600, 86_400].map(age), ["0s", "59s", "1m", "59m", "1h", "1d"]);
+        let future = super::age(&json!("1980-01-01T00:00:00Z"), UNIX_EPOCH);
+        assert_eq!(future, "0s");
+    }
+}

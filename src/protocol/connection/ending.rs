@@ -1,0 +1,125 @@
+//! How a connection ends: who is told what, and what is waited for before.
+
+use super::{CLOSE_OK_WITHIN, Connection, End, Phase, Slot};
+use crate::amqp::method::Close;
+use crate::amqp::reply_code::ReplyCode;
+use crate::protocol::command::{Command, Refusal};
+
+impl Connection {
+    /// The connection to RabbitMQ ended, or could not be made.
+    pub fn handle_upstream_lost(&mut self) {
+        self.io.upstream_lost = true;
+        self.io.to_upstream.clear();
+        match self.phase {
+            Phase::Running => {
+                self.ending = Some(End::UpstreamLost);
+                self.hurry();
+                for number in self.channels.keys().copied().collect::<Vec<_>>() {
+                    match self.channels.get_mut(&number) {
+                        Some(Slot::Tx(channel)) => {
+                            let outcome = channel.lose_upstream(&mut self.io);
+                            self.apply(number, outcome);
+                        }
+                        Some(Slot::Half(channel)) => channel.lose_upstream(&mut self.io),
+                        Some(Slot::Confirm(_) | Slot::Refused(_)) | None => {}
+                    }
+                }
+                self.end_if_idle();
+            }
+            Phase::Closing | Phase::Closed => {}
+            // RabbitMQ closes after connection.close, and during a handshake that it refuses: so does the proxy.
+            _ => self.close(),
+        }
+    }
+
+    /// The client is gone without a word.
+    pub fn handle_client_lost(&mut self) {
+        self.close();
+    }
+
+    /// The proxy shuts down: running commits finish, then the client is told to go.
+    pub fn drain(&mut self) {
+        match self.phase {
+            Phase::Running => {
+                if self.ending.is_none() {
+                    self.ending = Some(End::Drain);
+                    self.end_if_idle();
+                }
+            }
+            Phase::PassThrough | Phase::Closing | Phase::Closed => {}
+            _ => {
+                self.io.commands.push_back(Command::Refused(Refusal::Draining));
+                self.close();
+            }
+        }
+    }
+
+    /// Commits wait for the relay no more.
+    pub(super) fn hurry(&mut self) {
+        self.io.hurried = true;
+        for number in self.io.timers.iter().map(|(_, number)| *number).collect::<Vec<_>>() {
+            if let Some(Slot::Tx(channel)) = self.channels.get_mut(&number) {
+                let outcome = channel.stop_waiting(&mut self.io);
+                self.apply(number, outcome);
+            }
+        }
+    }
+
+    /// Ends the connection in the way that was decided, as soon as no commit is running.
+    pub(super) fn end_if_idle(&mut self) {
+        let Some(end) = self.ending.filter(|_| matches!(self.phase, Phase::Running | Phase::Handshake)) else { return };
+        if !self.io.hurried {
+            self.hurry();
+        }
+        if self.io.committing > 0 || !matches!(self.phase, Phase::Running | Phase::Handshake) {
+            return;
+        }
+        self.abandon_all();
+        match end {
+            End::ClientClose => {
+                self.ending = None;
+                self.phase = Phase::PassThrough;
+                self.io.to_upstream.append(&mut self.client_close);
+            }
+            End::Drain => {
+                let text = ReplyCode::CONNECTION_FORCED.text("halfway is shutting down");
+                self.write_close(ReplyCode::CONNECTION_FORCED, &text);
+                Close { code: ReplyCode::SUCCESS, text: b"Goodbye", method: (0, 0) }.write(&mut self.io.to_upstream, 0);
+                self.await_close_ok();
+            }
+            End::UpstreamLost => {
+                let text = ReplyCode::CONNECTION_FORCED.text("the connection to RabbitMQ was lost");
+                self.write_close(ReplyCode::CONNECTION_FORCED, &text);
+                self.await_close_ok();
+            }
+        }
+    }
+
+    pub(super) fn await_close_ok(&mut self) {
+        self.phase = Phase::Closing;
+        self.phase_until = Some(self.io.now + CLOSE_OK_WITHIN);
+    }
+
+    pub(super) fn write_close(&mut self, code: ReplyCode, text: &str) {
+        Close { code, text: text.as_bytes(), method: (0, 0) }.write(&mut self.io.to_client, 0);
+    }
+
+    pub(super) fn close(&mut self) {
+        self.abandon_all();
+        self.phase = Phase::Closed;
+        self.phase_until = None;
+        self.io.commands.push_back(Command::Close);
+    }
+
+    pub(super) fn abandon_all(&mut self) {
+        for slot in self.channels.values_mut() {
+            match slot {
+                Slot::Tx(channel) => channel.leave(&mut self.io),
+                Slot::Half(channel) => channel.abandon(&mut self.io),
+                Slot::Confirm(_) | Slot::Refused(_) => {}
+            }
+        }
+        self.channels.clear();
+        self.congested.clear();
+    }
+}

@@ -1,0 +1,127 @@
+//! Ordinary channels: which frames pass, which message is a half message, and the channels on which there was one.
+
+use super::{Connection, JUDGE, Phase, Road, Slot};
+use crate::amqp::frame::{self, Frame, Split, kind};
+use crate::amqp::method::id;
+use crate::amqp::reply_code::ReplyCode;
+use crate::protocol::ordinary::{self, HalfChannel, Step, Ticket};
+
+impl Connection {
+    /// Tells in one look what most frames need: to go on. `behind` is what follows the frame.
+    ///
+    /// Whether a message on an ordinary channel is a half message stands in its content header, so basic.publish waits
+    /// for that, if it may.
+    pub(super) fn road(&mut self, frame: &Frame<'_>, behind: &[u8], may_wait: bool) -> Road {
+        if frame.channel == 0 || self.phase != Phase::Running {
+            return Road::Look;
+        }
+        let payload_bytes_max = self.client_payload_max();
+        let slot = self.channels.get_mut(&frame.channel);
+        if !matches!(slot, None | Some(Slot::Confirm(_))) {
+            return Road::Look;
+        }
+        match frame.method_id() {
+            Some(id::BASIC_PUBLISH) if !self.closed_upstream.contains(&frame.channel) => {}
+            Some(
+                id::TX_SELECT
+                | id::CONFIRM_SELECT
+                | id::BASIC_CONSUME
+                | id::CHANNEL_CLOSE
+                | id::CHANNEL_CLOSE_OK
+                | id::CHANNEL_OPEN,
+            ) => return Road::Look,
+            _ => return Road::Pass,
+        }
+        let is_ordinary = match frame::split(behind, payload_bytes_max) {
+            Split::Frame(header) if header.channel == frame.channel && header.kind == kind::HEADER => {
+                !ordinary::is_ours(frame.arguments(), header.payload, &self.io.settings.control_exchange)
+            }
+            Split::NeedBytes(_) if may_wait => return Road::Wait,
+            // Frames of other channels stand in between: the channel is followed from here on, and will be found out.
+            Split::Frame(_) | Split::NeedBytes(_) => false,
+            // RabbitMQ's to answer.
+            Split::Malformed => true,
+        };
+        let published = match slot {
+            Some(Slot::Confirm(published)) => Some(published),
+            _ => None,
+        };
+        if is_ordinary {
+            if let Some(published) = published {
+                *published += 1;
+            }
+            return Road::Pass;
+        }
+        let half = HalfChannel::new(frame.channel, published.map(|published| *published));
+        self.channels.insert(frame.channel, Slot::Half(Box::new(half)));
+        Road::Look
+    }
+
+    /// An ordinary channel is over.
+    pub(super) fn forget_ordinary(&mut self, number: u16) {
+        self.consumers.remove(&number);
+        self.open.remove(&number);
+        match self.channels.remove(&number) {
+            Some(Slot::Half(mut channel)) => channel.abandon(&mut self.io),
+            None | Some(Slot::Confirm(_)) => {}
+            Some(other @ (Slot::Tx(_) | Slot::Refused(_))) => drop(self.channels.insert(number, other)),
+        }
+    }
+
+    /// Does what a channel with half messages needs.
+    pub(super) fn take(&mut self, number: u16, step: Step) {
+        match step {
+            Step::Taken | Step::Pass => {}
+            Step::Released => {
+                if let Some(Slot::Half(channel)) = self.channels.get_mut(&number) {
+                    let behind = channel.take_behind();
+                    self.congested.remove(&number);
+                    self.replay(&behind);
+                }
+                return self.end_if_idle();
+            }
+            Step::Ask(probes) => {
+                for (ticket, probe) in probes {
+                    if !self.ask(number, ticket, probe) {
+                        return;
+                    }
+                }
+            }
+            Step::Refuse(code, detail, method) => return self.refuse(number, code, &detail, method),
+            Step::Broken => return self.break_off(),
+        }
+        match self.channels.get(&number) {
+            Some(Slot::Half(channel)) if channel.is_congested() => drop(self.congested.insert(number)),
+            _ => drop(self.congested.remove(&number)),
+        }
+    }
+
+    /// Asks RabbitMQ about a half message. `false`: it can't be asked, and the channel was closed for that.
+    pub(super) fn ask(&mut self, number: u16, ticket: Ticket, probe: Vec<u8>) -> bool {
+        match self.judge.ask(number, ticket, probe, &self.open, self.channel_max, &mut self.io) {
+            Ok(()) => true,
+            Err(text) => {
+                self.refuse(number, ReplyCode::RESOURCE_ERROR, &text, id::BASIC_PUBLISH);
+                false
+            }
+        }
+    }
+
+    /// A frame from RabbitMQ on the judge's channel.
+    pub(super) fn judge_frame(&mut self, frame: &Frame<'_>) {
+        if let Some((number, ticket, judgement)) = self.judge.handle(frame, &mut self.io)
+            && let Some(Slot::Half(channel)) = self.channels.get_mut(&number)
+        {
+            let step = channel.handle_judged(ticket, judgement, &mut self.io);
+            self.take(number, step);
+        }
+        if self.judge.is_absent() {
+            self.congested.remove(&JUDGE);
+            let behind = std::mem::take(&mut self.behind_judge);
+            self.replay(&behind);
+            for (number, ticket, probe) in self.judge.take_questions() {
+                self.ask(number, ticket, probe);
+            }
+        }
+    }
+}
