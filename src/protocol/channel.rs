@@ -126,6 +126,9 @@ pub struct Channel {
     commit: Option<Commit>,
     /// The prepare barrier: a repeated tx.select in a named transaction; and whether RabbitMQ has answered it.
     barrier: Option<bool>,
+    /// Whether the client has asked RabbitMQ something behind which nobody has asked since, so that the answer to a
+    /// commit could overtake that to it.
+    asked: bool,
     /// How often the client said tx.select that is no barrier, and RabbitMQ has not answered.
     selects: usize,
     /// Frames that came behind a commit or a barrier.
@@ -244,6 +247,9 @@ impl Channel {
                 self.closing = true;
             }
             _ => self.transaction.forget_judgements(),
+        }
+        if !matches!(method, id::BASIC_ACK | id::BASIC_NACK | id::BASIC_REJECT) {
+            self.asked = self.barrier.is_none();
         }
         io.to_upstream.extend_from_slice(frame.raw);
         Ok(Outcome::Stay)
@@ -379,6 +385,7 @@ impl Channel {
             return park(transaction, batch, self.number, &mut self.parks, io);
         }
         transaction.judging = true;
+        self.asked = false;
         let id = *transaction.id.get_or_insert_with(io.settings.new_id);
         self.answers.push_back(Asker::Judge(id, batch));
         method::write_bare(&mut io.to_upstream, self.number, id::TX_ROLLBACK);
@@ -467,7 +474,7 @@ impl Channel {
             io.to_upstream.extend_from_slice(frame.raw);
             return Outcome::Stay;
         }
-        let is_prepared = transaction.is_prepared();
+        let is_prepared = transaction.is_prepared() && !self.asked;
         self.commit = Some(Commit { transaction, step: Step::Fencing, since: io.now, forwarded: None });
         io.committing += 1;
         if is_prepared {

@@ -82,6 +82,18 @@ fn the_answer_to_the_first_select_is_not_taken_for_that_to_the_barrier() {
 }
 
 #[test]
+fn a_commit_does_not_overtake_what_was_asked_before_it() {
+    let (mut script, id) = with_one(settings());
+    let mut declare = Vec::new();
+    frame::write_method(&mut declare, 1, (50, 10), |out| out.extend(b"\0\0\x01q\0\0\0\0\0"));
+    script.client(&[declare.clone(), bare(1, id::TX_COMMIT)].concat());
+    assert_eq!(script.sent().1, [declare, bare(1, id::TX_ROLLBACK)].concat(), "although all of it is kept");
+    script.upstream(&[bare(1, (50, 11)), bare(1, id::TX_ROLLBACK_OK)].concat());
+    assert_eq!(script.sent().0, bare(1, (50, 11)));
+    assert_eq!(script.decide().0, id);
+}
+
+#[test]
 fn a_barrier_without_a_name_is_rabbitmqs() {
     let mut script = Script::transactional(settings());
     script.client(&[publish(1, b"one"), bare(1, id::TX_SELECT)].concat());
