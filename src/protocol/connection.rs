@@ -340,7 +340,8 @@ impl Connection {
                 // What can't be read, RabbitMQ refuses.
                 let _ = self.consumers.entry(number).or_default().asked(frame.arguments());
             }
-            Some(id::CHANNEL_CLOSE) => self.forget_ordinary(number),
+            // Nothing waits on it, or this would.
+            Some(id::CHANNEL_CLOSE) => drop(self.forget_ordinary(number)),
             _ => {}
         }
         self.io.to_upstream.extend_from_slice(frame.raw);
@@ -635,8 +636,9 @@ impl Connection {
                 }
             }
             Some(id::CHANNEL_CLOSE) => {
-                self.forget_ordinary(frame.channel);
+                let behind = self.forget_ordinary(frame.channel);
                 self.io.to_client.extend_from_slice(frame.raw);
+                self.replay(&behind);
                 return self.end_if_idle();
             }
             _ => {}

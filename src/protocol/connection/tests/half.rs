@@ -304,3 +304,14 @@ fn a_store_that_fails_closes_the_channel() {
     script.connection.handle_parked(1, id, Err(StoreError::Full("disk full".into())));
     assert_eq!(closed(&script.sent().0), (1, "RESOURCE_ERROR - the store is full: disk full".into()));
 }
+
+#[test]
+fn a_client_and_rabbitmq_that_close_a_channel_at_once_both_get_their_answer() {
+    let mut script = ordinary(&[1], true);
+    script.client(&[half(1, "a", b"1"), bare(1, id::CHANNEL_CLOSE)].concat());
+    assert_eq!(methods(&script.sent().1), [(1, id::CHANNEL_FLOW)], "the close waits");
+    script.upstream(&close(1, 404, "NOT_FOUND - no queue 'q' in vhost 'shop'"));
+    let (to_client, to_upstream) = script.sent();
+    assert_eq!(methods(&to_client), [(1, id::CHANNEL_CLOSE)]);
+    assert_eq!(to_upstream, bare(1, id::CHANNEL_CLOSE), "RabbitMQ answers it, so the client is not left waiting");
+}
