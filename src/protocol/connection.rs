@@ -509,6 +509,12 @@ impl Connection {
 
     /// Closes a channel towards both sides.
     fn refuse(&mut self, number: u16, code: ReplyCode, detail: &str, method: (u16, u16)) {
+        if let Some(Slot::Half(channel)) = self.channels.get_mut(&number)
+            && channel.holds_refusal(code, detail, method)
+        {
+            self.congested.remove(&number);
+            return;
+        }
         let text = code.text(detail);
         let mut refused = Refused::default();
         let behind = match self.channels.remove(&number) {

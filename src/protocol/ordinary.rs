@@ -127,6 +127,8 @@ pub struct HalfChannel {
     content: Content,
     /// What the proxy has to say once RabbitMQ's content is through.
     held: Vec<u8>,
+    /// Why it will be closed once the client's content is through.
+    refusal: Option<(ReplyCode, String, (u16, u16))>,
 }
 
 impl HalfChannel {
@@ -144,7 +146,19 @@ impl HalfChannel {
             flows: VecDeque::new(),
             content: Content::Unknown,
             held: Vec::new(),
+            refusal: None,
         }
+    }
+
+    /// Whether closing it has to wait, because an ordinary message is passing: RabbitMQ closes the whole connection over
+    /// a method in the middle of a content. When it is through, the client's last frame gives this back as
+    /// [`Step::Refuse`].
+    pub fn holds_refusal(&mut self, code: ReplyCode, text: &str, method: (u16, u16)) -> bool {
+        let is_passing = matches!(self.receiving, Some(Receiving::Passing(_)));
+        if is_passing {
+            self.refusal.get_or_insert((code, text.to_owned(), method));
+        }
+        is_passing
     }
 
     /// Whether something waits for RabbitMQ or the store.
@@ -154,7 +168,8 @@ impl HalfChannel {
 
     /// Whether the client has to wait before it may send more.
     pub fn is_congested(&self) -> bool {
-        self.behind.len() + self.waiting.iter().map(|waiting| waiting.bytes).sum::<usize>() > WAITING_BYTES_MAX
+        self.refusal.is_none()
+            && self.behind.len() + self.waiting.iter().map(|waiting| waiting.bytes).sum::<usize>() > WAITING_BYTES_MAX
     }
 
     /// Frames that waited; they are the client's next ones.
@@ -194,7 +209,13 @@ impl HalfChannel {
             (kind::BODY, Some(Receiving::Passing(rest))) => {
                 let rest = rest.saturating_sub(frame.payload.len() as u64);
                 self.receiving = (rest > 0).then_some(Receiving::Passing(rest));
-                Step::Pass
+                match self.refusal.take_if(|_| rest == 0) {
+                    None => Step::Pass,
+                    Some((code, text, method)) => {
+                        io.to_upstream.extend_from_slice(frame.raw);
+                        Step::Refuse(code, text, method)
+                    }
+                }
             }
             (_, Some(Receiving::Header { publish, .. })) => self.broken(&publish, None, frame, io),
             (_, Some(Receiving::Body { publish, header, .. })) => self.broken(&publish, Some(&header), frame, io),

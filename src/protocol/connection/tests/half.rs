@@ -315,3 +315,23 @@ fn a_client_and_rabbitmq_that_close_a_channel_at_once_both_get_their_answer() {
     assert_eq!(methods(&to_client), [(1, id::CHANNEL_CLOSE)]);
     assert_eq!(to_upstream, bare(1, id::CHANNEL_CLOSE), "RabbitMQ answers it, so the client is not left waiting");
 }
+
+#[test]
+fn a_channel_is_not_closed_in_the_middle_of_a_message_that_passes() {
+    let mut script = ordinary(&[1], true);
+    script.client(&half(1, "a", b"1"));
+    script.upstream(&[flow_ok(1), bare(SEAT, id::TX_ROLLBACK_OK)].concat());
+    let (_, id, _) = parked(&mut script);
+    script.sent();
+    let mut front = publish(1, b"plain");
+    let body = front.split_off(front.len() - frame::OVERHEAD_BYTES - 5);
+    script.client(&front);
+    script.connection.handle_parked(1, id, Err(StoreError::Full("disk full".into())));
+    script.collect();
+    assert_eq!(script.sent(), (Vec::new(), front), "RabbitMQ would close the connection");
+    script.client(&body);
+    let (to_client, to_upstream) = script.sent();
+    assert_eq!(closed(&to_client), (1, "RESOURCE_ERROR - the store is full: disk full".into()));
+    assert!(to_upstream.starts_with(&body));
+    assert_eq!(methods(&to_upstream), [(1, id::CHANNEL_CLOSE)]);
+}
