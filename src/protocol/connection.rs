@@ -112,7 +112,7 @@ pub struct Connection {
     pub io: Io,
     phase: Phase,
     channels: HashMap<u16, Slot>,
-    /// The client's open channels.
+    /// The client's channels that RabbitMQ counts as open: until it has answered channel.close.
     open: HashSet<u16>,
     /// How many RabbitMQ lets be open; 0 is no limit.
     channel_max: u16,
@@ -537,7 +537,6 @@ impl Connection {
             Some(other) => return drop(self.channels.insert(number, other)),
             None => return,
         };
-        self.open.remove(&number);
         self.congested.remove(&number);
         Close { code, text: text.as_bytes(), method }.write(&mut refused.close, number);
         if refused.content == Content::Idle {
@@ -603,7 +602,7 @@ impl Connection {
             return false;
         }
         match frame.method_id() {
-            Some(id::CHANNEL_CLOSE) => false,
+            Some(id::CHANNEL_CLOSE | id::CHANNEL_CLOSE_OK) => false,
             Some(id::BASIC_CONSUME_OK) => self.consumers.is_empty(),
             _ => true,
         }
@@ -641,7 +640,9 @@ impl Connection {
                     consumers.accepted(frame.arguments());
                 }
             }
+            Some(id::CHANNEL_CLOSE_OK) => drop(self.open.remove(&frame.channel)),
             Some(id::CHANNEL_CLOSE) => {
+                self.open.remove(&frame.channel);
                 let behind = self.forget_ordinary(frame.channel);
                 self.io.to_client.extend_from_slice(frame.raw);
                 self.replay(&behind);
@@ -675,6 +676,7 @@ impl Connection {
         match frame.method_id() {
             Some(id::CHANNEL_CLOSE_OK) => {
                 self.closing_upstream.remove(&frame.channel);
+                self.open.remove(&frame.channel);
                 self.reopen_if_answered(frame.channel);
             }
             Some(id::CHANNEL_CLOSE) => {

@@ -62,7 +62,6 @@ impl Connection {
     /// Gives back frames that waited on it. RabbitMQ ignores them now, but for a channel.close, which it answers.
     pub(super) fn forget_ordinary(&mut self, number: u16) -> Vec<u8> {
         self.consumers.remove(&number);
-        self.open.remove(&number);
         match self.channels.remove(&number) {
             Some(Slot::Half(mut channel)) => {
                 channel.abandon(&mut self.io);

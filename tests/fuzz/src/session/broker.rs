@@ -115,7 +115,7 @@ impl Broker {
     fn frame(&mut self, frame: &Frame<'_>) {
         let number = frame.channel;
         trace(|| format!("               broker works on {}", describe(frame)));
-        let open = self.channels.values().filter(|channel| channel.state != State::Closed).count();
+        let open = self.channels.values().filter(|channel| channel.state == State::Open).count();
         let channel = self.channels.entry(number).or_default();
         let method = frame.method_id();
         match channel.state {
