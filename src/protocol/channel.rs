@@ -129,6 +129,8 @@ pub struct Channel {
     /// Whether the client has asked RabbitMQ something behind which nobody has asked since, so that the answer to a
     /// commit could overtake that to it.
     asked: bool,
+    /// Decisions about other transactions that the store has not answered.
+    deciding: Vec<Ticket>,
     /// How often the client said tx.select that is no barrier, and RabbitMQ has not answered.
     selects: usize,
     /// Frames that came behind a commit or a barrier.
@@ -496,7 +498,9 @@ impl Channel {
         // First what is decided about others: if that can't be, nothing of this transaction is.
         let decisions = transaction.decisions.clone();
         commit.step = if decisions.is_empty() { Step::Fenced } else { Step::DecidingOthers(decisions.len()) };
-        for (ticket, (decision, name)) in (0..).map(Ticket).zip(decisions) {
+        for (decision, name) in decisions {
+            let ticket = io.next_ticket();
+            self.deciding.push(ticket);
             io.commands.push_back(Command::Decide { channel: self.number, ticket, decision, name });
         }
         self.decide(io)
@@ -505,10 +509,13 @@ impl Channel {
     /// The store's answer to a decision about another transaction.
     pub fn handle_decided(
         &mut self,
+        ticket: Ticket,
         name: &TransactionName,
         result: Result<Verdict, StoreError>,
         io: &mut Io,
     ) -> Outcome {
+        let Some(at) = self.deciding.iter().position(|deciding| *deciding == ticket) else { return Outcome::Stay };
+        self.deciding.swap_remove(at);
         let Some(Commit { step: Step::DecidingOthers(left), .. }) = &mut self.commit else { return Outcome::Stay };
         if let Err((code, text)) = half::check_verdict(name, result) {
             return Outcome::Refuse(code, text, id::TX_COMMIT);

@@ -179,6 +179,7 @@ pub struct Io {
     pub published: bool,
     /// What time it is, as the session last said.
     pub now: Instant,
+    last_ticket: u64,
 }
 
 impl Io {
@@ -198,6 +199,14 @@ impl Io {
             upstream_lost: false,
             published: false,
             now,
+            last_ticket: 0,
         }
+    }
+
+    /// A ticket that no channel of the connection has had: an answer may come when its channel is closed, and another
+    /// is open under the same number.
+    pub fn next_ticket(&mut self) -> Ticket {
+        self.last_ticket += 1;
+        Ticket(self.last_ticket)
     }
 }

@@ -744,7 +744,7 @@ impl Connection {
             let step = half.handle_decided(ticket, result, &mut self.io);
             return self.take(channel, step);
         }
-        self.on_channel(channel, |channel, io| channel.handle_decided(name, result, io));
+        self.on_channel(channel, |channel, io| channel.handle_decided(ticket, name, result, io));
     }
 
     /// The store's answer to [`Command::Commit`]; `true`: it was committed just now, and is being forwarded.

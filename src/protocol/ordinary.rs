@@ -36,7 +36,7 @@ use std::sync::Arc;
 /// Bytes of half messages on their way, and of frames behind them, past which the client has to wait.
 const WAITING_BYTES_MAX: usize = 1 << 20;
 
-/// Tells the half messages and decisions of a channel apart.
+/// Tells the half messages and decisions of a connection apart.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Ticket(pub u64);
 
@@ -117,7 +117,6 @@ pub struct HalfChannel {
     numbering: Option<Numbering>,
     receiving: Option<Receiving>,
     waiting: VecDeque<Waiting>,
-    next_ticket: u64,
     /// Frames of the client that wait until nothing is on its way.
     behind: Vec<u8>,
     /// Whether a method that may change RabbitMQ's judgement went out since the last flow-ok was asked for.
@@ -139,7 +138,6 @@ impl HalfChannel {
             numbering: published.map(Numbering::new),
             receiving: None,
             waiting: VecDeque::new(),
-            next_ticket: 0,
             behind: Vec::new(),
             // What the client did before this was not looked at.
             unordered: true,
@@ -303,12 +301,11 @@ impl HalfChannel {
             }
         };
         let tag = self.numbering.as_mut().map(Numbering::park);
-        self.next_ticket += 1;
         let bytes = publish.len() + header.len() + body.len();
         if self.waiting.is_empty() {
             io.committing += 1;
         }
-        self.waiting.push_back(Waiting { ticket: Ticket(self.next_ticket), tag, bytes, stage });
+        self.waiting.push_back(Waiting { ticket: io.next_ticket(), tag, bytes, stage });
         // The answer also tells where RabbitMQ is within a content, which the confirm of a decision needs too.
         if std::mem::take(&mut self.unordered) {
             self.flows.push_back(true);

@@ -335,3 +335,24 @@ fn a_channel_is_not_closed_in_the_middle_of_a_message_that_passes() {
     assert!(to_upstream.starts_with(&body));
     assert_eq!(methods(&to_upstream), [(1, id::CHANNEL_CLOSE)]);
 }
+
+#[test]
+fn an_answer_to_a_channel_that_is_closed_is_not_taken_by_the_next_one() {
+    let mut script = ordinary(&[1], true);
+    let decide = |script: &mut Script, name| {
+        script.client(&control(1, b"commit", name, b""));
+        let Command::Decide { ticket, name, .. } = script.command() else { panic!("it is decided") };
+        (ticket, name)
+    };
+    let (ticket, name) = decide(&mut script, "old");
+    script.upstream(&close(1, 404, "NOT_FOUND - no queue 'q' in vhost 'shop'"));
+    script.client(&[bare(1, id::CHANNEL_CLOSE_OK), channel_open(1), bare(1, id::CONFIRM_SELECT)].concat());
+    script.upstream(&[bare(1, id::CHANNEL_OPEN_OK), bare(1, id::CONFIRM_SELECT_OK)].concat());
+    decide(&mut script, "new");
+    script.upstream(&flow_ok(1));
+    script.sent();
+    let at = Timestamp(0);
+    let fate = Fate { id: TransactionId(Uuid::nil()), state: State::Committed, decided_at: at, decided_by: "x".into() };
+    script.connection.handle_decided(1, ticket, &name, Ok(Verdict::Decided(fate)));
+    assert_eq!(script.sent().0, b"", "the new one is not durable");
+}
