@@ -112,7 +112,7 @@ pub struct Connection {
     pub io: Io,
     phase: Phase,
     channels: HashMap<u16, Slot>,
-    /// The client's channels that RabbitMQ counts as open: until it has answered channel.close.
+    /// The client's channels whose numbers RabbitMQ has not given back: until one of them has answered channel.close.
     open: HashSet<u16>,
     /// How many RabbitMQ lets be open; 0 is no limit.
     channel_max: u16,
@@ -329,7 +329,10 @@ impl Connection {
                 self.open.insert(number);
                 self.closed_upstream.remove(&number);
             }
-            Some(id::CHANNEL_CLOSE_OK) => drop(self.closed_upstream.remove(&number)),
+            Some(id::CHANNEL_CLOSE_OK) => {
+                self.closed_upstream.remove(&number);
+                self.open.remove(&number);
+            }
             _ if self.closed_upstream.contains(&number) => {}
             Some(id::TX_SELECT) => {
                 let consumers = self.consumers.remove(&number).unwrap_or_default();
@@ -465,7 +468,9 @@ impl Connection {
         match outcome {
             Outcome::Stay => {}
             Outcome::Gone => {
-                self.open.remove(&number);
+                if !self.closed_upstream.contains(&number) {
+                    self.open.remove(&number);
+                }
                 if let Some(Slot::Tx(mut channel)) = self.channels.remove(&number) {
                     self.congested.remove(&number);
                     self.replay(&channel.take_behind());
@@ -642,7 +647,6 @@ impl Connection {
             }
             Some(id::CHANNEL_CLOSE_OK) => drop(self.open.remove(&frame.channel)),
             Some(id::CHANNEL_CLOSE) => {
-                self.open.remove(&frame.channel);
                 let behind = self.forget_ordinary(frame.channel);
                 self.io.to_client.extend_from_slice(frame.raw);
                 self.replay(&behind);

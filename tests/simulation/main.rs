@@ -143,7 +143,10 @@ impl World {
                 72..78 => self.forward(),
                 78..84 => self.ask(),
                 84..90 => self.hear(),
-                90..94 => self.later(self.rng.clone().i64(..4_000)),
+                90..94 => {
+                    let wait = self.rng.i64(0..4_000);
+                    self.later(wait);
+                }
                 94 => self.lose_client(at),
                 95 => {
                     self.sessions[at].connection.handle_upstream_lost();
