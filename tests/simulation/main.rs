@@ -49,8 +49,7 @@ fn new_id() -> TransactionId {
 }
 
 fn settings() -> Settings {
-    let rule =
-        Rule { checker: "c".into(), vhost: None, transaction: None, exchange: None, first_after: FIRST_AFTER };
+    let rule = Rule { checker: "c".into(), vhost: None, transaction: None, exchange: None, first_after: FIRST_AFTER };
     Settings {
         login: LoginRules { from_loopback: true, loopback_users: Vec::new() },
         forward_wait: Duration::from_secs(1),
@@ -152,8 +151,13 @@ impl World {
                     self.sessions[at].connection.handle_upstream_lost();
                 }
                 96 => {
-                    let refused = self.rng.u16(1..3);
-                    self.sessions[at].broker.refuse(refused);
+                    // RabbitMQ refuses what it has not judged yet.
+                    let (session, channel) = (&mut self.sessions[at], self.rng.u16(1..3));
+                    let place = |body: String| ("x".into(), body.into());
+                    let mut places = session.story.iter().flat_map(Story::bodies).map(place);
+                    if places.any(|place| !session.judged.contains(&place)) {
+                        session.broker.refuse(channel);
+                    }
                 }
                 97 => self.crash(),
                 98 => self.store.failing = self.rng.u32(..3) == 0,
@@ -360,7 +364,11 @@ impl World {
         for copy in &self.copies {
             let id = *ids.entry(&copy.body).or_insert((copy.transaction, copy.index));
             assert_eq!(id, (copy.transaction, copy.index), "{} has two ids", copy.body);
-            assert!(Decision::Commit.is_of(self.store.disk[&copy.transaction].state), "{} was not committed", copy.body);
+            assert!(
+                Decision::Commit.is_of(self.store.disk[&copy.transaction].state),
+                "{} was not committed",
+                copy.body
+            );
         }
         for (id, row) in &self.store.disk {
             assert!(!matches!(row.state, State::Open | State::InDoubt), "{id} is {} for ever", row.state);

@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 
 /// How a transaction is published and decided.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Kind {
+pub(crate) enum Kind {
     Plain,
     /// Named, on a transactional channel, with the barrier.
     Named,
@@ -23,7 +23,7 @@ pub enum Kind {
 
 /// How far the producer has come.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Step {
+pub(crate) enum Step {
     /// Its messages are sent; it waits until they are durable.
     Preparing,
     /// Its database has decided, and it has said so.
@@ -33,29 +33,29 @@ pub enum Step {
 }
 
 #[derive(Debug)]
-pub struct Story {
-    pub name: String,
-    pub kind: Kind,
-    pub messages: usize,
-    pub commits: bool,
-    pub step: Step,
+pub(crate) struct Story {
+    pub(crate) name: String,
+    pub(crate) kind: Kind,
+    pub(crate) messages: usize,
+    pub(crate) commits: bool,
+    pub(crate) step: Step,
     /// Confirms to come.
     acks: usize,
 }
 
 impl Story {
-    pub fn bodies(&self) -> impl Iterator<Item = String> {
+    pub(crate) fn bodies(&self) -> impl Iterator<Item = String> {
         (0..self.messages).map(|index| format!("{}.{index}", self.name))
     }
 
-    pub fn channel(&self) -> u16 {
+    pub(crate) fn channel(&self) -> u16 {
         if self.kind == Kind::Half { 2 } else { 1 }
     }
 }
 
 /// What a frame told the producer.
 #[derive(Debug, PartialEq, Eq)]
-pub enum Told {
+pub(crate) enum Told {
     /// Everything that was published is durable.
     Prepared,
     /// The decision is.
@@ -66,12 +66,12 @@ pub enum Told {
     Ended,
 }
 
-pub struct Session {
-    pub number: u64,
-    pub connection: Connection,
-    pub broker: Broker,
-    pub judged: HashSet<Place>,
-    pub story: Option<Story>,
+pub(crate) struct Session {
+    pub(crate) number: u64,
+    pub(crate) connection: Connection,
+    pub(crate) broker: Broker,
+    pub(crate) judged: HashSet<Place>,
+    pub(crate) story: Option<Story>,
     out: Vec<u8>,
     input: Vec<u8>,
     stream: Stream,
@@ -79,7 +79,7 @@ pub struct Session {
 }
 
 impl Session {
-    pub fn open(number: u64, settings: Settings, now: Instant) -> Self {
+    pub(crate) fn open(number: u64, settings: Settings, now: Instant) -> Self {
         let mut connection = Connection::new(settings, now, now + Duration::from_secs(10));
         let mut tune = Vec::new();
         frame::write_method(&mut tune, 0, id::CONNECTION_TUNE_OK, |out| out.extend([7, 255, 0, 0, 16, 0, 0, 60]));
@@ -101,7 +101,7 @@ impl Session {
         Self { number, connection, broker, judged, story: None, out, input: Vec::new(), stream, is_ready: 0 }
     }
 
-    pub fn is_ready(&self) -> bool {
+    pub(crate) fn is_ready(&self) -> bool {
         self.is_ready == 4 && self.story.is_none()
     }
 
@@ -119,7 +119,7 @@ impl Session {
     }
 
     /// Publishes; where it is to be asked whether all is durable, asks.
-    pub fn begin(&mut self, name: String, kind: Kind, messages: usize, commits: bool) {
+    pub(crate) fn begin(&mut self, name: String, kind: Kind, messages: usize, commits: bool) {
         let story = Story { name, kind, messages, commits, step: Step::Preparing, acks: messages };
         let named = (kind != Kind::Plain).then(|| story.name.clone());
         for body in story.bodies() {
@@ -134,7 +134,7 @@ impl Session {
     }
 
     /// The database has decided.
-    pub fn decide(&mut self, commits: bool) {
+    pub(crate) fn decide(&mut self, commits: bool) {
         let Some(story) = &mut self.story else { return };
         (story.step, story.commits, story.acks) = (Step::Deciding, commits, 1);
         let name = story.name.clone();
@@ -145,7 +145,7 @@ impl Session {
     }
 
     /// Moves at most so many bytes of the producer, and so many answers of RabbitMQ.
-    pub fn pump(&mut self, bytes: usize, answers: usize) {
+    pub(crate) fn pump(&mut self, bytes: usize, answers: usize) {
         self.input.extend(self.out.drain(..bytes.min(self.out.len())));
         while !self.input.is_empty() && self.connection.wants_client() {
             let used = self.connection.handle_client(&self.input);
@@ -164,7 +164,7 @@ impl Session {
     }
 
     /// What the producer is told.
-    pub fn listen(&mut self) -> Vec<Told> {
+    pub(crate) fn listen(&mut self) -> Vec<Told> {
         let bytes = std::mem::take(&mut self.connection.io.to_client);
         let (mut told, story, is_ready) = (Vec::new(), &mut self.story, &mut self.is_ready);
         self.stream.feed(&bytes, |frame| match frame.method_id() {

@@ -11,40 +11,40 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 #[derive(Debug, Clone)]
-pub struct Row {
-    pub name: Option<TransactionName>,
+pub(crate) struct Row {
+    pub(crate) name: Option<TransactionName>,
     /// The channel that published: its messages keep their order.
-    pub lane: usize,
-    pub state: State,
-    pub messages: Vec<String>,
+    pub(crate) lane: usize,
+    pub(crate) state: State,
+    pub(crate) messages: Vec<String>,
     /// A part of it could not be kept.
     broken: bool,
     /// The place in the order of commits.
-    pub sequence: u64,
-    pub in_doubt_at: i64,
-    pub next_check_at: i64,
-    pub answered: u32,
-    pub attempts: u32,
+    pub(crate) sequence: u64,
+    pub(crate) in_doubt_at: i64,
+    pub(crate) next_check_at: i64,
+    pub(crate) answered: u32,
+    pub(crate) attempts: u32,
     first_after: i64,
 }
 
 /// What a session is told when it is durable.
-pub enum Answer {
+pub(crate) enum Answer {
     Parked(u16, TransactionId, Result<(), StoreError>),
     Committed(u16, TransactionId, Result<bool, StoreError>),
     Decided(u16, Ticket, TransactionName, Result<Verdict, StoreError>),
 }
 
 #[derive(Default)]
-pub struct Store {
+pub(crate) struct Store {
     rows: BTreeMap<TransactionId, Row>,
     /// What a crash leaves.
-    pub disk: BTreeMap<TransactionId, Row>,
+    pub(crate) disk: BTreeMap<TransactionId, Row>,
     sequence: u64,
     answers: Vec<(u64, Answer)>,
     /// Every write fails.
-    pub failing: bool,
-    pub now: i64,
+    pub(crate) failing: bool,
+    pub(crate) now: i64,
 }
 
 fn undecided(state: State) -> bool {
@@ -52,7 +52,7 @@ fn undecided(state: State) -> bool {
 }
 
 impl Store {
-    pub fn answer(&mut self, session: u64, answer: Answer) {
+    pub(crate) fn answer(&mut self, session: u64, answer: Answer) {
         self.answers.push((session, answer));
     }
 
@@ -78,7 +78,7 @@ impl Store {
         })
     }
 
-    pub fn park(
+    pub(crate) fn park(
         &mut self,
         id: TransactionId,
         lane: usize,
@@ -107,7 +107,7 @@ impl Store {
         }
     }
 
-    pub fn commit(
+    pub(crate) fn commit(
         &mut self,
         id: TransactionId,
         lane: usize,
@@ -131,20 +131,20 @@ impl Store {
         }
     }
 
-    pub fn rollback(&mut self, id: TransactionId) {
+    pub(crate) fn rollback(&mut self, id: TransactionId) {
         if let Some(row) = self.rows.get_mut(&id).filter(|row| undecided(row.state)) {
             row.state = State::RolledBack;
         }
     }
 
-    pub fn abandon(&mut self, id: TransactionId) {
+    pub(crate) fn abandon(&mut self, id: TransactionId) {
         let now = self.now;
         let Some(row) = self.rows.get_mut(&id).filter(|row| row.state == State::Open) else { return };
         row.state = if row.broken { State::RolledBack } else { State::InDoubt };
         (row.in_doubt_at, row.next_check_at) = (now, now + row.first_after);
     }
 
-    pub fn decide(&mut self, name: &TransactionName, decision: Decision) -> Result<Verdict, StoreError> {
+    pub(crate) fn decide(&mut self, name: &TransactionName, decision: Decision) -> Result<Verdict, StoreError> {
         if self.failing {
             return Err(StoreError::Io("input/output error".into()));
         }
@@ -164,7 +164,7 @@ impl Store {
     }
 
     /// Writes down a check that decided nothing.
-    pub fn checked(&mut self, id: TransactionId, counted: bool, next_check_at: i64) {
+    pub(crate) fn checked(&mut self, id: TransactionId, counted: bool, next_check_at: i64) {
         if let Some(row) = self.rows.get_mut(&id).filter(|row| row.state == State::InDoubt) {
             row.attempts += 1;
             row.answered += u32::from(counted);
@@ -172,14 +172,14 @@ impl Store {
         }
     }
 
-    pub fn delivered(&mut self, id: TransactionId) {
+    pub(crate) fn delivered(&mut self, id: TransactionId) {
         if let Some(row) = self.rows.get_mut(&id) {
             row.state = State::Delivered;
         }
     }
 
     /// Makes durable what was called, and gives back whom to answer.
-    pub fn sync(&mut self) -> Vec<(u64, Answer)> {
+    pub(crate) fn sync(&mut self) -> Vec<(u64, Answer)> {
         for (id, before) in &self.disk {
             let (before, after) = (before.state, self.rows[id].state);
             assert!(undecided(before) || before == after || before.may_become(after), "{id}: {before}, then {after}");
@@ -189,7 +189,7 @@ impl Store {
     }
 
     /// The process ends and starts again.
-    pub fn crash(&mut self) {
+    pub(crate) fn crash(&mut self) {
         self.rows.clone_from(&self.disk);
         self.answers.clear();
         for id in self.rows.keys().copied().collect::<Vec<_>>() {
@@ -202,17 +202,17 @@ impl Store {
     }
 
     /// Those in doubt that may be asked about.
-    pub fn due(&self) -> Vec<TransactionId> {
+    pub(crate) fn due(&self) -> Vec<TransactionId> {
         let is_due = |row: &Row| row.state == State::InDoubt && row.next_check_at <= self.now;
         self.rows.iter().filter(|(_, row)| is_due(row)).map(|(id, _)| *id).collect()
     }
 
-    pub fn get(&self, id: TransactionId) -> &Row {
+    pub(crate) fn get(&self, id: TransactionId) -> &Row {
         &self.rows[&id]
     }
 
     /// What is committed on disk and not delivered, in its order.
-    pub fn backlog(&self) -> Vec<TransactionId> {
+    pub(crate) fn backlog(&self) -> Vec<TransactionId> {
         let mut found: Vec<_> = self.disk.iter().filter(|(_, row)| row.state == State::Committed).collect();
         found.sort_by_key(|(_, row)| row.sequence);
         found.into_iter().map(|(id, _)| *id).collect()

@@ -259,7 +259,9 @@ impl Broker {
 
     /// Confirms everything.
     pub fn confirm_all(&mut self) {
-        for (number, count) in self.channels.iter().map(|(it, channel)| (*it, channel.unconfirmed.len())).collect::<Vec<_>>() {
+        for (number, count) in
+            self.channels.iter().map(|(it, channel)| (*it, channel.unconfirmed.len())).collect::<Vec<_>>()
+        {
             self.confirm(number, count.saturating_sub(1), true, true);
         }
     }

@@ -222,7 +222,9 @@ impl Client {
                 let named = transaction.named == Some(true) && (transaction.halves == 1 || says_name);
                 (exchange, format!("t{serial}.{}", script.below(3)), named.then(|| format!("n{serial}")))
             }
-            (Mode::Plain | Mode::Confirm, _) if says_name => (exchange, format!("h{serial}"), Some(format!("n{serial}"))),
+            (Mode::Plain | Mode::Confirm, _) if says_name => {
+                (exchange, format!("h{serial}"), Some(format!("n{serial}")))
+            }
             (Mode::Plain, 0) => native(),
             (Mode::Plain | Mode::Confirm, _) => (exchange, format!("p{serial}"), None),
         };

@@ -227,7 +227,9 @@ impl Run {
                     self.forwards.extend(wait.then_some((channel, transaction)));
                 }
                 Command::Decide { channel, ticket, name, .. } => self.decides.push((channel, ticket, name)),
-                Command::RollBack { transaction, .. } | Command::Abandon { transaction } => drop(self.undecided.remove(&transaction)),
+                Command::RollBack { transaction, .. } | Command::Abandon { transaction } => {
+                    drop(self.undecided.remove(&transaction))
+                }
                 Command::Began => self.began += 1,
                 Command::Ended(_) => self.ended += 1,
                 Command::Close | Command::Abort => self.over = true,
