@@ -184,7 +184,8 @@ impl Arrivals {
                     continue;
                 };
                 let headers = content.properties.header_entries();
-                let marked = headers.iter().any(|(key, value)| key == b"x-half-possible-duplicate" && value == b"t\x01");
+                let marked =
+                    headers.iter().any(|(key, value)| key == b"x-half-possible-duplicate" && value == b"t\x01");
                 match ids.get(&text) {
                     None => {
                         if !all_ids.insert(half_id.clone()) {
