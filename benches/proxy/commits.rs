@@ -1,10 +1,19 @@
-//! Transactions: RabbitMQ's own against the proxy's, until everything is in the queue.
+//! Transactions: RabbitMQ's own against the proxy's, and named ones against plain ones, until everything is in the queue.
 
 use crate::load::{Client, QueueType};
 use crate::report::{count, head, median, ms, percentile, row};
 use crate::support::{Broker, Proxy};
 use crate::{Options, cpu_time};
 use std::time::{Duration, Instant};
+
+/// What a commit commits.
+#[derive(Clone, Copy)]
+enum Work {
+    /// So many messages.
+    Plain(usize),
+    /// One message in a named transaction, behind a prepare barrier.
+    Named,
+}
 
 struct Round {
     commits_per_second: f64,
@@ -36,7 +45,8 @@ pub async fn run(broker: &Broker, options: &Options) {
                 let mut rounds: [Vec<Round>; 3] = Default::default();
                 for _ in 0..options.rounds {
                     for (at, (_, proxy)) in targets.iter().enumerate() {
-                        rounds[at].push(round(broker, *proxy, kind, connections, messages, options.time).await);
+                        rounds[at]
+                            .push(round(broker, *proxy, kind, connections, Work::Plain(messages), options.time).await);
                     }
                 }
                 let of = |at: usize, value: fn(&Round) -> f64| median(rounds[at].iter().map(value).collect());
@@ -60,12 +70,48 @@ pub async fn run(broker: &Broker, options: &Options) {
     }
 }
 
+/// Measures named transactions of one message, with barrier and commit, beside plain ones.
+pub async fn named(broker: &Broker, options: &Options) {
+    head(&["queue", "connections", "`forward_wait`", "transactions", "commits/s", "ratio", "p50 ms", "proxy CPU µs"]);
+    for wait in ["0s", "1s"] {
+        for kind in options.queues() {
+            for connections in options.connections() {
+                let mut rounds: [Vec<Round>; 2] = Default::default();
+                for _ in 0..options.rounds {
+                    for (at, work) in [Work::Plain(1), Work::Named].into_iter().enumerate() {
+                        // Names are remembered: each round has a store of its own.
+                        let settings =
+                            [("transaction.forward_wait", format!("'{wait}'")), ("log.level", "'warn'".to_owned())];
+                        let settings = settings.each_ref().map(|(key, value)| (*key, value.as_str()));
+                        let proxy = Proxy::start_with(broker.port, &settings);
+                        rounds[at].push(round(broker, Some(&proxy), kind, connections, work, options.time).await);
+                    }
+                }
+                let of = |at: usize, value: fn(&Round) -> f64| median(rounds[at].iter().map(value).collect());
+                for (at, name) in ["plain", "named, with barrier"].into_iter().enumerate() {
+                    let rate = of(at, |round| round.commits_per_second);
+                    row(&[
+                        kind.name().to_owned(),
+                        connections.to_string(),
+                        wait.to_owned(),
+                        name.to_owned(),
+                        count(rate),
+                        format!("{:.2}", rate / of(0, |round| round.commits_per_second)),
+                        format!("{:.2}", of(at, |round| round.p50)),
+                        format!("{:.1}", of(at, |round| round.proxy_micros)),
+                    ]);
+                }
+            }
+        }
+    }
+}
+
 async fn round(
     broker: &Broker,
     proxy: Option<&Proxy>,
     kind: QueueType,
     connections: usize,
-    messages: usize,
+    work: Work,
     time: Duration,
 ) -> Round {
     let queue = "commits";
@@ -79,12 +125,24 @@ async fn round(
     let (cpu, begin) = (proxy.map(|proxy| cpu_time(proxy.process_id())), Instant::now());
     let tasks: Vec<_> = clients
         .into_iter()
-        .map(|mut client| tokio::spawn(async move { client.commit_until(queue, messages, begin + time).await }))
+        .enumerate()
+        .map(|(number, mut client)| {
+            tokio::spawn(async move {
+                match work {
+                    Work::Plain(messages) => client.commit_until(queue, messages, begin + time).await,
+                    Work::Named => client.commit_named_until(queue, number, begin + time).await,
+                }
+            })
+        })
         .collect();
     let mut times = Vec::new();
     for task in tasks {
         times.extend(task.await.expect("a client does not panic").expect("every commit succeeds"));
     }
+    let messages = match work {
+        Work::Plain(messages) => messages,
+        Work::Named => 1,
+    };
     let total = times.len() * messages;
     watcher.wait_for_count(queue, kind, total as u64).await.expect("every message arrives");
     let elapsed = begin.elapsed();

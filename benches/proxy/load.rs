@@ -189,6 +189,23 @@ impl Client {
         Ok(times)
     }
 
+    /// Commits named transactions of one message each, behind a prepare barrier, until `end`; how long each took, publish
+    /// and barrier included. `client` is different for each client.
+    pub async fn commit_named_until(&mut self, queue: &str, client: usize, end: Instant) -> io::Result<Vec<Duration>> {
+        self.call(1, TX_SELECT, TX_SELECT_OK, |_| {}).await?;
+        let mut times = Vec::new();
+        while Instant::now() < end {
+            let begin = Instant::now();
+            let mut prepare = publish_named(queue, &format!("bench-{client}-{}", times.len()));
+            frame::write_method(&mut prepare, 1, TX_SELECT, |_| {});
+            self.stream.write_all(&prepare).await?;
+            self.skip_to(TX_SELECT_OK).await?;
+            self.call(1, TX_COMMIT, TX_COMMIT_OK, |_| {}).await?;
+            times.push(begin.elapsed());
+        }
+        Ok(times)
+    }
+
     /// Publishes with confirms, at most `window` of them outstanding, until `end` or `limit` messages; how many were
     /// confirmed.
     pub async fn confirm_until(&mut self, queue: &str, window: u64, end: Instant, limit: u64) -> io::Result<u64> {
@@ -297,9 +314,28 @@ impl QueueType {
 
 /// The bytes of one persistent publish to `queue` on channel 1.
 fn publish(queue: &str) -> Vec<u8> {
+    publish_with(queue, &[])
+}
+
+/// The same in a transaction with a name.
+fn publish_named(queue: &str, name: &str) -> Vec<u8> {
+    let mut headers = Vec::new();
+    headers.put_short_string(b"x-half-transaction");
+    headers.put_u8(b'S');
+    headers.put_long_string(name.as_bytes());
+    publish_with(queue, &headers)
+}
+
+fn publish_with(queue: &str, headers: &[u8]) -> Vec<u8> {
     let mut header = vec![0, 60, 0, 0];
     header.put_u64(BODY_BYTES as u64);
-    header.extend_from_slice(&[0b0001_0000, 0, 2]);
+    if headers.is_empty() {
+        header.put_u16(1 << 12);
+    } else {
+        header.put_u16(1 << 13 | 1 << 12);
+        header.put_long_string(headers);
+    }
+    header.put_u8(2);
     let mut out = Vec::new();
     frame::write_method(&mut out, 1, PUBLISH, |out| {
         out.put_u16(0);

@@ -1,7 +1,7 @@
 //! How fast and how small the proxy is, beside RabbitMQ itself and a plain TCP proxy, in one run and in turns.
 //!
 //! `cargo bench --bench proxy -- [SCENARIO] [--rounds N] [--seconds S] [--queue classic|quorum] [--connections N]
-//! [--messages N]`, where a scenario is `commits`, `passing`, `idle` or `backlog`; without one, all run. It prints
+//! [--messages N]`, where a scenario is `commits`, `named`, `passing`, `idle` or `backlog`; without one, all run. It prints
 //! Markdown tables, medians over the rounds. It starts a RabbitMQ of its own (and HAProxy, for comparison).
 
 #![allow(unreachable_pub)] // the whole is one binary: nothing is reachable from outside
@@ -25,7 +25,7 @@ use support::Broker;
 /// Measures the proxy.
 #[derive(Parser)]
 pub struct Options {
-    /// `commits`, `passing`, `idle` or `backlog`; all, if not given.
+    /// `commits`, `named`, `passing`, `idle` or `backlog`; all, if not given.
     scenario: Option<String>,
     /// How often each measurement is taken; the tables have the medians.
     #[arg(long, default_value_t = 3)]
@@ -90,6 +90,9 @@ fn main() {
         let wanted = |name: &str| options.scenario.as_ref().is_none_or(|scenario| scenario == name);
         if wanted("commits") {
             commits::run(&broker, &options).await;
+        }
+        if wanted("named") {
+            commits::named(&broker, &options).await;
         }
         if wanted("passing") {
             passing::run(&broker, &options).await;

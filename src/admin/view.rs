@@ -1,7 +1,6 @@
 //! The JSON shapes; core types stay free of serde.
 
 use std::collections::BTreeMap;
-use std::time::{Duration, UNIX_EPOCH};
 
 use serde::Serialize;
 
@@ -11,14 +10,10 @@ use crate::store::{Event, Listing, Summary};
 use crate::tx::decision::Fate;
 use crate::tx::id::Timestamp;
 
-/// RFC 3339, UTC, to the millisecond.
+/// A time as every surface shows it.
 pub(super) fn time(at: Timestamp) -> String {
-    // The formatter knows the years 1970 to 9999.
-    let millis = at.0.clamp(0, LAST_MILLISECOND).unsigned_abs();
-    humantime::format_rfc3339_millis(UNIX_EPOCH + Duration::from_millis(millis)).to_string()
+    at.to_string()
 }
-
-const LAST_MILLISECOND: i64 = 253_402_300_799_999;
 
 /// A page of transactions.
 #[derive(Debug, Serialize)]

@@ -5,11 +5,10 @@ use crate::amqp::method::Publish;
 use crate::amqp::properties::Properties;
 use crate::store::{Pack, Summary};
 use crate::tx::batch::{self, HalfMessage};
-use crate::tx::id::{Timestamp, TransactionId};
+use crate::tx::id::TransactionId;
 use bytes::Bytes;
 use serde::Serialize;
 use serde_json::Value;
-use std::time::{Duration, UNIX_EPOCH};
 
 /// Bytes of messages, bodies included, that are read from the store for a question; at least one pack.
 pub(super) const READ_BYTES_MAX: usize = 1024 * 1024;
@@ -36,7 +35,7 @@ struct Head<'a> {
     vhost: &'a str,
     user: &'a str,
     attempt: u32,
-    parked_at: Option<String>,
+    parked_at: String,
 }
 
 #[derive(Serialize)]
@@ -58,7 +57,7 @@ impl Question {
             vhost: &transaction.vhost,
             user: &transaction.user,
             attempt,
-            parked_at: Some(transaction.parked_at.unwrap_or(transaction.created_at)).and_then(instant),
+            parked_at: transaction.parked_at.unwrap_or(transaction.created_at).to_string(),
         };
         let mut body = serde_json::to_string(&head).expect("texts and numbers become JSON");
         body.truncate(body.len() - "}".len());
@@ -101,20 +100,6 @@ pub(super) fn first_exchange(packs: &[Pack]) -> Option<&[u8]> {
     messages(packs).next().and_then(|message| Publish::parse(message.publish).ok()).map(|publish| publish.exchange)
 }
 
-/// RFC 3339 with milliseconds, in UTC; `None` before 1970 and behind the year 9999.
-fn instant(at: Timestamp) -> Option<String> {
-    let since_epoch = Duration::from_millis(u64::try_from(at.0).ok()?);
-    (since_epoch < BEHIND_9999).then(|| humantime::format_rfc3339_millis(UNIX_EPOCH + since_epoch).to_string())
-}
-
-/// So many seconds after the beginning of 1970, in RFC 3339; `None` behind the year 9999, where that ends.
-pub(super) fn rfc3339(seconds: u64) -> Option<String> {
-    let since_epoch = Duration::from_secs(seconds);
-    (since_epoch < BEHIND_9999).then(|| humantime::format_rfc3339_seconds(UNIX_EPOCH + since_epoch).to_string())
-}
-
-const BEHIND_9999: Duration = Duration::from_secs(253_402_300_800);
-
 #[cfg(test)]
 pub(super) mod tests {
     use super::*;
@@ -122,6 +107,7 @@ pub(super) mod tests {
     use crate::amqp::wire::Write;
     use crate::store::Sequence;
     use crate::tx::batch::Batch;
+    use crate::tx::id::Timestamp;
     use crate::tx::name::TransactionName;
     use crate::tx::state::State;
     use serde_json::json;

@@ -215,6 +215,19 @@ async fn a_decision_that_comes_meanwhile_wins() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn nothing_is_asked_about_what_was_decided_since_it_was_found_due() {
+    let store = FakeStore::new();
+    store.add(1, Duration::ZERO);
+    store.add(2, SECOND);
+    store.decide_between(1);
+    let checker = FakeChecker::new(Duration::ZERO, |_, _| Ok(COMMIT));
+    let running = start(&store, &checker, policy(2, WhenExhausted::Hold), 8, 1000);
+    until("the other decision", || store.decided().len() == 1).await;
+    assert_eq!(checker.ids(), [2]);
+    assert_eq!(running.checks("commit"), 1);
+}
+
+#[tokio::test(start_paused = true)]
 async fn the_oldest_come_first_and_only_so_many_at_once() {
     let store = FakeStore::new();
     for number in 1..=50 {

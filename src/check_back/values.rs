@@ -1,8 +1,8 @@
 //! Headers of a message as JSON, for a checker to look at.
 
-use super::question::rfc3339;
 use crate::amqp::table;
 use serde_json::{Map, Number, Value};
+use std::time::{Duration, UNIX_EPOCH};
 
 /// Tables within tables that are shown; what lies deeper is null.
 const DEPTH_MAX: usize = 32;
@@ -79,6 +79,14 @@ pub(super) fn hex(bytes: &[u8]) -> String {
 }
 
 const DIGITS: [u8; 16] = *b"0123456789abcdef";
+
+/// So many seconds after the beginning of 1970, in RFC 3339; `None` behind the year 9999, where that ends.
+fn rfc3339(seconds: u64) -> Option<String> {
+    let since_epoch = Duration::from_secs(seconds);
+    (since_epoch < BEHIND_9999).then(|| humantime::format_rfc3339_seconds(UNIX_EPOCH + since_epoch).to_string())
+}
+
+const BEHIND_9999: Duration = Duration::from_secs(253_402_300_800);
 
 #[cfg(test)]
 mod tests {

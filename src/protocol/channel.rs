@@ -11,10 +11,9 @@
 //! Frames that the client sends behind a commit wait for its end (RabbitMQ answers 504 to some of them; waiting is
 //! kinder and just as correct).
 
-use super::command::{Command, Ended, Io};
+use super::command::{Command, Ended, Io, Ticket};
 use super::deliveries::{Consumers, Content};
 use super::half;
-use super::ordinary::Ticket;
 use super::probe;
 use super::transaction::{Transaction, write_native, write_return};
 use crate::amqp::frame::{self, Frame, kind};

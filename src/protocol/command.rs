@@ -2,12 +2,12 @@
 //! write to.
 
 use super::handshake::LoginRules;
-use super::ordinary::Ticket;
 use crate::tx::batch::Batch;
+use crate::tx::checker::Named;
 use crate::tx::checker::Rules;
 use crate::tx::decision::Decision;
 use crate::tx::id::TransactionId;
-use crate::tx::name::{Named, TransactionName};
+use crate::tx::name::TransactionName;
 use std::collections::{BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -38,6 +38,10 @@ pub struct Settings {
     /// Makes transaction ids.
     pub new_id: fn() -> TransactionId,
 }
+
+/// Tells the half messages and decisions of a channel apart.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Ticket(pub u64);
 
 /// What the session has to do for the connection.
 #[derive(Debug)]

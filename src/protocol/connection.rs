@@ -10,11 +10,11 @@ mod ordinary;
 pub(super) mod tests;
 
 use super::channel::{Channel, Outcome};
-use super::command::{Command, Ended, Io, Opened, Refusal, Settings};
+use super::command::{Command, Ended, Io, Opened, Refusal, Settings, Ticket};
 use super::deliveries::{Consumers, Content};
 use super::handshake::{self, LoginRefused};
 use super::judge::Judge;
-use super::ordinary::{HalfChannel, Step, Ticket};
+use super::ordinary::{HalfChannel, Step};
 use crate::amqp::frame::{self, Frame, PROTOCOL_HEADER, Split, kind};
 use crate::amqp::method::{self, Close, Start, StartOk, Tune, id};
 use crate::amqp::reply_code::ReplyCode;

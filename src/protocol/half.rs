@@ -7,10 +7,11 @@ use crate::amqp::properties::Properties;
 use crate::amqp::reply_code::ReplyCode;
 use crate::amqp::table::{self, Entry};
 use crate::tx::checker::CheckPlan;
+use crate::tx::checker::Named;
 use crate::tx::decision::{Decision, Verdict};
-use crate::tx::name::{Named, TransactionName};
+use crate::tx::name::TransactionName;
 use crate::tx::outcome::StoreError;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 /// Names the transaction.
 const TRANSACTION: &[u8] = b"x-half-transaction";
@@ -94,9 +95,8 @@ pub fn check_verdict(name: &TransactionName, result: Result<Verdict, StoreError>
         Ok(Verdict::Decided(_) | Verdict::Before(_)) => Ok(()),
         Ok(Verdict::Unknown) => Err((ReplyCode::NOT_FOUND, format!("no transaction '{name}'"))),
         Ok(Verdict::Contradicted(fate)) => {
-            let at = SystemTime::UNIX_EPOCH + Duration::from_millis(fate.decided_at.0.try_into().unwrap_or_default());
-            let at = humantime::format_rfc3339_seconds(at);
-            let text = format!("transaction '{name}' is {} since {at} by {}", fate.state, fate.decided_by);
+            let text =
+                format!("transaction '{name}' is {} since {} by {}", fate.state, fate.decided_at, fate.decided_by);
             Err((ReplyCode::PRECONDITION_FAILED, text))
         }
         Err(error) => Err((error.reply_code(), error.to_string())),

@@ -8,8 +8,7 @@
 //! Channels run side by side in RabbitMQ, so the judge could look for an exchange before the client's own channel has
 //! declared it. [`super::ordinary`] asks only when the client's channel has been through everything before.
 
-use super::command::Io;
-use super::ordinary::Ticket;
+use super::command::{Io, Ticket};
 use crate::amqp::frame::{Frame, Split, split};
 use crate::amqp::method::{self, Close, id};
 use crate::amqp::reply_code::ReplyCode;

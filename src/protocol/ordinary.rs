@@ -14,7 +14,7 @@
 //! change the judgement. Behind: messages, acks and all else of class basic pass at once; from the first other method on,
 //! the client's frames wait until no half message is on its way.
 
-use super::command::{Command, Io};
+use super::command::{Command, Io, Ticket};
 use super::deliveries::Content;
 use super::half;
 use super::judge::Judgement;
@@ -26,19 +26,16 @@ use crate::amqp::properties::{self, Properties};
 use crate::amqp::reply_code::ReplyCode;
 use crate::amqp::wire::Reader;
 use crate::tx::batch::{Batch, HalfMessage};
+use crate::tx::checker::Named;
 use crate::tx::decision::{Decision, Verdict};
 use crate::tx::id::TransactionId;
-use crate::tx::name::{Named, TransactionName};
+use crate::tx::name::TransactionName;
 use crate::tx::outcome::StoreError;
 use std::collections::VecDeque;
 use std::sync::Arc;
 
 /// Bytes of half messages on their way, and of frames behind them, past which the client has to wait.
 const WAITING_BYTES_MAX: usize = 1 << 20;
-
-/// Tells the half messages and decisions of a channel apart.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Ticket(pub u64);
 
 /// What is to be done with a frame, or after an event.
 #[derive(Debug)]

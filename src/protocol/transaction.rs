@@ -6,9 +6,10 @@ use crate::amqp::method::{Settle, id};
 use crate::amqp::tags::TagSet;
 use crate::amqp::wire::Write;
 use crate::tx::batch::Batch;
+use crate::tx::checker::Named;
 use crate::tx::decision::Decision;
 use crate::tx::id::TransactionId;
-use crate::tx::name::{Named, TransactionName};
+use crate::tx::name::TransactionName;
 use std::collections::HashSet;
 use std::sync::Arc;
 

@@ -184,6 +184,8 @@ impl Row {
         self.state = state;
         self.decided = Some((now, actor.to_string()));
         self.next_check_at = None;
+        self.attempts += actor.answers();
+        self.answered += actor.answers();
         // A plain commit has no history.
         if self.parked_at.is_some() {
             self.note(now, state.as_str(), actor, reason);

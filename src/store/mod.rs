@@ -14,9 +14,9 @@ pub mod memory;
 pub mod sqlite;
 
 use crate::tx::batch::Batch;
+pub use crate::tx::checker::Named;
 use crate::tx::decision::{Actor, Decision, Target, Verdict};
 use crate::tx::id::{Timestamp, TransactionId};
-pub use crate::tx::name::Named;
 use crate::tx::name::TransactionName;
 pub use crate::tx::outcome::{Forwarded, ReturnedMessage, StoreError};
 use crate::tx::state::State;
@@ -329,16 +329,21 @@ pub trait Store: Send + Sync + 'static {
     fn commit(&self, commit: Commit) -> Reply<Committing>;
 
     /// Rolls back a parked transaction on behalf of the channel that published: its messages go. `reason` is for its
-    /// history: RabbitMQ's refusal, say. If this fails it stays undecided; at the next start one without a name is
-    /// rolled back, and one with a name is in doubt.
+    /// history: RabbitMQ's refusal, say. If this fails, the store tries again by itself; if the process ends first, the
+    /// next start rolls it back, or leaves it in doubt if it has a name.
     fn rollback(&self, id: TransactionId, reason: Option<String>) -> Reply<()>;
 
     /// The channel of a named, open transaction ended undecided: it is in doubt from now on, and its check is due after
     /// its plan's `first_after`. If an earlier attempt under its name is in doubt already, the one with more messages
-    /// stays, at a tie the later one, and the other is rolled back: a name has one fate. Does nothing to others.
+    /// stays, at a tie the later one, and the other is rolled back: a name has one fate. It is rolled back as well if
+    /// its name was committed meanwhile, or if a part of it could not be kept. Does nothing to others.
     fn abandon(&self, id: TransactionId) -> Reply<()>;
 
     /// Decides from outside the channel that published. `reason` is for the history.
+    ///
+    /// To commit an attempt is to replace an earlier one in doubt under its name, as with [`Store::commit`]; if an
+    /// earlier one was committed, this one is rolled back, and the verdict is [`Verdict::Before`] with the earlier one's
+    /// fate. What is open without a name only its channel can commit ([`StoreError::Conflict`]); it can be rolled back.
     fn decide(&self, target: Target, decision: Decision, actor: Actor, reason: Option<String>) -> Reply<Verdict>;
 
     /// Transactions in doubt whose check by `checker` is due at `now`, `limit` at most.

@@ -1,4 +1,4 @@
-//! Which checker knows about a transaction.
+//! Which checker knows about a transaction, and what else its producer says of it.
 
 use super::name::TransactionName;
 use std::sync::Arc;
@@ -53,6 +53,18 @@ pub struct CheckPlan {
     pub checker: Arc<str>,
     /// From the moment it is in doubt.
     pub first_after: Duration,
+}
+
+/// What makes a transaction outlive its channel.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Named {
+    /// Unique for its user in its virtual host.
+    pub name: TransactionName,
+    /// Who is to be asked when it is in doubt; nobody: it waits for a person.
+    pub check: Option<CheckPlan>,
+    /// Whether a transactional channel published it, which decides it or leaves it in doubt. What other channels
+    /// publish is in doubt from the start, because none of them will decide.
+    pub transactional: bool,
 }
 
 #[cfg(test)]

@@ -75,6 +75,11 @@ impl Actor {
             Self::Relay => "relay",
         }
     }
+
+    /// How many answers of a checker its decision stands for: one, if it is a checker's, for that is what decided.
+    pub fn answers(&self) -> u32 {
+        u32::from(matches!(self, Self::Checker(_)))
+    }
 }
 
 impl std::fmt::Display for Actor {

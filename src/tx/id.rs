@@ -1,5 +1,6 @@
 //! Who a transaction is, and when something happened to it.
 
+use std::time::{Duration, UNIX_EPOCH};
 use uuid::Uuid;
 
 /// The id that the proxy gives a transaction: a time-ordered UUID (version 7).
@@ -31,3 +32,29 @@ impl std::fmt::Display for MessageId {
 /// Wall clock, milliseconds since 1970-01-01 UTC. What is stored; never used to measure how long something took.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Timestamp(pub i64);
+
+/// RFC 3339, in UTC, to the millisecond. Times before 1970 and behind the year 9999, which it can't say, become the
+/// nearest that it can.
+impl std::fmt::Display for Timestamp {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        const LAST: i64 = 253_402_300_799_999;
+        let since_epoch = Duration::from_millis(self.0.clamp(0, LAST).unsigned_abs());
+        humantime::format_rfc3339_millis(UNIX_EPOCH + since_epoch).fmt(f)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Timestamp;
+
+    #[test]
+    fn a_time_is_written_as_rfc_3339_has_it() {
+        for (millis, text) in [
+            (1_790_000_000_250, "2026-09-21T14:13:20.250Z"),
+            (-1, "1970-01-01T00:00:00.000Z"),
+            (i64::MAX, "9999-12-31T23:59:59.999Z"),
+        ] {
+            assert_eq!(Timestamp(millis).to_string(), text);
+        }
+    }
+}

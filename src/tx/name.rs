@@ -1,6 +1,5 @@
-//! The name that a producer gives a transaction, and what comes with it.
+//! The name that a producer gives a transaction.
 
-use super::checker::CheckPlan;
 use std::sync::Arc;
 
 /// The longest name, in bytes.
@@ -49,18 +48,6 @@ impl std::fmt::Display for TransactionName {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str(&self.0)
     }
-}
-
-/// What makes a transaction outlive its channel.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Named {
-    /// Unique for its user in its virtual host.
-    pub name: TransactionName,
-    /// Who is to be asked when it is in doubt; nobody: it waits for a person.
-    pub check: Option<CheckPlan>,
-    /// Whether a transactional channel published it, which decides it or leaves it in doubt. What other channels
-    /// publish is in doubt from the start, because none of them will decide.
-    pub transactional: bool,
 }
 
 #[cfg(test)]

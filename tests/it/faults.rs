@@ -1,24 +1,17 @@
-//! What fails, and what then: each row of the table in the design, provoked for real.
+//! What fails, and what then: each row of the table in docs/operations.md, provoked for real.
 
 use crate::support::id;
-use crate::support::{Broker, PATIENCE, Proxy, Raw, broker, deadline, transactional, unique, wait_until};
+use crate::support::{
+    Broker, PATIENCE, Proxy, Raw, broker, deadline, transactional, unique, wait_until, with_relay_account,
+};
 use std::io::ErrorKind;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
 /// A proxy with an account of its own for its relay, not started yet, and the account's name.
 fn prepared(settings: &[(&str, &str)]) -> (Proxy, String) {
-    let account = unique("relay-of-fault");
-    broker().add_relay_account(&account);
-    let quoted = format!("'{account}'");
-    let mut all = vec![
-        ("relay.username", quoted.as_str()),
-        ("relay.password", quoted.as_str()),
-        ("relay.retry.max", "'500ms'"),
-        ("transaction.forward_wait", "'100ms'"),
-    ];
-    all.extend_from_slice(settings);
-    (Proxy::prepare(broker().port, &all), account)
+    let quick = [("transaction.forward_wait", "'100ms'")];
+    with_relay_account(&[&quick, settings].concat())
 }
 
 #[test]

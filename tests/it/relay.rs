@@ -2,23 +2,17 @@
 
 use crate::support::id;
 use crate::support::table::{Properties, Table};
-use crate::support::{Broker, PATIENCE, Proxy, Raw, broker, deadline, transactional, unique, wait_until};
+use crate::support::{
+    Broker, PATIENCE, Proxy, Raw, broker, deadline, transactional, unique, wait_until, with_relay_account,
+};
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
 /// A proxy whose relay has an account of its own on the shared broker, and the account's name.
 fn with_own_account(settings: &[(&str, &str)]) -> (Proxy, String) {
-    let account = unique("relay-of-test");
-    broker().add_relay_account(&account);
-    let quoted = format!("'{account}'");
-    let mut all = vec![
-        ("relay.username", quoted.as_str()),
-        ("relay.password", quoted.as_str()),
-        ("relay.retry.max", "'500ms'"),
-        ("transaction.forward_wait", "'300ms'"),
-    ];
-    all.extend_from_slice(settings);
-    (Proxy::start_with(broker().port, &all), account)
+    let (mut proxy, account) = with_relay_account(settings);
+    proxy.resume();
+    (proxy, account)
 }
 
 /// Gets `count` messages; their bodies.

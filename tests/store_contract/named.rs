@@ -225,6 +225,7 @@ async fn what_its_channel_left_undecided_is_asked_about_until_somebody_decides(s
     let (summary, _) = stage.show(&tx).await;
     assert_eq!((summary.state, summary.messages, summary.next_check_at), (State::Delivered, 2, None));
     assert_eq!(summary.decided_by.as_deref(), Some("checker others"));
+    assert_eq!((summary.attempts, summary.checks_answered), (11, 4), "the one that decided is an answer too");
 }
 
 async fn the_longest_overdue_are_asked_about_first(stage: Stage<'_>) {

@@ -23,6 +23,8 @@ pub(super) struct FakeStore {
     rows: Mutex<BTreeMap<TransactionId, Row>>,
     decided: Mutex<Vec<Decided>>,
     failure: Mutex<Option<StoreError>>,
+    /// Somebody decides this one between the look for what is due and the question.
+    decided_between: Mutex<Option<u128>>,
 }
 
 struct Row {
@@ -90,6 +92,10 @@ impl FakeStore {
         let row = rows.get_mut(&id(number)).expect("it was added");
         row.summary.state = State::RolledBack;
         row.summary.next_check_at = None;
+    }
+
+    pub(super) fn decide_between(&self, number: u128) {
+        *self.decided_between.lock().unwrap() = Some(number);
     }
 
     /// Lets every call fail from now on.
@@ -185,6 +191,10 @@ impl Store for FakeStore {
     }
 
     fn messages(&self, id: TransactionId, _: usize) -> Reply<Vec<Pack>> {
+        let between = self.decided_between.lock().unwrap().take_if(|number| id.0.as_u128() == *number);
+        if let Some(number) = between {
+            self.decide_by_hand(number);
+        }
         self.answer(|rows| rows.get(&id).map(|row| pack(row.exchange.as_bytes(), b"", b"body")).into_iter().collect())
     }
 

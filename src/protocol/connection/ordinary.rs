@@ -4,7 +4,8 @@ use super::{Connection, JUDGE, Phase, Road, Slot};
 use crate::amqp::frame::{self, Frame, Split, kind};
 use crate::amqp::method::id;
 use crate::amqp::reply_code::ReplyCode;
-use crate::protocol::ordinary::{self, HalfChannel, Step, Ticket};
+use crate::protocol::command::Ticket;
+use crate::protocol::ordinary::{self, HalfChannel, Step};
 
 impl Connection {
     /// Tells in one look what most frames need: to go on. `behind` is what follows the frame.

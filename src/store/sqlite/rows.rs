@@ -315,7 +315,8 @@ impl<'a> Rows<'a> {
             format!(
                 "UPDATE transactions SET sequence = :sequence, state = '{committed}', decided_at = :now,
                      decided_by = :actor, packs = packs + :packs, messages = messages + :messages,
-                     bytes = bytes + :bytes, next_check_at = NULL
+                     bytes = bytes + :bytes, next_check_at = NULL,
+                     attempts = attempts + :answers, checks_answered = checks_answered + :answers
                  WHERE sequence = :before AND state IN ({from})",
                 committed = State::Committed,
                 from = states_before(State::Committed),
@@ -329,7 +330,7 @@ impl<'a> Rows<'a> {
         let sequence = self.sequence()?;
         let changed = self.sql.prepare_cached(&COMMIT)?.execute(named_params! {
             ":sequence": sequence, ":now": self.now.0, ":actor": actor.to_string(), ":packs": more,
-            ":messages": messages.count, ":bytes": messages.bytes.len() as i64, ":before": row.sequence,
+            ":messages": messages.count, ":bytes": messages.bytes.len() as i64, ":before": row.sequence, ":answers": actor.answers(),
         })?;
         decided_once(changed)?;
         if more > 0 {
@@ -357,16 +358,16 @@ impl<'a> Rows<'a> {
         static ROLLBACK: LazyLock<String> = LazyLock::new(|| {
             format!(
                 "UPDATE transactions SET state = '{rolled_back}', decided_at = :now, decided_by = :actor,
-                     next_check_at = NULL
+                     next_check_at = NULL, attempts = attempts + :answers,
+                     checks_answered = checks_answered + :answers
                  WHERE sequence = :sequence AND state IN ({from})",
                 rolled_back = State::RolledBack,
                 from = states_before(State::RolledBack),
             )
         });
-        let changed = self
-            .sql
-            .prepare_cached(&ROLLBACK)?
-            .execute(named_params! { ":now": self.now.0, ":actor": actor.to_string(), ":sequence": row.sequence })?;
+        let changed = self.sql.prepare_cached(&ROLLBACK)?.execute(named_params! {
+            ":now": self.now.0, ":actor": actor.to_string(), ":answers": actor.answers(), ":sequence": row.sequence,
+        })?;
         decided_once(changed)?;
         self.left(row, State::RolledBack);
         self.discard(row)?;

@@ -138,6 +138,8 @@ pub(super) struct Writer {
     recent: Recent,
     /// What the relay is done with, still to be deleted.
     delivered: Vec<i64>,
+    /// Ends of transactions that could not be written. Their channels are gone, so nobody else would try again.
+    unfinished: Vec<Request>,
     /// When to write unasked, if no request comes before: to delete, or to see whether the disk is well again.
     write_at: Option<Instant>,
     upkeep: Upkeep,
@@ -174,6 +176,7 @@ impl Writer {
             broken: HashMap::new(),
             recent: Recent::default(),
             delivered: Vec::new(),
+            unfinished: Vec::new(),
             write_at: None,
             upkeep,
             _lock: lock,
@@ -196,8 +199,7 @@ impl Writer {
             }
             let now = Instant::now();
             if self.write_at.is_some_and(|at| at <= now) {
-                // If it fails, it sets the time of the next attempt.
-                let _ = self.attempt(&[], true);
+                self.write_unasked();
             }
             if self.upkeep.due() <= now {
                 self.upkeep.work(&self.sql, (self.clock)());
@@ -205,6 +207,18 @@ impl Writer {
             self.upkeep.checkpoint(&self.sql);
         }
         self.close();
+    }
+
+    /// Deletes, and tries again what could not be written. If it fails, it sets the time of the next attempt.
+    fn write_unasked(&mut self) {
+        let mut again = std::mem::take(&mut self.unfinished);
+        let written = self.attempt(&[], true).is_ok();
+        if written && !again.is_empty() {
+            add(&self.stats.queued, again.len() as u64);
+            self.write(&mut again);
+        } else {
+            self.unfinished.append(&mut again);
+        }
     }
 
     /// Takes `call` and all that waits behind it, within bounds. Says whether there is more to come.
@@ -368,6 +382,15 @@ impl Writer {
             && is_one(origin)
         {
             self.broken.entry(origin.id).or_insert_with(|| error.clone());
+        }
+        // Nobody waits for the second answer.
+        let answer = oneshot::channel().0;
+        match &request {
+            Request::Rollback { id, reason, .. } => {
+                self.unfinished.push(Request::Rollback { id: *id, reason: reason.clone(), answer });
+            }
+            Request::Abandon { id, .. } => self.unfinished.push(Request::Abandon { id: *id, answer }),
+            _ => {}
         }
         request.refuse(error);
     }

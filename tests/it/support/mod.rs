@@ -74,6 +74,21 @@ pub fn proxied_port() -> u16 {
     if std::env::var_os("HALFWAY_TEST_DIRECT").is_some() { broker().port } else { proxy().port }
 }
 
+/// A proxy in front of [`broker`] whose relay has an account of its own, so that it can be locked out; not started yet, and
+/// the account's name.
+pub fn with_relay_account(settings: &[(&str, &str)]) -> (Proxy, String) {
+    let account = unique("relay-of-test");
+    broker().add_relay_account(&account);
+    let quoted = format!("'{account}'");
+    let own = [
+        ("relay.username", quoted.as_str()),
+        ("relay.password", quoted.as_str()),
+        ("relay.retry.max", "'500ms'"),
+        ("transaction.forward_wait", "'300ms'"),
+    ];
+    (Proxy::prepare(broker().port, &[&own, settings].concat()), account)
+}
+
 /// Logs in as guest, opens channel 1 in transaction mode, and channel 2 plain with a durable queue, as it is.
 #[track_caller]
 pub fn transactional(port: u16, queue: &str) -> Raw {

@@ -224,7 +224,8 @@ fn decisions_are_made_after_what_was_published_before_them() {
     script.client(&control(1, b"commit", "order-1", b""));
     let Command::Decide { ticket, name, .. } = script.command() else { panic!("it is decided") };
     script.connection.handle_decided(1, ticket, &name, Ok(Verdict::Contradicted(fate)));
-    let text = "PRECONDITION_FAILED - transaction 'order-1' is rolled_back since 2026-09-21T14:13:20Z by operator ann";
+    let text =
+        "PRECONDITION_FAILED - transaction 'order-1' is rolled_back since 2026-09-21T14:13:20.000Z by operator ann";
     assert_eq!(closed(&script.sent().0), (1, text.into()));
 }
 

@@ -290,6 +290,33 @@ fn deletes_that_failed_are_kept_for_later() {
     assert_eq!(bench.writer.write_at, None);
 }
 
+/// A channel that ended while the disk was full left its transaction open until the next start.
+#[test]
+fn an_end_that_could_not_be_written_is_written_when_it_can_be() {
+    let mut bench = Bench::new();
+    let (left, dropped) = (named("left", true), origin(0));
+    for tx in [&left, &dropped] {
+        bench.write([park(tx, 10).0]);
+    }
+    let other = bench.lock_out();
+    let (left_request, left_answer) = abandon(&left);
+    let (dropped_request, dropped_answer) = rollback(&dropped);
+    bench.write([left_request, dropped_request]);
+    assert!(answer(left_answer).is_err() && answer(dropped_answer).is_err());
+    bench.writer.write_unasked();
+    assert!(bench.writer.write_at.is_some(), "it will be tried again");
+
+    drop(other);
+    bench.writer.write_unasked();
+    assert_eq!(bench.writer.write_at, None);
+    let states = |tx: &Origin| -> String {
+        let query = "SELECT state FROM transactions WHERE id = ?1";
+        bench.writer.sql.query_row(query, [tx.id.0.as_bytes()], |row| row.get(0)).unwrap()
+    };
+    assert_eq!((states(&left), states(&dropped)), ("in_doubt".into(), "rolled_back".into()));
+    assert_eq!(bench.stat(|stats| &stats.queued), 0);
+}
+
 #[test]
 fn what_is_left_without_a_part_is_in_doubt_to_nobody() {
     let mut bench = Bench::new();
