@@ -56,6 +56,8 @@ pub enum Outcome {
 enum Asker {
     /// The client: the answer passes.
     Client,
+    /// The client, whose rollback the store has to keep as well: the answer waits for that.
+    RollBack,
     /// A commit that fences off its probes.
     Fence,
     /// Half messages of this named transaction, to be parked if RabbitMQ has nothing against them.
@@ -89,6 +91,17 @@ enum Body {
     Decision(Decision, TransactionName),
     /// Nowhere: the message is refused, which RabbitMQ does when all of it has come.
     Wrong(String),
+}
+
+/// The client's rollback of a named transaction that is in the store. It is answered when both have happened: before,
+/// a crash would leave in doubt what the client knows to be rolled back.
+#[derive(Debug)]
+struct RollingBack {
+    transaction: TransactionId,
+    /// RabbitMQ has answered.
+    answered: bool,
+    /// The store has kept it.
+    durable: bool,
 }
 
 /// A commit on its way.
@@ -132,7 +145,8 @@ pub struct Channel {
     deciding: Vec<Ticket>,
     /// How often the client said tx.select that is no barrier, and RabbitMQ has not answered.
     selects: usize,
-    /// Frames that came behind a commit or a barrier.
+    rolling_back: Option<RollingBack>,
+    /// Frames that came behind a commit, a barrier or a rollback.
     behind: Vec<u8>,
     answers: VecDeque<Asker>,
     /// Delivery tags that the client holds, of deliveries since tx.select.
@@ -184,7 +198,7 @@ impl Channel {
             io.to_upstream.extend_from_slice(frame.raw);
             return Outcome::Stay;
         }
-        if self.commit.is_some() || self.barrier.is_some() {
+        if self.commit.is_some() || self.barrier.is_some() || self.rolling_back.is_some() {
             self.behind.extend_from_slice(frame.raw);
             return Outcome::Stay;
         }
@@ -459,12 +473,45 @@ impl Channel {
     }
 
     fn roll_back(&mut self, io: &mut Io) {
-        self.answers.push_back(Asker::Client);
         let mut transaction = std::mem::take(&mut self.transaction);
         if let Some(unacked) = transaction.take_unsettled() {
             self.unacked = unacked;
         }
-        roll_back(&transaction, Ended::RolledBack, None, io);
+        // One without a name is rolled back by the next start, whatever the store has kept.
+        let stored = transaction.id.filter(|_| transaction.parked && transaction.named.is_some());
+        self.rolling_back = stored.map(|transaction| RollingBack { transaction, answered: false, durable: false });
+        self.answers.push_back(if stored.is_some() { Asker::RollBack } else { Asker::Client });
+        roll_back(&transaction, self.number, Ended::RolledBack, None, io);
+    }
+
+    /// The store has, or has not, kept that a transaction is rolled back.
+    pub fn handle_rolled_back(
+        &mut self,
+        transaction: TransactionId,
+        result: Result<(), StoreError>,
+        io: &mut Io,
+    ) -> Outcome {
+        let Some(own) = self.rolling_back.as_mut().filter(|own| own.transaction == transaction) else {
+            return Outcome::Stay;
+        };
+        match result {
+            Ok(()) => {
+                own.durable = true;
+                self.pass_rollback(io)
+            }
+            Err(error) => refuse_store(&error, id::TX_ROLLBACK),
+        }
+    }
+
+    /// Answers the client's rollback if RabbitMQ and the store have both done it.
+    fn pass_rollback(&mut self, io: &mut Io) -> Outcome {
+        if self.rolling_back.take_if(|own| own.answered && own.durable).is_none() {
+            return Outcome::Stay;
+        }
+        let mut answer = Vec::new();
+        method::write_bare(&mut answer, self.number, id::TX_ROLLBACK_OK);
+        self.say(&answer, io);
+        Outcome::Released
     }
 
     fn begin_commit(&mut self, frame: &Frame<'_>, io: &mut Io) -> Outcome {
@@ -655,6 +702,12 @@ impl Channel {
         let outcome = match frame.method_id() {
             Some(id::TX_ROLLBACK_OK | id::TX_COMMIT_OK) => match self.answers.pop_front() {
                 Some(Asker::Client) | None => Outcome::Stay,
+                Some(Asker::RollBack) => {
+                    if let Some(own) = &mut self.rolling_back {
+                        own.answered = true;
+                    }
+                    return self.pass_rollback(io);
+                }
                 Some(Asker::Trim) => return Outcome::Stay,
                 Some(Asker::Judge(id, batch)) => return self.judged(id, batch, io),
                 Some(Asker::Fence) => return self.fenced(io),
@@ -754,14 +807,14 @@ impl Channel {
     /// The channel is over, and nobody has said what becomes of its transaction: a named one is in doubt, any other is
     /// rolled back. A decision that is being made goes on without it.
     pub fn leave(&mut self, io: &mut Io) {
-        leave(&std::mem::take(&mut self.transaction), Ended::RolledBack, io);
+        leave(&std::mem::take(&mut self.transaction), self.number, Ended::RolledBack, io);
         self.leave_commit(None, None, io);
     }
 
     /// The channel is over because something was refused, or failed: what is undecided is rolled back, for `reason`. A
     /// decision that is being made goes on without it; one that failed leaves a named transaction in doubt.
     pub fn abandon(&mut self, ended: Ended, reason: Option<String>, io: &mut Io) {
-        roll_back(&std::mem::take(&mut self.transaction), ended, reason.clone(), io);
+        roll_back(&std::mem::take(&mut self.transaction), self.number, ended, reason.clone(), io);
         self.leave_commit(Some(ended), reason, io);
     }
 
@@ -771,10 +824,10 @@ impl Channel {
         match (commit.step, ended) {
             // A message of it was refused, or could not be kept: it is incomplete, and nobody may release the rest.
             (Step::Fencing | Step::Fenced | Step::DecidingOthers(_), Some(ended)) if reason.is_some() => {
-                roll_back(&commit.transaction, ended, reason, io);
+                roll_back(&commit.transaction, self.number, ended, reason, io);
             }
             (Step::Fencing | Step::Fenced | Step::DecidingOthers(_), _) | (Step::Deciding, Some(Ended::Failed)) => {
-                leave(&commit.transaction, ended.unwrap_or(Ended::RolledBack), io);
+                leave(&commit.transaction, self.number, ended.unwrap_or(Ended::RolledBack), io);
             }
             (Step::Deciding | Step::Settling { .. }, _) => {
                 if let Step::Settling { relay_until: Some(until), .. } = commit.step {
@@ -797,19 +850,19 @@ fn park(transaction: &mut Transaction, batch: Batch, channel: u16, parks: &mut V
 }
 
 /// Forgets an undecided transaction, in the store too.
-fn roll_back(transaction: &Transaction, ended: Ended, reason: Option<String>, io: &mut Io) {
+fn roll_back(transaction: &Transaction, channel: u16, ended: Ended, reason: Option<String>, io: &mut Io) {
     if !transaction.has_no_message() {
         io.commands.push_back(Command::Ended(ended));
     }
     if let Some(transaction) = transaction.id.filter(|_| transaction.parked) {
-        io.commands.push_back(Command::RollBack { transaction, reason });
+        io.commands.push_back(Command::RollBack { channel, transaction, reason });
     }
 }
 
 /// Forgets an undecided transaction, which ended in this way, unless it is named and in the store.
-fn leave(transaction: &Transaction, ended: Ended, io: &mut Io) {
+fn leave(transaction: &Transaction, channel: u16, ended: Ended, io: &mut Io) {
     match transaction.id.filter(|_| transaction.parked && transaction.named.is_some()) {
-        None => roll_back(transaction, ended, None, io),
+        None => roll_back(transaction, channel, ended, None, io),
         Some(id) => {
             io.commands.push_back(Command::Ended(Ended::InDoubt));
             io.commands.push_back(Command::Abandon { transaction: id });

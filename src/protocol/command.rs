@@ -76,8 +76,10 @@ pub enum Command {
         /// Whether [`super::connection::Connection::handle_forwarded`] is waited for.
         wait: bool,
     },
-    /// Forget a parked transaction.
+    /// Forget a parked transaction; answer with [`super::connection::Connection::handle_rolled_back`].
     RollBack {
+        /// The client's channel.
+        channel: u16,
         /// Which.
         transaction: TransactionId,
         /// Why, where nobody asked for it: RabbitMQ's refusal, say.

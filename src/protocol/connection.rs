@@ -736,6 +736,11 @@ impl Connection {
         self.on_channel(channel, |channel, io| channel.handle_parked(transaction, result, io));
     }
 
+    /// The store's answer to [`Command::RollBack`].
+    pub fn handle_rolled_back(&mut self, channel: u16, transaction: TransactionId, result: Result<(), StoreError>) {
+        self.on_channel(channel, |channel, io| channel.handle_rolled_back(transaction, result, io));
+    }
+
     /// The store's answer to [`Command::Decide`].
     pub fn handle_decided(
         &mut self,

@@ -78,7 +78,8 @@ enum Event {
     Decided(u16, Ticket, TransactionName, Result<Verdict, StoreError>),
     Forwarded(u16, TransactionId, Option<Forwarded>),
     /// Rolled back or left in doubt.
-    Ended(TransactionId, Result<(), StoreError>),
+    RolledBack(u16, TransactionId, Result<(), StoreError>),
+    Abandoned(TransactionId, Result<(), StoreError>),
     StoreFull(bool),
     Drain,
 }
@@ -185,7 +186,13 @@ impl Session {
                     }
                     self.connection.handle_decided(channel, ticket, &name, result);
                 }
-                Event::Ended(id, result) => {
+                Event::RolledBack(channel, id, result) => {
+                    if let Err(error) = &result {
+                        tracing::warn!(connection = self.number, transaction = %id, %error, "the rollback was not kept");
+                    }
+                    self.connection.handle_rolled_back(channel, id, result);
+                }
+                Event::Abandoned(id, result) => {
                     if let Err(error) = result {
                         tracing::warn!(connection = self.number, transaction = %id, %error, "the end was not kept");
                     }
@@ -387,13 +394,13 @@ impl Session {
                             .push(Box::pin(async move { Event::Forwarded(channel, transaction, receiver.await.ok()) }));
                     }
                 }
-                Command::RollBack { transaction, reason } => {
+                Command::RollBack { channel, transaction, reason } => {
                     let reply = self.shared.store.rollback(transaction, reason);
-                    self.events.push(Box::pin(async move { Event::Ended(transaction, reply.await) }));
+                    self.events.push(Box::pin(async move { Event::RolledBack(channel, transaction, reply.await) }));
                 }
                 Command::Abandon { transaction } => {
                     let reply = self.shared.store.abandon(transaction);
-                    self.events.push(Box::pin(async move { Event::Ended(transaction, reply.await) }));
+                    self.events.push(Box::pin(async move { Event::Abandoned(transaction, reply.await) }));
                 }
                 Command::Decide { channel, ticket, decision, name } => {
                     let owned =

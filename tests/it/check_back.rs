@@ -1,6 +1,7 @@
 //! The check-back before a real RabbitMQ: checkers that answer by AMQP and by HTTP, and such as die in mid-answer. The
 //! first half stands on a store alone, the second on a whole proxy.
 
+use crate::support::checker::{HttpChecker, Reply};
 use crate::support::{PATIENCE, Proxy, Raw, broker, deadline, unique, wait_until};
 use futures_util::StreamExt;
 use halfway::check_back::{CheckBack, Parts, queue_exists};
@@ -21,8 +22,6 @@ use lapin::options::{
 use lapin::types::{AMQPValue, FieldTable};
 use lapin::{BasicProperties, Channel, Connection, ConnectionProperties};
 use std::collections::BTreeMap;
-use std::io::{Read, Write};
-use std::net::TcpListener;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 use tokio::runtime::Runtime;
@@ -260,7 +259,7 @@ fn doctor_finds_the_queue_or_not() {
 
 #[test]
 fn an_http_checker_decides_at_its_time_and_no_one_is_asked_after_the_end() {
-    let server = HttpServer::start(|_| "{\"decision\":\"commit\"}");
+    let server = HttpChecker::start(|_| "{\"decision\":\"commit\"}");
     let url = HttpUrl::try_from(server.url.clone()).unwrap();
     let checker = Checker { name: "orders".into(), url: Some(url), ..Checker::default() };
     let mut alone = Alone::start(&[checker]);
@@ -275,51 +274,6 @@ fn an_http_checker_decides_at_its_time_and_no_one_is_asked_after_the_end() {
     alone.doubt("order-2", "orders", Duration::ZERO);
     // Nothing asks any more: there is no task left that could.
     assert_eq!(server.asked().len(), 1);
-}
-
-/// A small HTTP checker: one thread, one request a connection.
-struct HttpServer {
-    url: String,
-    asked: Arc<Mutex<Vec<(String, Instant)>>>,
-}
-
-impl HttpServer {
-    fn start(answer: fn(&str) -> &'static str) -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        let url = format!("http://127.0.0.1:{}/half/check", listener.local_addr().unwrap().port());
-        let asked = Arc::new(Mutex::new(Vec::new()));
-        let keep = Arc::clone(&asked);
-        std::thread::spawn(move || {
-            for stream in listener.incoming() {
-                let Ok(mut stream) = stream else { return };
-                let Some(question) = read_request(&mut stream) else { continue };
-                let name = question["transaction"].as_str().expect("a name").to_owned();
-                keep.lock().unwrap().push((name.clone(), Instant::now()));
-                let body = answer(&name);
-                let head = format!("HTTP/1.1 200 OK\r\ncontent-length: {}\r\nconnection: close\r\n\r\n", body.len());
-                // The proxy may have been killed meanwhile.
-                let _ = stream.write_all((head + body).as_bytes());
-            }
-        });
-        Self { url, asked }
-    }
-
-    fn asked(&self) -> Vec<(String, Instant)> {
-        self.asked.lock().unwrap().clone()
-    }
-}
-
-fn read_request(stream: &mut impl Read) -> Option<serde_json::Value> {
-    let mut bytes = Vec::new();
-    let mut piece = [0; 4096];
-    loop {
-        let read = stream.read(&mut piece).ok().filter(|read| *read > 0)?;
-        bytes.extend_from_slice(&piece[..read]);
-        let Some(end) = bytes.windows(4).position(|four| four == b"\r\n\r\n") else { continue };
-        if let Ok(question) = serde_json::from_slice(&bytes[end + 4..]) {
-            return Some(question);
-        }
-    }
 }
 
 /// A proxy with one checker, `orders`, that is made of these lines of TOML.
@@ -354,7 +308,7 @@ fn declare(queue: &str) -> Raw {
 
 #[test]
 fn what_a_dead_producer_left_is_delivered_when_its_checker_knows() {
-    let server = HttpServer::start(|name| match name {
+    let server = HttpChecker::start(|name| match name {
         "good" => "{\"decision\":\"commit\"}",
         _ => "{\"decision\":\"rollback\"}",
     });
@@ -388,7 +342,7 @@ fn the_proxy_asks_competing_instances_by_amqp() {
 
 #[test]
 fn a_restart_keeps_the_schedule_and_the_counts() {
-    let server = HttpServer::start(|_| "{\"decision\":\"unknown\"}");
+    let server = HttpChecker::start(|_| "{\"decision\":\"unknown\"}");
     let queue = unique("orders");
     declare(&queue);
     let checker =
@@ -408,7 +362,7 @@ fn a_restart_keeps_the_schedule_and_the_counts() {
 /// What lapin does on a confirm channel: the confirm says that the message is durable, and the check comes by itself.
 #[test]
 fn a_half_message_on_a_confirm_channel_is_checked_too() {
-    let server = HttpServer::start(|_| "{\"decision\":\"commit\"}");
+    let server = HttpChecker::start(|_| "{\"decision\":\"commit\"}");
     let queue = unique("orders");
     let mut consumer = declare(&queue);
     let proxy = proxy_with(&format!("url = '{}', first_after = '0s'", server.url));
@@ -425,4 +379,69 @@ fn a_half_message_on_a_confirm_channel_is_checked_too() {
     });
     assert!(confirmed.expect("a confirm").is_ack());
     assert_eq!(consumer.get_soon(1, &queue).text(), "half");
+}
+
+/// Each of them has a checker of its own, and a good one stands beside them.
+#[test]
+fn checkers_that_misbehave_decide_nothing_and_disturb_no_other() {
+    let bad = [
+        ("slow", "nothing came within 500ms"),
+        ("never", "nothing came within 500ms"),
+        ("rubbish", "the connection failed"),
+        ("endless", "length limit exceeded"),
+        ("status", "the status is 500, not 200"),
+        ("redirect", "the status is 302, not 200"),
+        ("twice", "the answer is not"),
+        ("word", "`yes` is none of"),
+    ];
+    let server = HttpChecker::start(|name: &str| match name {
+        "slow" => Reply::Slow,
+        "never" => Reply::Never,
+        "rubbish" => Reply::Rubbish,
+        "endless" => Reply::Endless,
+        "status" => Reply::Status(500),
+        "redirect" => Reply::Status(302),
+        "twice" => Reply::Body("{\"decision\":\"commit\",\"decision\":\"commit\"}"),
+        "word" => Reply::Word("yes"),
+        _ => Reply::Word("commit"),
+    });
+    let checkers: Vec<String> = bad
+        .iter()
+        .map(|(name, _)| *name)
+        .chain(["good"])
+        .map(|name| {
+            format!(
+                "{{ name = '{name}', url = '{}', match = {{ transaction = '{name}' }}, first_after = '0s', \
+                 interval = '100ms', max_interval = '200ms', timeout = '500ms', max_checks = 1 }}",
+                server.url
+            )
+        })
+        .collect();
+    let queue = unique("orders");
+    let mut consumer = declare(&queue);
+    let proxy = Proxy::start_with(broker().port, &[("checker", &format!("[{}]", checkers.join(", ")))]);
+    for (name, _) in bad {
+        publish_and_die(proxy.port, &queue, name);
+    }
+    // More than once: no answer uses up nothing, though `max_checks` is 1.
+    let asked = |name: &str| server.asked().iter().filter(|(asked, _)| asked == name).count();
+    wait_until(deadline(PATIENCE), "everybody to be asked again", || bad.iter().all(|(name, _)| asked(name) >= 3));
+    publish_and_die(proxy.port, &queue, "good");
+    assert_eq!(consumer.get_soon(1, &queue).text(), "good");
+    let read = |path: &str| -> serde_json::Value {
+        let (status, text) = proxy.http(path).unwrap();
+        assert_eq!(status, 200, "{text}");
+        serde_json::from_str(&text).unwrap()
+    };
+    for (name, reason) in bad {
+        let list = read(&format!("/api/transactions?name={name}"));
+        let transaction = read(&format!("/api/transactions/{}", list["items"][0]["id"].as_str().unwrap()));
+        assert_eq!(transaction["state"], "in_doubt", "{transaction}");
+        assert_eq!(transaction["checks_answered"], 0, "{transaction}");
+        let history = transaction["history"].as_array().unwrap();
+        let said = |event: &serde_json::Value| event["reason"].as_str().is_some_and(|text| text.contains(reason));
+        assert!(history.iter().any(said), "{name}: {transaction}");
+    }
+    assert!(consumer.drain(1, &queue).is_empty());
+    assert!(proxy.memory_bytes() < 64 << 20, "an endless answer is not kept");
 }

@@ -1,10 +1,11 @@
 //! A store that keeps its contract in memory: what is called takes effect at once, is durable at the next sync, and is
 //! answered behind it. A crash forgets what was not synced.
 
-use pure::protocol::ordinary::Ticket;
+use pure::protocol::command::Ticket;
+use pure::tx::checker::Named;
 use pure::tx::decision::{Decision, Fate, Verdict};
 use pure::tx::id::{Timestamp, TransactionId};
-use pure::tx::name::{Named, TransactionName};
+use pure::tx::name::TransactionName;
 use pure::tx::outcome::StoreError;
 use pure::tx::state::State;
 use std::collections::BTreeMap;

@@ -1,6 +1,7 @@
 //! What the tests stand on: RabbitMQ nodes and proxies as child processes, a raw AMQP client, and waiting.
 
 pub mod broker;
+pub mod checker;
 pub mod child;
 pub mod client;
 pub mod id;

@@ -203,7 +203,7 @@ fn a_refused_publish_rolls_it_back_with_the_reason() {
     let (mut script, id) = with_one(settings());
     script.client(&publish(1, b"refused"));
     script.upstream(&close(1, 404, "NOT_FOUND - no exchange 'x' in vhost 'shop'"));
-    let Command::RollBack { transaction, reason: Some(reason) } = script.command() else { panic!("it is decided") };
+    let Command::RollBack { transaction, reason: Some(reason), .. } = script.command() else { panic!("it is decided") };
     assert_eq!(transaction, id);
     assert_eq!(reason, "refused by RabbitMQ: 404 NOT_FOUND - no exchange 'x' in vhost 'shop'");
     script.connection.handle_client_lost();
@@ -245,10 +245,45 @@ fn a_rollback_while_rabbitmq_judges_forgets_what_it_judges() {
 }
 
 #[test]
-fn a_rollback_of_what_is_kept_is_told_to_the_store() {
+fn a_rollback_of_what_is_kept_is_answered_when_rabbitmq_and_the_store_have_done_it() {
+    for store_first in [true, false] {
+        let (mut script, id) = with_one(settings());
+        script.client(&[bare(1, id::TX_ROLLBACK), half(1, "order-2", b"two")].concat());
+        assert!(
+            matches!(script.command(), Command::RollBack { channel: 1, transaction, reason: None } if transaction == id)
+        );
+        assert_eq!(methods(&script.sent().1), [(1, id::TX_ROLLBACK)], "what comes behind it waits");
+        let kept = |script: &mut Script| {
+            script.connection.handle_rolled_back(1, id, Ok(()));
+            script.collect();
+        };
+        if store_first {
+            kept(&mut script);
+        } else {
+            judge(&mut script);
+        }
+        assert_eq!(methods(&script.sent().0), [], "a crash could still leave it in doubt");
+        if store_first {
+            judge(&mut script);
+        } else {
+            kept(&mut script);
+        }
+        let (to_client, to_upstream) = script.sent();
+        assert_eq!(methods(&to_client), [(1, id::TX_ROLLBACK_OK)]);
+        assert_eq!(methods(&to_upstream), [(1, id::BASIC_PUBLISH), (1, id::TX_ROLLBACK)]);
+    }
+}
+
+#[test]
+fn a_rollback_that_the_store_can_not_keep_is_not_answered_with_ok() {
     let (mut script, id) = with_one(settings());
     script.client(&bare(1, id::TX_ROLLBACK));
-    assert!(matches!(script.command(), Command::RollBack { transaction, reason: None } if transaction == id));
+    script.command();
+    judge(&mut script);
+    script.connection.handle_rolled_back(1, id, Err(StoreError::Full("no space".into())));
+    script.collect();
+    let (to_client, _) = script.sent();
+    assert_eq!(methods(&to_client), [(1, id::CHANNEL_CLOSE)]);
 }
 
 #[test]
