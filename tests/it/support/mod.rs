@@ -4,6 +4,7 @@ pub mod broker;
 pub mod child;
 pub mod client;
 pub mod id;
+pub mod postgres;
 pub mod proxy;
 pub mod raw;
 pub mod table;
