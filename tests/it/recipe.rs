@@ -182,10 +182,13 @@ impl Shop {
 
 /// Places an order: the status of the answer; `None` if there is none.
 fn order(port: u16, id: &str) -> Option<u16> {
-    let body = format!("{{\"id\": \"{id}\", \"item\": \"a book\"}}");
+    post(port, "/orders", &format!("{{\"id\": \"{id}\", \"item\": \"a book\"}}"))
+}
+
+fn post(port: u16, path: &str, body: &str) -> Option<u16> {
     let mut stream = TcpStream::connect((Ipv4Addr::LOCALHOST, port)).ok()?;
     stream.set_read_timeout(Some(PATIENCE)).expect("a limit can be set");
-    write!(stream, "POST /orders HTTP/1.0\r\nContent-Length: {}\r\n\r\n{body}", body.len()).ok()?;
+    write!(stream, "POST {path} HTTP/1.0\r\nContent-Length: {}\r\n\r\n{body}", body.len()).ok()?;
     let mut answer = String::new();
     stream.read_to_string(&mut answer).ok()?;
     answer.split(' ').nth(1)?.parse().ok()
@@ -254,6 +257,8 @@ fn asked_while_it_runs(mut shop: Shop) {
     assert_eq!(answer, Some(201), "it is placed, though its message waits for the check-back; {}", shop.log());
     let service = shop.service();
     assert_eq!(shop.settle("slow"), ["delivered"]);
+    let forged = r#"{"transaction": "order-late"}"#;
+    assert_eq!(post(shop.port, "/half/check", forged), Some(403), "a stranger could spoil any order");
     drop(service);
     shop.agree("asked inside the local transaction");
 
