@@ -159,9 +159,10 @@ impl HalfChannel {
         is_passing
     }
 
-    /// Whether something waits for RabbitMQ or the store.
+    /// Whether something waits for RabbitMQ or the store: an answer that is not the client's must come before any that
+    /// is.
     pub fn is_busy(&self) -> bool {
-        !self.waiting.is_empty()
+        !self.waiting.is_empty() || self.flows.contains(&true)
     }
 
     /// Whether the client has to wait before it may send more.
@@ -421,7 +422,10 @@ impl HalfChannel {
             io.to_client.append(&mut self.held);
         }
         match frame.method_id() {
-            Some(id::CHANNEL_FLOW_OK) if self.flows.pop_front() == Some(true) => self.advance(io),
+            Some(id::CHANNEL_FLOW_OK) if self.flows.pop_front() == Some(true) => match self.is_busy() {
+                true => self.advance(io),
+                false => Step::Released,
+            },
             Some(method @ (id::BASIC_ACK | id::BASIC_NACK)) => {
                 let Some(numbering) = &mut self.numbering else { return Step::Pass };
                 let Ok(settle) = Settle::parse(frame.arguments()) else { return Step::Pass };
@@ -436,9 +440,9 @@ impl HalfChannel {
 
     /// RabbitMQ is gone, and with it its judgement. What the store is asked already goes on.
     pub fn lose_upstream(&mut self, io: &mut Io) {
-        let was_busy = self.is_busy();
+        let was_waiting = !self.waiting.is_empty();
         self.waiting.retain(|waiting| matches!(waiting.stage, Stage::Parking(_) | Stage::Deciding(_)));
-        if was_busy && !self.is_busy() {
+        if was_waiting && self.waiting.is_empty() {
             io.committing -= 1;
         }
     }
