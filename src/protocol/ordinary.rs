@@ -132,7 +132,8 @@ pub struct HalfChannel {
 
 impl HalfChannel {
     /// For a channel on which so many messages were published since confirm.select; `None`: it is not in confirm mode.
-    pub fn new(number: u16, published: Option<u64>) -> Self {
+    /// `flows` is how many channel.flow of its client RabbitMQ has not answered.
+    pub fn new(number: u16, published: Option<u64>, flows: usize) -> Self {
         Self {
             number,
             numbering: published.map(Numbering::new),
@@ -141,7 +142,7 @@ impl HalfChannel {
             behind: Vec::new(),
             // What the client did before this was not looked at.
             unordered: true,
-            flows: VecDeque::new(),
+            flows: vec![false; flows].into(),
             content: Content::Unknown,
             held: Vec::new(),
             refusal: None,
