@@ -228,7 +228,7 @@ impl Run {
                 }
                 Command::Decide { channel, ticket, name, .. } => self.decides.push((channel, ticket, name)),
                 Command::RollBack { transaction, .. } | Command::Abandon { transaction } => {
-                    drop(self.undecided.remove(&transaction))
+                    self.undecided.remove(&transaction);
                 }
                 Command::Began => self.began += 1,
                 Command::Ended(_) => self.ended += 1,
