@@ -34,6 +34,7 @@ pub(crate) enum Answer {
     Parked(u16, TransactionId, Result<(), StoreError>),
     Committed(u16, TransactionId, Result<bool, StoreError>),
     Decided(u16, Ticket, TransactionName, Result<Verdict, StoreError>),
+    RolledBack(u16, TransactionId),
 }
 
 #[derive(Default)]

@@ -58,6 +58,7 @@ struct Run {
     commits: Vec<(u16, TransactionId, usize)>,
     decides: Vec<(u16, Ticket, TransactionName)>,
     forwards: Vec<(u16, TransactionId)>,
+    rollbacks: Vec<(u16, TransactionId)>,
     kept: HashMap<TransactionId, Kept>,
     judged: HashSet<Place>,
     began: usize,
@@ -90,6 +91,7 @@ pub fn run(script: &mut Script<'_>) -> usize {
             15 if script.below(16) == 0 => run.lose_upstream(),
             17 => run.broker.confirm(number, script.below(8), script.flag(), script.below(4) > 0),
             18 => run.answer_decide(|script| script.below(4) == 0, script),
+            19 => run.answer_rollback(|script| script.below(4) == 0, script),
             _ => {}
         }
         run.collect();
@@ -166,6 +168,7 @@ impl Run {
             commits: Vec::new(),
             decides: Vec::new(),
             forwards: Vec::new(),
+            rollbacks: Vec::new(),
             kept: HashMap::new(),
             judged: HashSet::new(),
             began: 0,
@@ -250,6 +253,16 @@ impl Run {
         self.connection.handle_parked(channel, id, result);
     }
 
+    fn answer_rollback(&mut self, fails: impl Fn(&mut Script<'_>) -> bool, script: &mut Script<'_>) {
+        if self.rollbacks.is_empty() {
+            return;
+        }
+        let (channel, id) = self.rollbacks.remove(0);
+        let result = if fails(script) { Err(script.store_error()) } else { Ok(()) };
+        trace(|| format!("                              rolled back {channel} {id} {result:?}"));
+        self.connection.handle_rolled_back(channel, id, result);
+    }
+
     fn answer_commit(&mut self, fails: impl Fn(&mut Script<'_>) -> bool, script: &mut Script<'_>) {
         if self.commits.is_empty() {
             return;
@@ -309,7 +322,12 @@ impl Run {
             self.broker.work(None);
             self.broker.confirm_all();
             self.pump(255, 255);
-            while !(self.parks.is_empty() && self.commits.is_empty() && self.decides.is_empty()) {
+            while !(self.parks.is_empty()
+                && self.commits.is_empty()
+                && self.decides.is_empty()
+                && self.rollbacks.is_empty())
+            {
+                self.answer_rollback(|_| false, none);
                 self.answer_park(|_| false, none);
                 self.answer_decide(|_| false, none);
                 self.answer_commit(|_| false, none);
@@ -395,7 +413,10 @@ impl Run {
                     self.commit(channel, transaction, named.is_some(), batch, parked);
                     self.forwards.extend(wait.then_some((channel, transaction)));
                 }
-                Command::RollBack { transaction, .. } => self.end(transaction, false),
+                Command::RollBack { channel, transaction, .. } => {
+                    self.end(transaction, false);
+                    self.rollbacks.push((channel, transaction));
+                }
                 Command::Abandon { transaction } => self.end(transaction, true),
                 Command::Decide { channel, ticket, name, .. } => {
                     assert!(self.client.is_next(channel, name.as_str()), "{name} is decided before its turn");

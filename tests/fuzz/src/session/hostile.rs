@@ -23,6 +23,7 @@ struct Run {
     decides: Vec<(u16, Ticket, TransactionName)>,
     commits: Vec<(u16, TransactionId)>,
     forwards: Vec<(u16, TransactionId)>,
+    rollbacks: Vec<(u16, TransactionId)>,
     /// Kept in the store and decided by nobody so far.
     undecided: HashSet<TransactionId>,
     /// Answers of RabbitMQ on each channel that a fence may have waited for.
@@ -44,6 +45,7 @@ pub fn run(script: &mut Script<'_>) -> usize {
         decides: Vec::new(),
         commits: Vec::new(),
         forwards: Vec::new(),
+        rollbacks: Vec::new(),
         undecided: HashSet::new(),
         answers: HashMap::new(),
         decisions: HashMap::new(),
@@ -63,7 +65,7 @@ pub fn run(script: &mut Script<'_>) -> usize {
         run.client(&mut client);
     }
     while !script.is_over() && !run.over {
-        match script.below(13) {
+        match script.below(14) {
             0..3 => bytes(script, &mut client),
             3..5 => bytes(script, &mut upstream),
             5 => run.connection.handle_upstream_connected(),
@@ -90,6 +92,11 @@ pub fn run(script: &mut Script<'_>) -> usize {
                 let (channel, ticket, name) = run.decides.remove(0);
                 let result = if script.flag() { Err(script.store_error()) } else { Ok(script.verdict()) };
                 run.connection.handle_decided(channel, ticket, &name, result);
+            }
+            13 if !run.rollbacks.is_empty() => {
+                let (channel, id) = run.rollbacks.remove(0);
+                let result = if script.flag() { Err(script.store_error()) } else { Ok(()) };
+                run.connection.handle_rolled_back(channel, id, result);
             }
             11 => match script.below(12) {
                 0 => run.connection.drain(),
@@ -227,9 +234,11 @@ impl Run {
                     self.forwards.extend(wait.then_some((channel, transaction)));
                 }
                 Command::Decide { channel, ticket, name, .. } => self.decides.push((channel, ticket, name)),
-                Command::RollBack { transaction, .. } | Command::Abandon { transaction } => {
+                Command::RollBack { channel, transaction, .. } => {
                     self.undecided.remove(&transaction);
+                    self.rollbacks.push((channel, transaction));
                 }
+                Command::Abandon { transaction } => drop(self.undecided.remove(&transaction)),
                 Command::Began => self.began += 1,
                 Command::Ended(_) => self.ended += 1,
                 Command::Close | Command::Abort => self.over = true,
