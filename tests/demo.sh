@@ -7,15 +7,30 @@ cd "$(dirname "$0")/.."
 say() { printf '\n== %s\n' "$*"; }
 
 folder=$(mktemp -d "${TMPDIR:-/tmp}/halfway-demo.XXXXXX")
+# Questions to the order service are signed with it.
+secret=$(head -c 20 /dev/urandom | od -An -tx1 | tr -d ' \n')
 
 # --- What the demonstration needs ---------------------------------------------------------------------------------
 
+# The configuration of the checker, which the proxy finds on this host.
+checker() {
+    echo "[{ name = 'orders', url = 'http://$1:$orders_port/half/check', match = { transaction = 'order-*' }," \
+        "first_after = '2s', interval = '1s', max_interval = '1s' }]"
+}
+
 # Two ways to have RabbitMQ and the proxy; each defines the same functions, and the variables amqp_port (the
-# proxy's), user, password and relay (the account that the proxy publishes with).
+# proxy's), user, password, relay (the account that the proxy publishes with), and orders_port and orders_address
+# (where the order service of the second act listens).
 
 with_compose() {
     tests/setup.sh pika
-    compose() { docker compose --project-name halfway-demo "$@"; }
+    read -r orders_port < <(.venv/bin/python tests/demo/free_ports.py 1)
+    # The container reaches this machine at an address that is not loopback.
+    orders_address=0.0.0.0
+    ORDERS_CHECKER=$(checker host.docker.internal)
+    ORDERS_SECRET=$secret
+    export ORDERS_CHECKER ORDERS_SECRET
+    compose() { docker compose --project-name halfway-demo --file docker-compose.yml --file tests/demo/compose.yml "$@"; }
     start_all() {
         say "Building the proxy and starting it beside RabbitMQ with Docker Compose; the first time takes minutes."
         compose up --detach --build --wait
@@ -23,6 +38,7 @@ with_compose() {
     rabbitmqctl() { compose exec -T rabbitmq rabbitmqctl --quiet "$@"; }
     kill_proxy() { compose kill --signal KILL halfway; }
     start_proxy() { compose up --detach --wait halfway; }
+    halfway() { compose exec -T halfway halfway "$@"; }
     stop_all() { compose down --volumes --timeout 5 >/dev/null 2>&1 || true; }
     amqp_port=5673 user=app password=app relay=halfway
 }
@@ -30,7 +46,9 @@ with_compose() {
 with_debian() {
     bin=/usr/lib/rabbitmq/bin proxy_pid=
     tests/setup.sh demo
-    read -r broker_port distribution_port epmd_port amqp_port admin_port < <(.venv/bin/python tests/demo/free_ports.py 5)
+    read -r broker_port distribution_port epmd_port amqp_port admin_port orders_port \
+        < <(.venv/bin/python tests/demo/free_ports.py 6)
+    orders_address=127.0.0.1
     user=guest password=guest relay=halfway
     rabbitmq() {
         local program=$1
@@ -67,6 +85,7 @@ with_debian() {
         HALFWAY_LISTEN__ADDRESS="127.0.0.1:$amqp_port" HALFWAY_ADMIN__ADDRESS="127.0.0.1:$admin_port" \
             HALFWAY_UPSTREAM__URLS="[\"amqp://127.0.0.1:$broker_port\"]" HALFWAY_RELAY__USERNAME=$relay \
             HALFWAY_RELAY__PASSWORD=secret HALFWAY_STORE__URL="sqlite:$folder/halfway.db" \
+            HALFWAY_CHECKER="$(checker 127.0.0.1)" HALFWAY_CHECKER__ORDERS__SECRET=$secret \
             "${CARGO_TARGET_DIR:-target}/debug/halfway" serve --config config.toml >>"$folder/halfway.log" 2>&1 &
         proxy_pid=$!
         for _ in $(seq 300); do
@@ -78,6 +97,7 @@ with_debian() {
         echo "the proxy did not open port $amqp_port" >&2
         exit 1
     }
+    halfway() { "${CARGO_TARGET_DIR:-target}/debug/halfway" "$@" --url "http://127.0.0.1:$admin_port"; }
     kill_proxy() {
         kill -KILL $proxy_pid
         wait $proxy_pid 2>/dev/null || true
@@ -97,12 +117,63 @@ finish() {
         echo "The demonstration failed. The proxy's last words:" >&2
         tail -n 20 "$folder/halfway.log" >&2
     fi
+    if [ $status != 0 ] && [ -f "$folder/orders.log" ]; then
+        echo "The order service's last words:" >&2
+        tail -n 20 "$folder/orders.log" >&2
+    fi
     say "Stopping everything and removing $folder."
+    stop_service
     stop_all
     rm -rf "$folder"
     exit $status
 }
 
+# The order service, as it is or with something around it: a program and its arguments.
+service_pid=
+start_service() {
+    .venv/bin/python -B "$@" --amqp "amqp://$user:$password@127.0.0.1:$amqp_port" --database "sqlite:$folder/orders.db" \
+        --listen "$orders_address:$orders_port" --secret-file "$folder/orders.secret" >>"$folder/orders.log" 2>&1 &
+    service_pid=$!
+    # It is to be killed, and the shell would remark on that.
+    disown "$service_pid"
+    for _ in $(seq 100); do
+        (exec 3<>"/dev/tcp/127.0.0.1/$orders_port") 2>/dev/null && return
+        sleep 0.1
+    done
+    echo "the order service did not open port $orders_port" >&2
+    exit 1
+}
+stop_service() {
+    [ -z "$service_pid" ] || kill "$service_pid" 2>/dev/null || true
+    wait_for_service
+}
+wait_for_service() {
+    while [ -n "$service_pid" ] && kill -0 "$service_pid" 2>/dev/null; do sleep 0.1; done
+    service_pid=
+}
+# Where a line of the example stands, as orders_until.py wants it.
+line() {
+    local found
+    found=$(grep --max-count=1 --line-number --fixed-strings "$2" "docs/examples/orders/$1")
+    echo "$1:${found%%:*}#1"
+}
+# Has an order placed with a service that dies just before the line that has this text.
+order_and_die() {
+    start_service tests/clients/orders_until.py KILL "$(line "$2" "$3")"
+    shop order "$orders_port" "$1"
+    wait_for_service
+}
+# Waits until a transaction is in a state.
+until_state() {
+    for _ in $(seq 300); do
+        halfway tx list --name "$1" --state "$2" 2>/dev/null | grep --quiet --fixed-strings "$2" && return
+        sleep 0.1
+    done
+    echo "$1 did not become $2" >&2
+    exit 1
+}
+
+shop() { .venv/bin/python -B tests/demo/shop.py "$@"; }
 client() { .venv/bin/python tests/demo/demo.py "$1" "$amqp_port" "$user" "$password"; }
 
 # --- The demonstration --------------------------------------------------------------------------------------------
@@ -113,7 +184,7 @@ trap 'exit 130' INT TERM
 if docker info >/dev/null 2>&1 && docker compose version >/dev/null 2>&1; then with_compose; else with_debian; fi
 start_all
 
-say "A pika program connects to Halfway instead of RabbitMQ; nothing but its port has changed."
+say "Act one: a pika program connects to Halfway instead of RabbitMQ; nothing but its port has changed."
 client first
 
 say "Now the relay's account is locked out of RabbitMQ: its password changes, and its connections are closed."
@@ -133,4 +204,40 @@ start_proxy
 say "A consumer reads the queue."
 client arrive
 
-say "That is all: committed messages survive, and rolled-back ones never appear."
+say "Act two: an order goes into a database and into a queue, into both or into neither."
+echo "   The service is docs/examples/orders. It publishes in a named transaction, so that Halfway keeps the message"
+echo "   even if the service dies, and then asks it what became of its database's transaction."
+printf '%s\n' "$secret" >"$folder/orders.secret"
+
+say "The service is killed after its database's commit and before tx.commit."
+order_and_die 1001 orders.py "channel.tx_commit()"
+shop orders "$folder/orders.db"
+
+say "The order is placed, its message is not sent. Halfway has it, and is in doubt: halfway tx list --state in_doubt"
+until_state order-1001 in_doubt
+halfway tx list --state in_doubt
+
+say "The service starts again. Halfway asks it, and the database says: committed."
+start_service docs/examples/orders/orders.py
+until_state order-1001 delivered
+halfway tx show --name order-1001 --user $user
+stop_service
+
+say "Now the service is killed before its database's commit, so the database rolls back."
+order_and_die 1002 sqlite.py 'connection.execute("COMMIT")'
+shop orders "$folder/orders.db"
+
+say "Again Halfway can't know that, and is in doubt: halfway tx list --state in_doubt"
+until_state order-1002 in_doubt
+halfway tx list --state in_doubt
+
+say "The service starts again. This time the answer is: rolled back."
+start_service docs/examples/orders/orders.py
+until_state order-1002 rolled_back
+halfway tx show --name order-1002 --user $user
+stop_service
+
+say "A consumer reads the queue."
+shop arrive "$folder/orders.db" "$amqp_port" "$user" "$password"
+
+say "That is all: what was committed arrives, what was rolled back never does, and who dies in between is asked later."

@@ -3,10 +3,11 @@
 #
 #   tests/setup.sh pika    pika alone
 #   tests/setup.sh demo    this, RabbitMQ, and a C compiler for the build
-#   tests/setup.sh         these, and amqplib for Node
+#   tests/setup.sh         these, amqplib for Node, and PostgreSQL with psycopg
 #   tests/setup.sh all     these, a C++ compiler for the fuzz targets, and HAProxy for the benchmarks
 #
-# RabbitMQ, Node and HAProxy come from Debian, pika goes to .venv, amqplib to tests/clients/node_modules.
+# RabbitMQ, PostgreSQL, Node and HAProxy come from Debian, pika and psycopg go to .venv, amqplib to
+# tests/clients/node_modules.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 case ${1:-test} in
@@ -14,7 +15,7 @@ case ${1:-test} in
     demo) level=1 ;;
     test) level=2 ;;
     all) level=3 ;;
-    *) sed -n '2,9s/^# \{0,1\}//p' "$0" >&2; exit 2 ;;
+    *) sed -n '2,10s/^# \{0,1\}//p' "$0" >&2; exit 2 ;;
 esac
 
 as_root() {
@@ -26,14 +27,16 @@ install() {
     echo "Installing $* with apt-get, once." >&2
     as_root apt-get update -qq
     as_root env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "$@" >/dev/null
-    # Debian starts a broker with the package. Every test has its own, and this one would hold port 5672.
-    if [[ " $* " == *" rabbitmq-server "* ]]; then
+    # Debian starts these servers with their packages. Every test has its own, and these would hold ports 5672 and 5432.
+    local server
+    for server in rabbitmq-server postgresql; do
+        [[ " $* " == *" $server "* ]] || continue
         if [ -d /run/systemd/system ]; then
-            as_root systemctl disable --quiet --now rabbitmq-server
+            as_root systemctl disable --quiet --now $server
         else
-            as_root service rabbitmq-server stop >/dev/null 2>&1 || true
+            as_root service $server stop >/dev/null 2>&1 || true
         fi
-    fi
+    done
 }
 
 missing=()
@@ -45,6 +48,7 @@ need 1 rabbitmq-server test -x /usr/lib/rabbitmq/bin/rabbitmq-server
 # SQLite, which the store brings along, and ring are C.
 need 1 "gcc libc6-dev" command -v cc
 need 2 "nodejs npm" command -v npm
+need 2 postgresql compgen -G '/usr/lib/postgresql/*/bin/initdb'
 need 3 g++ command -v c++
 need 3 haproxy test -x /usr/sbin/haproxy
 [ ${#missing[@]} = 0 ] || install "${missing[@]}"
@@ -54,6 +58,10 @@ if ! .venv/bin/python -c 'import pika' 2>/dev/null; then
     rm -rf .venv
     python3 -m venv .venv
     .venv/bin/pip install --quiet --disable-pip-version-check "pika>=1.3,<2"
+fi
+
+if [ $level -ge 2 ] && ! .venv/bin/python -c 'import psycopg' 2>/dev/null; then
+    .venv/bin/pip install --quiet --disable-pip-version-check "psycopg[binary]>=3.1,<4"
 fi
 
 lock=tests/clients/package-lock.json

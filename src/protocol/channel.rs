@@ -138,6 +138,13 @@ pub struct Channel {
     commit: Option<Commit>,
     /// The prepare barrier: a repeated tx.select in a named transaction; and whether RabbitMQ has answered it.
     barrier: Option<bool>,
+    /// Whether the client has asked RabbitMQ something behind which nobody has asked since, so that the answer to a
+    /// commit could overtake that to it.
+    asked: bool,
+    /// Decisions about other transactions that the store has not answered.
+    deciding: Vec<Ticket>,
+    /// How often the client said tx.select that is no barrier, and RabbitMQ has not answered.
+    selects: usize,
     rolling_back: Option<RollingBack>,
     /// Frames that came behind a commit, a barrier or a rollback.
     behind: Vec<u8>,
@@ -154,12 +161,14 @@ pub struct Channel {
     parks: Vec<TransactionId>,
     /// Committed transactions whose returns came too late for their commit-ok and still go out.
     late: HashSet<TransactionId>,
+    /// The client has closed it. Answers to what the proxy asked may still come before RabbitMQ's close-ok.
+    closing: bool,
 }
 
 impl Channel {
     /// A channel whose client has just sent tx.select.
     pub fn new(number: u16, consumers: Consumers) -> Self {
-        Self { number, consumers, content: Content::Unknown, ..Self::default() }
+        Self { number, consumers, selects: 1, content: Content::Unknown, ..Self::default() }
     }
 
     /// Whether a commit is on its way.
@@ -184,6 +193,11 @@ impl Channel {
 
     /// A frame from the client.
     pub fn handle_client(&mut self, frame: &Frame<'_>, io: &mut Io) -> Outcome {
+        if self.closing {
+            // Nothing may come here; RabbitMQ says so.
+            io.to_upstream.extend_from_slice(frame.raw);
+            return Outcome::Stay;
+        }
         if self.commit.is_some() || self.barrier.is_some() || self.rolling_back.is_some() {
             self.behind.extend_from_slice(frame.raw);
             return Outcome::Stay;
@@ -241,12 +255,16 @@ impl Channel {
             id::BASIC_CONSUME => self.consumers.asked(frame.arguments())?,
             id::BASIC_RECOVER_ASYNC => self.recovered(),
             id::TX_SELECT if self.transaction.named.is_some() => self.barrier = Some(false),
+            id::TX_SELECT => self.selects += 1,
             id::CHANNEL_CLOSE => {
                 self.leave(io);
-                io.to_upstream.extend_from_slice(frame.raw);
-                return Ok(Outcome::Gone);
+                self.late.clear();
+                self.closing = true;
             }
             _ => self.transaction.forget_judgements(),
+        }
+        if !matches!(method, id::BASIC_ACK | id::BASIC_NACK | id::BASIC_REJECT) {
+            self.asked = self.barrier.is_none();
         }
         io.to_upstream.extend_from_slice(frame.raw);
         Ok(Outcome::Stay)
@@ -382,6 +400,7 @@ impl Channel {
             return park(transaction, batch, self.number, &mut self.parks, io);
         }
         transaction.judging = true;
+        self.asked = false;
         let id = *transaction.id.get_or_insert_with(io.settings.new_id);
         self.answers.push_back(Asker::Judge(id, batch));
         method::write_bare(&mut io.to_upstream, self.number, id::TX_ROLLBACK);
@@ -503,7 +522,7 @@ impl Channel {
             io.to_upstream.extend_from_slice(frame.raw);
             return Outcome::Stay;
         }
-        let is_prepared = transaction.is_prepared();
+        let is_prepared = transaction.is_prepared() && !self.asked;
         self.commit = Some(Commit { transaction, step: Step::Fencing, since: io.now, forwarded: None });
         io.committing += 1;
         if is_prepared {
@@ -523,9 +542,11 @@ impl Channel {
             park(transaction, batch, self.number, &mut self.parks, io);
         }
         // First what is decided about others: if that can't be, nothing of this transaction is.
-        let decisions = std::mem::take(&mut transaction.decisions);
+        let decisions = transaction.decisions.clone();
         commit.step = if decisions.is_empty() { Step::Fenced } else { Step::DecidingOthers(decisions.len()) };
-        for (ticket, (decision, name)) in (0..).map(Ticket).zip(decisions) {
+        for (decision, name) in decisions {
+            let ticket = io.next_ticket();
+            self.deciding.push(ticket);
             io.commands.push_back(Command::Decide { channel: self.number, ticket, decision, name });
         }
         self.decide(io)
@@ -534,10 +555,13 @@ impl Channel {
     /// The store's answer to a decision about another transaction.
     pub fn handle_decided(
         &mut self,
+        ticket: Ticket,
         name: &TransactionName,
         result: Result<Verdict, StoreError>,
         io: &mut Io,
     ) -> Outcome {
+        let Some(at) = self.deciding.iter().position(|deciding| *deciding == ticket) else { return Outcome::Stay };
+        self.deciding.swap_remove(at);
         let Some(Commit { step: Step::DecidingOthers(left), .. }) = &mut self.commit else { return Outcome::Stay };
         if let Err((code, text)) = half::check_verdict(name, result) {
             return Outcome::Refuse(code, text, id::TX_COMMIT);
@@ -689,10 +713,15 @@ impl Channel {
                 Some(Asker::Fence) => return self.fenced(io),
                 Some(Asker::Settle) => return self.settled(io),
             },
+            Some(id::TX_SELECT_OK) if self.selects > 0 => {
+                self.selects -= 1;
+                Outcome::Stay
+            }
             Some(id::TX_SELECT_OK) if self.barrier == Some(false) => {
                 self.barrier = Some(true);
                 return self.pass_barrier(io);
             }
+            Some(id::CHANNEL_CLOSE_OK) if self.closing => Outcome::Gone,
             Some(id::CHANNEL_CLOSE) => {
                 match Close::parse(frame.arguments()) {
                     // A refused publish decides its transaction: nobody may release half of it later.
@@ -779,22 +808,23 @@ impl Channel {
     /// rolled back. A decision that is being made goes on without it.
     pub fn leave(&mut self, io: &mut Io) {
         leave(&std::mem::take(&mut self.transaction), self.number, Ended::RolledBack, io);
-        self.leave_commit(None, io);
+        self.leave_commit(None, None, io);
     }
 
     /// The channel is over because something was refused, or failed: what is undecided is rolled back, for `reason`. A
     /// decision that is being made goes on without it; one that failed leaves a named transaction in doubt.
     pub fn abandon(&mut self, ended: Ended, reason: Option<String>, io: &mut Io) {
-        roll_back(&std::mem::take(&mut self.transaction), self.number, ended, reason, io);
-        self.leave_commit(Some(ended), io);
+        roll_back(&std::mem::take(&mut self.transaction), self.number, ended, reason.clone(), io);
+        self.leave_commit(Some(ended), reason, io);
     }
 
-    fn leave_commit(&mut self, ended: Option<Ended>, io: &mut Io) {
+    fn leave_commit(&mut self, ended: Option<Ended>, reason: Option<String>, io: &mut Io) {
         let Some(commit) = self.commit.take() else { return };
         io.committing -= 1;
         match (commit.step, ended) {
-            (Step::Fencing | Step::Fenced | Step::DecidingOthers(_), Some(Ended::Refused)) => {
-                roll_back(&commit.transaction, self.number, Ended::Refused, None, io);
+            // A message of it was refused, or could not be kept: it is incomplete, and nobody may release the rest.
+            (Step::Fencing | Step::Fenced | Step::DecidingOthers(_), Some(ended)) if reason.is_some() => {
+                roll_back(&commit.transaction, self.number, ended, reason, io);
             }
             (Step::Fencing | Step::Fenced | Step::DecidingOthers(_), _) | (Step::Deciding, Some(Ended::Failed)) => {
                 leave(&commit.transaction, self.number, ended.unwrap_or(Ended::RolledBack), io);

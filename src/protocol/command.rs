@@ -39,7 +39,7 @@ pub struct Settings {
     pub new_id: fn() -> TransactionId,
 }
 
-/// Tells the half messages and decisions of a channel apart.
+/// Tells the half messages and decisions of a connection apart.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Ticket(pub u64);
 
@@ -185,6 +185,7 @@ pub struct Io {
     pub published: bool,
     /// What time it is, as the session last said.
     pub now: Instant,
+    last_ticket: u64,
 }
 
 impl Io {
@@ -204,6 +205,14 @@ impl Io {
             upstream_lost: false,
             published: false,
             now,
+            last_ticket: 0,
         }
+    }
+
+    /// A ticket that no channel of the connection has had: an answer may come when its channel is closed, and another
+    /// is open under the same number.
+    pub fn next_ticket(&mut self) -> Ticket {
+        self.last_ticket += 1;
+        Ticket(self.last_ticket)
     }
 }

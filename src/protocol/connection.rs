@@ -112,7 +112,7 @@ pub struct Connection {
     pub io: Io,
     phase: Phase,
     channels: HashMap<u16, Slot>,
-    /// The client's open channels.
+    /// The client's channels whose numbers RabbitMQ has not given back: until one of them has answered channel.close.
     open: HashSet<u16>,
     /// How many RabbitMQ lets be open; 0 is no limit.
     channel_max: u16,
@@ -329,7 +329,10 @@ impl Connection {
                 self.open.insert(number);
                 self.closed_upstream.remove(&number);
             }
-            Some(id::CHANNEL_CLOSE_OK) => drop(self.closed_upstream.remove(&number)),
+            Some(id::CHANNEL_CLOSE_OK) => {
+                self.closed_upstream.remove(&number);
+                self.open.remove(&number);
+            }
             _ if self.closed_upstream.contains(&number) => {}
             Some(id::TX_SELECT) => {
                 let consumers = self.consumers.remove(&number).unwrap_or_default();
@@ -340,7 +343,8 @@ impl Connection {
                 // What can't be read, RabbitMQ refuses.
                 let _ = self.consumers.entry(number).or_default().asked(frame.arguments());
             }
-            Some(id::CHANNEL_CLOSE) => self.forget_ordinary(number),
+            // Nothing waits on it, or this would.
+            Some(id::CHANNEL_CLOSE) => drop(self.forget_ordinary(number)),
             _ => {}
         }
         self.io.to_upstream.extend_from_slice(frame.raw);
@@ -464,7 +468,9 @@ impl Connection {
         match outcome {
             Outcome::Stay => {}
             Outcome::Gone => {
-                self.open.remove(&number);
+                if !self.closed_upstream.contains(&number) {
+                    self.open.remove(&number);
+                }
                 if let Some(Slot::Tx(mut channel)) = self.channels.remove(&number) {
                     self.congested.remove(&number);
                     self.replay(&channel.take_behind());
@@ -508,6 +514,12 @@ impl Connection {
 
     /// Closes a channel towards both sides.
     fn refuse(&mut self, number: u16, code: ReplyCode, detail: &str, method: (u16, u16)) {
+        if let Some(Slot::Half(channel)) = self.channels.get_mut(&number)
+            && channel.holds_refusal(code, detail, method)
+        {
+            self.congested.remove(&number);
+            return;
+        }
         let text = code.text(detail);
         let mut refused = Refused::default();
         let behind = match self.channels.remove(&number) {
@@ -530,7 +542,6 @@ impl Connection {
             Some(other) => return drop(self.channels.insert(number, other)),
             None => return,
         };
-        self.open.remove(&number);
         self.congested.remove(&number);
         Close { code, text: text.as_bytes(), method }.write(&mut refused.close, number);
         if refused.content == Content::Idle {
@@ -596,7 +607,7 @@ impl Connection {
             return false;
         }
         match frame.method_id() {
-            Some(id::CHANNEL_CLOSE) => false,
+            Some(id::CHANNEL_CLOSE | id::CHANNEL_CLOSE_OK) => false,
             Some(id::BASIC_CONSUME_OK) => self.consumers.is_empty(),
             _ => true,
         }
@@ -634,9 +645,11 @@ impl Connection {
                     consumers.accepted(frame.arguments());
                 }
             }
+            Some(id::CHANNEL_CLOSE_OK) => drop(self.open.remove(&frame.channel)),
             Some(id::CHANNEL_CLOSE) => {
-                self.forget_ordinary(frame.channel);
+                let behind = self.forget_ordinary(frame.channel);
                 self.io.to_client.extend_from_slice(frame.raw);
+                self.replay(&behind);
                 return self.end_if_idle();
             }
             _ => {}
@@ -667,6 +680,7 @@ impl Connection {
         match frame.method_id() {
             Some(id::CHANNEL_CLOSE_OK) => {
                 self.closing_upstream.remove(&frame.channel);
+                self.open.remove(&frame.channel);
                 self.reopen_if_answered(frame.channel);
             }
             Some(id::CHANNEL_CLOSE) => {
@@ -739,7 +753,7 @@ impl Connection {
             let step = half.handle_decided(ticket, result, &mut self.io);
             return self.take(channel, step);
         }
-        self.on_channel(channel, |channel, io| channel.handle_decided(name, result, io));
+        self.on_channel(channel, |channel, io| channel.handle_decided(ticket, name, result, io));
     }
 
     /// The store's answer to [`Command::Commit`]; `true`: it was committed just now, and is being forwarded.

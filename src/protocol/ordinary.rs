@@ -114,7 +114,6 @@ pub struct HalfChannel {
     numbering: Option<Numbering>,
     receiving: Option<Receiving>,
     waiting: VecDeque<Waiting>,
-    next_ticket: u64,
     /// Frames of the client that wait until nothing is on its way.
     behind: Vec<u8>,
     /// Whether a method that may change RabbitMQ's judgement went out since the last flow-ok was asked for.
@@ -124,6 +123,8 @@ pub struct HalfChannel {
     content: Content,
     /// What the proxy has to say once RabbitMQ's content is through.
     held: Vec<u8>,
+    /// Why it will be closed once the client's content is through.
+    refusal: Option<(ReplyCode, String, (u16, u16))>,
 }
 
 impl HalfChannel {
@@ -134,14 +135,25 @@ impl HalfChannel {
             numbering: published.map(Numbering::new),
             receiving: None,
             waiting: VecDeque::new(),
-            next_ticket: 0,
             behind: Vec::new(),
             // What the client did before this was not looked at.
             unordered: true,
             flows: VecDeque::new(),
             content: Content::Unknown,
             held: Vec::new(),
+            refusal: None,
         }
+    }
+
+    /// Whether closing it has to wait, because an ordinary message is passing: RabbitMQ closes the whole connection over
+    /// a method in the middle of a content. When it is through, the client's last frame gives this back as
+    /// [`Step::Refuse`].
+    pub fn holds_refusal(&mut self, code: ReplyCode, text: &str, method: (u16, u16)) -> bool {
+        let is_passing = matches!(self.receiving, Some(Receiving::Passing(_)));
+        if is_passing {
+            self.refusal.get_or_insert((code, text.to_owned(), method));
+        }
+        is_passing
     }
 
     /// Whether something waits for RabbitMQ or the store.
@@ -151,7 +163,8 @@ impl HalfChannel {
 
     /// Whether the client has to wait before it may send more.
     pub fn is_congested(&self) -> bool {
-        self.behind.len() + self.waiting.iter().map(|waiting| waiting.bytes).sum::<usize>() > WAITING_BYTES_MAX
+        self.refusal.is_none()
+            && self.behind.len() + self.waiting.iter().map(|waiting| waiting.bytes).sum::<usize>() > WAITING_BYTES_MAX
     }
 
     /// Frames that waited; they are the client's next ones.
@@ -191,7 +204,13 @@ impl HalfChannel {
             (kind::BODY, Some(Receiving::Passing(rest))) => {
                 let rest = rest.saturating_sub(frame.payload.len() as u64);
                 self.receiving = (rest > 0).then_some(Receiving::Passing(rest));
-                Step::Pass
+                match self.refusal.take_if(|_| rest == 0) {
+                    None => Step::Pass,
+                    Some((code, text, method)) => {
+                        io.to_upstream.extend_from_slice(frame.raw);
+                        Step::Refuse(code, text, method)
+                    }
+                }
             }
             (_, Some(Receiving::Header { publish, .. })) => self.broken(&publish, None, frame, io),
             (_, Some(Receiving::Body { publish, header, .. })) => self.broken(&publish, Some(&header), frame, io),
@@ -279,12 +298,11 @@ impl HalfChannel {
             }
         };
         let tag = self.numbering.as_mut().map(Numbering::park);
-        self.next_ticket += 1;
         let bytes = publish.len() + header.len() + body.len();
         if self.waiting.is_empty() {
             io.committing += 1;
         }
-        self.waiting.push_back(Waiting { ticket: Ticket(self.next_ticket), tag, bytes, stage });
+        self.waiting.push_back(Waiting { ticket: io.next_ticket(), tag, bytes, stage });
         // The answer also tells where RabbitMQ is within a content, which the confirm of a decision needs too.
         if std::mem::take(&mut self.unordered) {
             self.flows.push_back(true);

@@ -16,6 +16,7 @@ mod fidelity;
 mod half;
 mod process;
 mod publish;
+mod recipe;
 mod relay;
 mod relay_alone;
 mod support;

@@ -59,14 +59,20 @@ impl Connection {
     }
 
     /// An ordinary channel is over.
-    pub(super) fn forget_ordinary(&mut self, number: u16) {
+    ///
+    /// Gives back frames that waited on it. RabbitMQ ignores them now, but for a channel.close, which it answers.
+    pub(super) fn forget_ordinary(&mut self, number: u16) -> Vec<u8> {
         self.consumers.remove(&number);
-        self.open.remove(&number);
         match self.channels.remove(&number) {
-            Some(Slot::Half(mut channel)) => channel.abandon(&mut self.io),
+            Some(Slot::Half(mut channel)) => {
+                channel.abandon(&mut self.io);
+                self.congested.remove(&number);
+                return channel.take_behind();
+            }
             None | Some(Slot::Confirm(_)) => {}
             Some(other @ (Slot::Tx(_) | Slot::Refused(_))) => drop(self.channels.insert(number, other)),
         }
+        Vec::new()
     }
 
     /// Does what a channel with half messages needs.

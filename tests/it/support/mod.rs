@@ -5,6 +5,7 @@ pub mod checker;
 pub mod child;
 pub mod client;
 pub mod id;
+pub mod postgres;
 pub mod proxy;
 pub mod raw;
 pub mod table;

@@ -305,3 +305,55 @@ fn a_store_that_fails_closes_the_channel() {
     script.connection.handle_parked(1, id, Err(StoreError::Full("disk full".into())));
     assert_eq!(closed(&script.sent().0), (1, "RESOURCE_ERROR - the store is full: disk full".into()));
 }
+
+#[test]
+fn a_client_and_rabbitmq_that_close_a_channel_at_once_both_get_their_answer() {
+    let mut script = ordinary(&[1], true);
+    script.client(&[half(1, "a", b"1"), bare(1, id::CHANNEL_CLOSE)].concat());
+    assert_eq!(methods(&script.sent().1), [(1, id::CHANNEL_FLOW)], "the close waits");
+    script.upstream(&close(1, 404, "NOT_FOUND - no queue 'q' in vhost 'shop'"));
+    let (to_client, to_upstream) = script.sent();
+    assert_eq!(methods(&to_client), [(1, id::CHANNEL_CLOSE)]);
+    assert_eq!(to_upstream, bare(1, id::CHANNEL_CLOSE), "RabbitMQ answers it, so the client is not left waiting");
+}
+
+#[test]
+fn a_channel_is_not_closed_in_the_middle_of_a_message_that_passes() {
+    let mut script = ordinary(&[1], true);
+    script.client(&half(1, "a", b"1"));
+    script.upstream(&[flow_ok(1), bare(SEAT, id::TX_ROLLBACK_OK)].concat());
+    let (_, id, _) = parked(&mut script);
+    script.sent();
+    let mut front = publish(1, b"plain");
+    let body = front.split_off(front.len() - frame::OVERHEAD_BYTES - 5);
+    script.client(&front);
+    script.connection.handle_parked(1, id, Err(StoreError::Full("disk full".into())));
+    script.collect();
+    assert_eq!(script.sent(), (Vec::new(), front), "RabbitMQ would close the connection");
+    script.client(&body);
+    let (to_client, to_upstream) = script.sent();
+    assert_eq!(closed(&to_client), (1, "RESOURCE_ERROR - the store is full: disk full".into()));
+    assert!(to_upstream.starts_with(&body));
+    assert_eq!(methods(&to_upstream), [(1, id::CHANNEL_CLOSE)]);
+}
+
+#[test]
+fn an_answer_to_a_channel_that_is_closed_is_not_taken_by_the_next_one() {
+    let mut script = ordinary(&[1], true);
+    let decide = |script: &mut Script, name| {
+        script.client(&control(1, b"commit", name, b""));
+        let Command::Decide { ticket, name, .. } = script.command() else { panic!("it is decided") };
+        (ticket, name)
+    };
+    let (ticket, name) = decide(&mut script, "old");
+    script.upstream(&close(1, 404, "NOT_FOUND - no queue 'q' in vhost 'shop'"));
+    script.client(&[bare(1, id::CHANNEL_CLOSE_OK), channel_open(1), bare(1, id::CONFIRM_SELECT)].concat());
+    script.upstream(&[bare(1, id::CHANNEL_OPEN_OK), bare(1, id::CONFIRM_SELECT_OK)].concat());
+    decide(&mut script, "new");
+    script.upstream(&flow_ok(1));
+    script.sent();
+    let at = Timestamp(0);
+    let fate = Fate { id: TransactionId(Uuid::nil()), state: State::Committed, decided_at: at, decided_by: "x".into() };
+    script.connection.handle_decided(1, ticket, &name, Ok(Verdict::Decided(fate)));
+    assert_eq!(script.sent().0, b"", "the new one is not durable");
+}

@@ -69,6 +69,31 @@ fn the_barrier_is_passed_when_everything_before_it_is_durable() {
 }
 
 #[test]
+fn the_answer_to_the_first_select_is_not_taken_for_that_to_the_barrier() {
+    let mut script = Script::open(settings());
+    script.client(&[bare(1, id::TX_SELECT), half(1, "order-1", b"one"), bare(1, id::TX_SELECT)].concat());
+    script.upstream(&bare(1, id::TX_SELECT_OK));
+    assert_eq!(script.sent().0, bare(1, id::TX_SELECT_OK), "it is told at once");
+    script.upstream(&[bare(1, id::TX_ROLLBACK_OK), bare(1, id::TX_SELECT_OK)].concat());
+    let (id, ..) = parked(&mut script);
+    assert_eq!(script.sent().0, b"", "judged, not durable");
+    keep(&mut script, id);
+    assert_eq!(script.sent().0, bare(1, id::TX_SELECT_OK));
+}
+
+#[test]
+fn a_commit_does_not_overtake_what_was_asked_before_it() {
+    let (mut script, id) = with_one(settings());
+    let mut declare = Vec::new();
+    frame::write_method(&mut declare, 1, (50, 10), |out| out.extend(b"\0\0\x01q\0\0\0\0\0"));
+    script.client(&[declare.clone(), bare(1, id::TX_COMMIT)].concat());
+    assert_eq!(script.sent().1, [declare, bare(1, id::TX_ROLLBACK)].concat(), "although all of it is kept");
+    script.upstream(&[bare(1, (50, 11)), bare(1, id::TX_ROLLBACK_OK)].concat());
+    assert_eq!(script.sent().0, bare(1, (50, 11)));
+    assert_eq!(script.decide().0, id);
+}
+
+#[test]
 fn a_barrier_without_a_name_is_rabbitmqs() {
     let mut script = Script::transactional(settings());
     script.client(&[publish(1, b"one"), bare(1, id::TX_SELECT)].concat());
@@ -136,6 +161,16 @@ fn whatever_ends_the_channel_undecided_leaves_it_in_doubt() {
 }
 
 #[test]
+fn a_client_that_closes_its_channel_hears_nothing_that_it_did_not_ask_for() {
+    let mut script = Script::transactional(settings());
+    script.client(&[half(1, "order-1", b"one"), bare(1, id::CHANNEL_CLOSE)].concat());
+    judge(&mut script);
+    assert_eq!(script.sent().0, b"", "the judgement was the proxy's question");
+    script.upstream(&bare(1, id::CHANNEL_CLOSE_OK));
+    assert_eq!(script.sent().0, bare(1, id::CHANNEL_CLOSE_OK));
+}
+
+#[test]
 fn a_client_that_is_lost_in_its_commit_leaves_it_in_doubt_or_decided() {
     let (mut script, id) = with_one(settings());
     // A further message has to be judged, so that the commit is still in its fence.
@@ -174,6 +209,27 @@ fn a_refused_publish_rolls_it_back_with_the_reason() {
     script.connection.handle_client_lost();
     script.collect();
     assert!(!script.commands.iter().any(|command| matches!(command, Command::Abandon { .. })));
+}
+
+#[test]
+fn what_ends_a_commit_before_all_of_it_is_kept_rolls_it_back_with_the_reason() {
+    let reason = |script: &mut Script| match script.command() {
+        Command::RollBack { reason: Some(reason), .. } => reason,
+        other => panic!("half of it is left: {other:?}"),
+    };
+    // The store can't keep the second message, whose commit is on its way.
+    let (mut script, id) = with_one(settings());
+    script.client(&[publish(1, b"two"), bare(1, id::TX_COMMIT)].concat());
+    judge(&mut script);
+    parked(&mut script);
+    script.connection.handle_parked(1, id, Err(StoreError::Full("disk full".into())));
+    script.collect();
+    assert!(reason(&mut script).ends_with("the store is full: disk full"));
+    // RabbitMQ refuses it.
+    let (mut script, _) = with_one(settings());
+    script.client(&[publish(1, b"two"), bare(1, id::TX_COMMIT)].concat());
+    script.upstream(&close(1, 404, "NOT_FOUND - no exchange 'x' in vhost 'shop'"));
+    assert_eq!(reason(&mut script), "refused by RabbitMQ: 404 NOT_FOUND - no exchange 'x' in vhost 'shop'");
 }
 
 #[test]
@@ -294,4 +350,21 @@ fn decisions_on_a_transactional_channel_are_made_at_its_commit_and_before_it() {
     let Split::Frame(frame) = frame::split(&to_client, 1000) else { panic!("a close") };
     assert_eq!(Close::parse(frame.arguments()).unwrap().text, b"NOT_FOUND - no transaction 'order-9'");
     assert!(!script.commands.iter().any(|command| matches!(command, Command::Commit { .. })), "nothing is committed");
+}
+
+#[test]
+fn a_commit_that_only_decides_about_others_ends_once_when_its_client_is_lost() {
+    let mut script = Script::transactional(settings());
+    let mut headers = Vec::new();
+    table::write_string(&mut headers, b"x-half-transaction", b"order-9");
+    let mut decision = Vec::new();
+    Publish { exchange: b"halfway", routing_key: b"commit", flags: 0 }.write(&mut decision, 1);
+    frame::write_content(&mut decision, 1, &full(0, &headers), b"", 4096);
+    script.connection.handle_client(&[decision, bare(1, id::TX_COMMIT)].concat());
+    script.connection.handle_upstream(&bare(1, id::TX_ROLLBACK_OK));
+    script.connection.handle_client_lost();
+    let commands: Vec<_> = std::iter::from_fn(|| script.connection.poll_command()).collect();
+    let count = |is: fn(&Command) -> bool| commands.iter().filter(|command| is(command)).count();
+    assert_eq!(count(|command| matches!(command, Command::Began)), 1);
+    assert_eq!(count(|command| matches!(command, Command::Ended(_))), 1);
 }

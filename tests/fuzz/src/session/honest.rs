@@ -1,38 +1,65 @@
 //! A client and a RabbitMQ that keep to the protocol, a store that answers in its time or fails, a relay, a clock. Then
-//! the session keeps to the protocol on both sides, decides only what was judged, and leaves nobody waiting for ever.
+//! the session keeps to the protocol on both sides, keeps and decides only what was judged, and leaves nobody waiting
+//! for ever.
 
-use crate::broker::Broker;
+use crate::broker::{Broker, News, Place};
 use crate::client::Client;
 use crate::script::Script;
+use crate::stream::{Stream, describe, trace};
 use pure::amqp::frame::{self, PROTOCOL_HEADER};
-use pure::amqp::method::{self, id};
+use pure::amqp::method::{self, Publish, id};
 use pure::amqp::wire::Write;
 use pure::protocol::command::Command;
+use pure::protocol::command::Ticket;
 use pure::protocol::connection::Connection;
+use pure::tx::batch::{self, Batch};
+use pure::tx::decision::Verdict;
 use pure::tx::id::TransactionId;
+use pure::tx::name::TransactionName;
 use pure::tx::outcome::Forwarded;
 use std::collections::{HashMap, HashSet};
 use std::time::{Duration, Instant};
 
-const CHANNELS: [u16; 3] = [1, 2, 3];
+/// The last one is the place that the proxy likes best for a channel of its own.
+const CHANNELS: [u16; 5] = [1, 2, 3, 4, u16::MAX];
+
+/// A transaction of a transactional channel, as the store knows it.
+struct Kept {
+    named: bool,
+    serial: usize,
+    messages: usize,
+    stage: Stage,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Stage {
+    Undecided,
+    /// A part of it could not be kept.
+    Incomplete,
+    Deciding,
+    /// It could not be committed.
+    Failed,
+    Over,
+}
 
 struct Run {
     connection: Connection,
     client: Client,
     broker: Broker,
+    channel_max: u16,
     now: Instant,
     fed: usize,
     /// Read from the client and from RabbitMQ, and not used by the session yet.
     client_input: Vec<u8>,
     upstream_input: Vec<u8>,
-    parks: Vec<(u16, TransactionId)>,
+    /// With what of it is parked.
+    parks: Vec<(u16, TransactionId, Vec<String>)>,
     /// With how often their channels had been closed.
     commits: Vec<(u16, TransactionId, usize)>,
+    decides: Vec<(u16, Ticket, TransactionName)>,
     forwards: Vec<(u16, TransactionId)>,
-    /// Messages in the store of a transaction that is not decided.
-    parked: HashMap<TransactionId, usize>,
-    /// Transactions that the store could not commit.
-    failed: HashSet<TransactionId>,
+    kept: HashMap<TransactionId, Kept>,
+    judged: HashSet<Place>,
     began: usize,
     ended: usize,
     upstream_is_lost: bool,
@@ -43,35 +70,62 @@ struct Run {
 pub fn run(script: &mut Script<'_>) -> usize {
     let mut run = Run::open(script);
     while !script.is_over() && !run.over {
-        let number = CHANNELS[script.below(CHANNELS.len())];
-        match script.below(16) {
+        let number = run.channel(script);
+        match script.below(20) {
             0..7 => {
                 let quiet = run.client.out.is_empty() && run.client_input.is_empty() && run.upstream_input.is_empty();
                 run.client.act(script, number, quiet && !run.broker.is_sending(number));
             }
             7 if !run.client.acks_all => run.broker.deliver(number, script.bytes(30)),
-            8 if script.below(4) == 0 => run.broker.refuse(number),
-            9 => run.answer_park(|script| script.below(4) == 0, script),
+            8 if script.below(4) == 0 => {
+                let open: Vec<u16> = run.broker.open_channels().collect();
+                run.broker.refuse(*open.get(script.below(8)).unwrap_or(&number));
+            }
+            9 | 16 => run.answer_park(|script| script.below(4) == 0, script),
             10 => run.answer_commit(|script| script.below(4) == 0, script),
             11 => run.forward(),
             12 => run.later(Duration::from_millis(100 << script.below(10))),
             13 => run.connection.handle_store_full(script.flag()),
             14 if script.below(16) == 0 => run.connection.drain(),
             15 if script.below(16) == 0 => run.lose_upstream(),
+            17 => run.broker.confirm(number, script.below(8), script.flag(), script.below(4) > 0),
+            18 => run.answer_decide(|script| script.below(4) == 0, script),
             _ => {}
         }
         run.collect();
-        let (of_client, of_upstream) = (script.byte(), script.byte());
+        let (of_client, of_upstream, work) = (script.byte(), script.byte(), script.below(8));
+        run.broker.work(Some(work).filter(|work| *work < 7));
         run.pump(usize::from(of_client), usize::from(of_upstream));
     }
     run.settle();
     run.connection.handle_client_lost();
     run.collect();
     assert_eq!(run.began, run.ended, "every transaction that began ends");
-    // What could not be committed when its channel was gone already is rolled back at the next start.
-    let decided = |id| run.failed.contains(id) || run.commits.iter().any(|(_, deciding, _)| deciding == id);
-    assert!(run.parked.keys().all(decided), "the store keeps what nobody decides");
+    // What could not be committed when its channel was gone already is left to the next start.
+    let left = |kept: &&Kept| matches!(kept.stage, Stage::Undecided | Stage::Incomplete);
+    assert_eq!(run.kept.values().filter(left).count(), 0, "the store keeps what nobody decides");
+    let half = run.broker.taken.iter().find(|(_, key)| key.starts_with(b"t") || key.starts_with(b"h"));
+    assert_eq!(half, None, "a half message was delivered");
     run.fed
+}
+
+/// Where the messages of a batch are to go.
+fn places(batch: Batch) -> Vec<Place> {
+    let bytes = batch.into_bytes();
+    let place = |publish: Publish<'_>| (publish.exchange.to_vec(), publish.routing_key.to_vec());
+    let messages = batch::iter(&bytes).map(|message| message.expect("a message"));
+    messages.map(|message| place(Publish::parse(message.publish).expect("basic.publish"))).collect()
+}
+
+fn key((_, key): &Place) -> String {
+    String::from_utf8_lossy(key).into_owned()
+}
+
+/// Which transaction of a transactional channel a message belongs to.
+fn serial(place: &Place) -> usize {
+    let key = key(place);
+    let digits = key.strip_prefix('t').and_then(|key| key.split('.').next()).expect("a message of a transaction");
+    digits.parse().expect("its serial number")
 }
 
 impl Run {
@@ -79,10 +133,11 @@ impl Run {
     fn open(script: &mut Script<'_>) -> Self {
         let now = Instant::now();
         let mut connection = Connection::new(script.settings(), now, now + Duration::from_secs(10));
+        let channel_max = [0, 4, 5, 2047][script.below(4)];
         let tune = |id| {
             let mut out = Vec::new();
             frame::write_method(&mut out, 0, id, |out| {
-                out.put_u16(2047);
+                out.put_u16(channel_max);
                 out.put_u32(4096);
                 out.put_u16(60);
             });
@@ -100,26 +155,33 @@ impl Run {
         connection.io.to_upstream.clear();
         let mut run = Self {
             connection,
-            client: Client::new(&CHANNELS),
-            broker: Broker::new(&CHANNELS),
+            client: Client::default(),
+            broker: Broker::new(channel_max),
+            channel_max,
             now,
             fed: 0,
             client_input: Vec::new(),
             upstream_input: Vec::new(),
             parks: Vec::new(),
             commits: Vec::new(),
+            decides: Vec::new(),
             forwards: Vec::new(),
-            parked: HashMap::new(),
-            failed: HashSet::new(),
+            kept: HashMap::new(),
+            judged: HashSet::new(),
             began: 0,
             ended: 0,
             upstream_is_lost: false,
             over: false,
         };
         for number in [1, 2] {
-            run.client.act(&mut Script::new(&[]), number, false);
+            run.client.open(&mut Script::new(&[]), number);
         }
         run
+    }
+
+    fn channel(&self, script: &mut Script<'_>) -> u16 {
+        let count = CHANNELS.len() - usize::from(self.channel_max != 0);
+        CHANNELS[script.below(count)]
     }
 
     /// Moves bytes both ways; the numbers say how much, 0 being nothing and 255 everything.
@@ -130,8 +192,13 @@ impl Run {
         self.feed_client();
         self.client.acks_all &= !(self.client.out.is_empty() && self.client_input.is_empty());
         for _ in 0..some(of_upstream, usize::MAX).min(64) {
-            let Some(answer) = self.broker.next_answer().filter(|_| !self.upstream_is_lost) else { break };
+            if self.upstream_is_lost {
+                break;
+            }
+            let Some((answer, News { judged, confirmed })) = self.broker.next_answer() else { break };
             self.upstream_input.extend(answer);
+            self.judged.extend(judged);
+            self.client.through.extend(confirmed.iter().map(|(place, ack)| (key(place), *ack)));
         }
         let held_back = if of_upstream % 7 == 2 { self.upstream_input.len() / 3 } else { 0 };
         self.feed_upstream(self.upstream_input.len() - held_back);
@@ -141,6 +208,8 @@ impl Run {
         // As the session does: only when wanted, and what was not used is shown again.
         while !self.over && !self.client_input.is_empty() && self.connection.wants_client() {
             let used = self.connection.handle_client(&self.client_input);
+            let read = |frame: &frame::Frame<'_>| trace(|| format!("client -> {}", describe(frame)));
+            Stream::default().feed(&self.client_input[..used], read);
             self.fed += used;
             self.client_input.drain(..used);
             self.collect();
@@ -154,6 +223,8 @@ impl Run {
         if self.over || self.upstream_is_lost || bytes == 0 {
             return;
         }
+        let read = |frame: &frame::Frame<'_>| trace(|| format!("               broker -> {}", describe(frame)));
+        Stream::default().feed(&self.upstream_input[..bytes], read);
         let used = self.connection.handle_upstream(&self.upstream_input[..bytes]);
         self.fed += used;
         self.upstream_input.drain(..used);
@@ -164,8 +235,18 @@ impl Run {
         if self.parks.is_empty() {
             return;
         }
-        let (channel, id) = self.parks.remove(0);
-        let result = if fails(script) { Err(script.store_error()) } else { Ok(()) };
+        let (channel, id, keys) = self.parks.remove(0);
+        let mut result = if fails(script) { Err(script.store_error()) } else { Ok(()) };
+        match self.kept.get_mut(&id) {
+            // As the contract of the store says: what is incomplete stays so.
+            Some(Kept { stage: Stage::Incomplete, .. }) => result = Err(script.store_error()),
+            Some(kept) if result.is_err() && kept.stage == Stage::Undecided => kept.stage = Stage::Incomplete,
+            Some(kept) if result.is_ok() => *self.client.durable.entry(kept.serial).or_default() += keys.len(),
+            Some(_) => {}
+            None if result.is_ok() => self.client.through.extend(keys.into_iter().map(|key| (key, true))),
+            None => {}
+        }
+        trace(|| format!("                              parked {channel} {id} {result:?}"));
         self.connection.handle_parked(channel, id, result);
     }
 
@@ -174,14 +255,31 @@ impl Run {
             return;
         }
         let (channel, id, closes) = self.commits.remove(0);
-        let result = if fails(script) { Err(script.store_error()) } else { Ok(()) };
+        let result = if fails(script) { Err(script.store_error()) } else { Ok(script.below(4) > 0) };
+        let kept = self.kept.get_mut(&id).expect("it was to be committed");
+        kept.stage = if result.is_ok() { Stage::Over } else { Stage::Failed };
         if result.is_ok() {
             self.client.decided(channel, closes);
-            self.parked.remove(&id);
-        } else {
-            self.failed.insert(id);
         }
+        trace(|| format!("                              committed {channel} {id} {result:?}"));
         self.connection.handle_committed(channel, id, result);
+    }
+
+    fn answer_decide(&mut self, fails: impl Fn(&mut Script<'_>) -> bool, script: &mut Script<'_>) {
+        if self.decides.is_empty() {
+            return;
+        }
+        let (channel, ticket, name) = self.decides.remove(0);
+        let result = match fails(script) {
+            true if script.flag() => Err(script.store_error()),
+            true => Ok(Verdict::Unknown),
+            false => Ok(script.verdict()),
+        };
+        if matches!(result, Ok(Verdict::Decided(_) | Verdict::Before(_))) {
+            self.client.through.insert(name.to_string(), true);
+        }
+        trace(|| format!("                              decided {channel} {name} {result:?}"));
+        self.connection.handle_decided(channel, ticket, &name, result);
     }
 
     fn forward(&mut self) {
@@ -208,12 +306,12 @@ impl Run {
         for _ in 0..100 {
             let none = &mut Script::new(&[]);
             self.collect();
+            self.broker.work(None);
+            self.broker.confirm_all();
             self.pump(255, 255);
-            while !self.parks.is_empty() {
+            while !(self.parks.is_empty() && self.commits.is_empty() && self.decides.is_empty()) {
                 self.answer_park(|_| false, none);
-                self.collect();
-            }
-            while !self.commits.is_empty() {
+                self.answer_decide(|_| false, none);
                 self.answer_commit(|_| false, none);
                 self.collect();
             }
@@ -233,27 +331,75 @@ impl Run {
         }
     }
 
+    fn park(&mut self, channel: u16, id: TransactionId, named: Option<bool>, batch: Batch) {
+        let places = places(batch);
+        assert!(!places.is_empty(), "nothing is not worth keeping");
+        if named.is_some() {
+            let unjudged = places.iter().find(|place| !self.judged.contains(*place));
+            assert_eq!(unjudged, None, "a half message is kept that was not judged");
+        }
+        self.parks.push((channel, id, places.iter().map(key).collect()));
+        if named == Some(false) {
+            assert!(places.len() == 1 && places[0].1.starts_with(b"h"));
+            return;
+        }
+        let (serial, messages) = (serial(&places[0]), places.len());
+        assert!(places.iter().all(|place| self::serial(place) == serial), "{places:?} in one transaction");
+        let named = named.is_some();
+        let kept = self.kept.entry(id).or_insert(Kept { named, serial, messages: 0, stage: Stage::Undecided });
+        assert!(matches!(kept.stage, Stage::Undecided | Stage::Incomplete), "kept when it is decided");
+        assert_eq!((kept.serial, kept.named), (serial, named));
+        kept.messages += messages;
+    }
+
+    fn commit(&mut self, channel: u16, id: TransactionId, named: bool, batch: Batch, parked: bool) {
+        let places = places(batch);
+        assert_eq!(parked, self.kept.contains_key(&id));
+        let committing = self.client.committing(channel).expect("somebody said commit");
+        let new = Kept { named, serial: committing.serial, messages: 0, stage: Stage::Undecided };
+        let kept = self.kept.entry(id).or_insert(new);
+        assert_eq!((kept.stage, kept.named), (Stage::Undecided, named));
+        assert_eq!(kept.messages + places.len(), committing.halves, "all of them, and no others");
+        assert!(places.iter().all(|place| serial(place) == kept.serial) && kept.serial == committing.serial);
+        let unjudged = places.iter().find(|place| !self.judged.contains(*place));
+        assert_eq!(unjudged, None, "a decision about messages that were not judged");
+        let durable = self.client.durable.get(&kept.serial).copied().unwrap_or_default();
+        assert_eq!(durable, kept.messages, "a decision about messages that are not kept");
+        assert!(!named || places.is_empty(), "half messages of a named transaction are kept before");
+        assert!(self.client.are_through(committing), "what it says of others comes first");
+        kept.stage = Stage::Deciding;
+        self.commits.push((channel, id, self.client.closes(channel)));
+    }
+
+    /// A transaction that was kept ends without a commit.
+    fn end(&mut self, id: TransactionId, in_doubt: bool) {
+        let kept = self.kept.get_mut(&id).expect("something to forget");
+        assert!(!matches!(kept.stage, Stage::Deciding | Stage::Over), "{:?} ends twice", kept.stage);
+        assert!(!in_doubt || kept.named, "a transaction without a name is left in doubt");
+        assert!(!(in_doubt && kept.stage == Stage::Incomplete), "half of a transaction is left in doubt");
+        kept.stage = Stage::Over;
+    }
+
     fn collect(&mut self) {
         let to_upstream = std::mem::take(&mut self.connection.io.to_upstream);
         if !self.upstream_is_lost {
             self.broker.receive(&to_upstream);
         }
         while let Some(command) = self.connection.poll_command() {
+            trace(|| format!("                              {command:?}").chars().take(150).collect());
             match command {
-                Command::Park { channel, transaction, batch } => {
-                    *self.parked.entry(transaction).or_default() += batch.messages() as usize;
-                    self.parks.push((channel, transaction));
+                Command::Park { channel, transaction, named, batch } => {
+                    self.park(channel, transaction, named.map(|named| named.transactional), batch);
                 }
-                Command::Commit { channel, transaction, batch, parked, wait } => {
-                    assert!(self.broker.has_judged(channel), "a decision about messages that were not judged");
-                    assert_eq!(parked, self.parked.contains_key(&transaction));
-                    let messages = self.parked.get(&transaction).copied().unwrap_or(0) + batch.messages() as usize;
-                    assert_eq!(Some(messages), self.client.committing(channel), "all of them, and no others");
-                    self.commits.push((channel, transaction, self.client.closes(channel)));
+                Command::Commit { channel, transaction, named, batch, parked, wait } => {
+                    self.commit(channel, transaction, named.is_some(), batch, parked);
                     self.forwards.extend(wait.then_some((channel, transaction)));
                 }
-                Command::RollBack { transaction } => {
-                    assert!(self.parked.remove(&transaction).is_some(), "nothing to forget");
+                Command::RollBack { transaction, .. } => self.end(transaction, false),
+                Command::Abandon { transaction } => self.end(transaction, true),
+                Command::Decide { channel, ticket, name, .. } => {
+                    assert!(self.client.is_next(channel, name.as_str()), "{name} is decided before its turn");
+                    self.decides.push((channel, ticket, name));
                 }
                 Command::Began => self.began += 1,
                 Command::Ended(_) => self.ended += 1,

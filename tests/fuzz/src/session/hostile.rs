@@ -3,10 +3,14 @@
 
 use crate::script::Script;
 use pure::amqp::frame::{self, PROTOCOL_HEADER, Split};
-use pure::amqp::method::{self, id};
+use pure::amqp::method::{self, Publish, id};
+use pure::amqp::table;
+use pure::amqp::wire::Write;
 use pure::protocol::command::Command;
+use pure::protocol::command::Ticket;
 use pure::protocol::connection::Connection;
 use pure::tx::id::TransactionId;
+use pure::tx::name::TransactionName;
 use pure::tx::outcome::Forwarded;
 use std::collections::{HashMap, HashSet};
 use std::time::{Duration, Instant};
@@ -16,6 +20,7 @@ struct Run {
     now: Instant,
     fed: usize,
     parks: Vec<(u16, TransactionId)>,
+    decides: Vec<(u16, Ticket, TransactionName)>,
     commits: Vec<(u16, TransactionId)>,
     forwards: Vec<(u16, TransactionId)>,
     /// Kept in the store and decided by nobody so far.
@@ -36,6 +41,7 @@ pub fn run(script: &mut Script<'_>) -> usize {
         now,
         fed: 0,
         parks: Vec::new(),
+        decides: Vec::new(),
         commits: Vec::new(),
         forwards: Vec::new(),
         undecided: HashSet::new(),
@@ -57,7 +63,7 @@ pub fn run(script: &mut Script<'_>) -> usize {
         run.client(&mut client);
     }
     while !script.is_over() && !run.over {
-        match script.below(12) {
+        match script.below(13) {
             0..3 => bytes(script, &mut client),
             3..5 => bytes(script, &mut upstream),
             5 => run.connection.handle_upstream_connected(),
@@ -72,7 +78,7 @@ pub fn run(script: &mut Script<'_>) -> usize {
             }
             8 if !run.commits.is_empty() => {
                 let (channel, id) = run.commits.remove(0);
-                let result = if script.flag() { Err(script.store_error()) } else { Ok(()) };
+                let result = if script.flag() { Err(script.store_error()) } else { Ok(script.flag()) };
                 run.connection.handle_committed(channel, id, result);
             }
             9 if !run.forwards.is_empty() => {
@@ -80,6 +86,11 @@ pub fn run(script: &mut Script<'_>) -> usize {
                 run.connection.handle_forwarded(channel, id, Forwarded::default());
             }
             10 => run.connection.handle_store_full(script.flag()),
+            12 if !run.decides.is_empty() => {
+                let (channel, ticket, name) = run.decides.remove(0);
+                let result = if script.flag() { Err(script.store_error()) } else { Ok(script.verdict()) };
+                run.connection.handle_decided(channel, ticket, &name, result);
+            }
             11 => match script.below(12) {
                 0 => run.connection.drain(),
                 1 => run.connection.handle_upstream_lost(),
@@ -101,7 +112,7 @@ pub fn run(script: &mut Script<'_>) -> usize {
 
 /// Bytes that are a frame but for what the script changes, or bytes as they stand there.
 fn bytes(script: &mut Script<'_>, out: &mut Vec<u8>) {
-    const METHODS: [(u16, u16); 16] = [
+    const METHODS: [(u16, u16); 20] = [
         id::BASIC_PUBLISH,
         id::TX_COMMIT,
         id::TX_ROLLBACK,
@@ -118,8 +129,14 @@ fn bytes(script: &mut Script<'_>, out: &mut Vec<u8>) {
         id::CONNECTION_START,
         id::CONNECTION_START_OK,
         id::BASIC_CONSUME_OK,
+        id::TX_SELECT_OK,
+        id::CONFIRM_SELECT,
+        id::CHANNEL_FLOW,
+        id::CHANNEL_FLOW_OK,
     ];
-    let (choice, channel, length) = (script.below(8), script.below(4) as u16, script.below(40));
+    let (choice, channel, length) = (script.below(10), script.below(5), script.below(40));
+    // The last one is where the proxy has a channel of its own.
+    let channel = if channel == 4 { u16::MAX } else { channel as u16 };
     match choice {
         0 => out.extend_from_slice(script.bytes(length)),
         1 => frame::write(out, script.byte(), channel, |out| out.extend_from_slice(script.bytes(length))),
@@ -132,12 +149,28 @@ fn bytes(script: &mut Script<'_>, out: &mut Vec<u8>) {
         4 => frame::write_method(out, channel, id::BASIC_PUBLISH, |out| {
             out.extend_from_slice(&[0, 0, 1, b'x', 1, b'k', script.byte() & 1]);
         }),
+        5 | 6 => named(script, channel, out),
         _ => {
             let id = METHODS[script.below(METHODS.len())];
             let length = if script.flag() { length } else { 0 };
             frame::write_method(out, channel, id, |out| out.extend_from_slice(script.bytes(length)));
         }
     }
+}
+
+/// A half message, or a decision about one.
+fn named(script: &mut Script<'_>, channel: u16, out: &mut Vec<u8>) {
+    let (exchange, routing_key): (&[u8], &[u8]) = match script.below(4) {
+        0 => (b"halfway", b"commit"),
+        1 => (b"halfway", b"rollback"),
+        _ => (b"x", b"k"),
+    };
+    let (mut header, mut headers) = (vec![0, 60, 0, 0, 0, 0, 0, 0, 0, 0, 0, script.byte() & 1], Vec::new());
+    table::write_string(&mut headers, b"x-half-transaction", script.bytes(1));
+    header.put_u16(1 << 13);
+    header.put_long_string(&headers);
+    Publish { exchange, routing_key, flags: script.byte() & 1 }.write(out, channel);
+    frame::write(out, frame::kind::HEADER, channel, |out| out.extend_from_slice(&header));
 }
 
 impl Run {
@@ -176,10 +209,13 @@ impl Run {
         self.connection.io.to_upstream.clear();
         while let Some(command) = self.connection.poll_command() {
             match command {
-                Command::Park { channel, transaction, batch } => {
+                Command::Park { channel, transaction, named, batch } => {
                     assert!(!batch.is_empty(), "nothing is not worth keeping");
                     self.parks.push((channel, transaction));
-                    self.undecided.insert(transaction);
+                    // What an ordinary channel publishes, somebody else decides.
+                    if named.is_none_or(|named| named.transactional) {
+                        self.undecided.insert(transaction);
+                    }
                 }
                 Command::Commit { channel, transaction, wait, .. } => {
                     let decisions = self.decisions.entry(channel).or_default();
@@ -190,7 +226,10 @@ impl Run {
                     self.undecided.remove(&transaction);
                     self.forwards.extend(wait.then_some((channel, transaction)));
                 }
-                Command::RollBack { transaction } => drop(self.undecided.remove(&transaction)),
+                Command::Decide { channel, ticket, name, .. } => self.decides.push((channel, ticket, name)),
+                Command::RollBack { transaction, .. } | Command::Abandon { transaction } => {
+                    drop(self.undecided.remove(&transaction))
+                }
                 Command::Began => self.began += 1,
                 Command::Ended(_) => self.ended += 1,
                 Command::Close | Command::Abort => self.over = true,

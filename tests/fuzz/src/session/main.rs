@@ -13,6 +13,7 @@ mod client;
 mod honest;
 mod hostile;
 mod script;
+mod stream;
 
 use libfuzzer_sys::fuzz_target;
 use script::Script;

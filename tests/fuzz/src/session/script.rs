@@ -2,8 +2,11 @@
 
 use pure::protocol::command::Settings;
 use pure::protocol::handshake::LoginRules;
-use pure::tx::id::TransactionId;
+use pure::tx::decision::{Fate, Verdict};
+use pure::tx::id::{Timestamp, TransactionId};
 use pure::tx::outcome::StoreError;
+use pure::tx::state::State;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 use uuid::Uuid;
@@ -53,12 +56,22 @@ impl<'a> Script<'a> {
             message_bytes_max: either(choice, 4, 500, 8_000),
             message_bytes_auto: false,
             memory_bytes_max: either(choice, 5, 200, 64 << 10),
+            rules: Arc::default(),
+            control_exchange: "halfway".into(),
             new_id,
         }
     }
 
+    /// A decision that is made.
+    pub fn verdict(&mut self) -> Verdict {
+        let id = TransactionId(Uuid::nil());
+        let fate = Fate { id, state: State::Committed, decided_at: Timestamp(0), decided_by: "checker c".into() };
+        if self.flag() { Verdict::Before(fate) } else { Verdict::Decided(fate) }
+    }
+
     pub fn store_error(&mut self) -> StoreError {
-        match self.below(4) {
+        match self.below(5) {
+            4 => StoreError::Locked("n".into()),
             0 => StoreError::Full("disk full".into()),
             1 => StoreError::Io("input/output error".into()),
             2 => StoreError::Conflict("rolled_back".into()),
