@@ -211,6 +211,7 @@ impl World {
             match answer {
                 Answer::Parked(channel, id, result) => connection.handle_parked(channel, id, result),
                 Answer::Committed(channel, id, result) => connection.handle_committed(channel, id, result),
+                Answer::RolledBack(channel, id) => connection.handle_rolled_back(channel, id, Ok(())),
                 Answer::Decided(channel, ticket, name, result) => {
                     connection.handle_decided(channel, ticket, &name, result);
                 }
@@ -338,7 +339,10 @@ impl World {
                     let result: Result<_, StoreError> = self.store.decide(&name, decision);
                     self.store.answer(number, Answer::Decided(channel, ticket, name, result));
                 }
-                Command::RollBack { transaction, .. } => self.store.rollback(transaction),
+                Command::RollBack { channel, transaction, .. } => {
+                    self.store.rollback(transaction);
+                    self.store.answer(number, Answer::RolledBack(channel, transaction));
+                }
                 Command::Abandon { transaction } => self.store.abandon(transaction),
                 _ => {}
             }

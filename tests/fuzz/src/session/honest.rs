@@ -57,6 +57,7 @@ struct Run {
     /// With how often their channels had been closed.
     commits: Vec<(u16, TransactionId, usize)>,
     decides: Vec<(u16, Ticket, TransactionName)>,
+    rollbacks: Vec<(u16, TransactionId)>,
     forwards: Vec<(u16, TransactionId)>,
     kept: HashMap<TransactionId, Kept>,
     judged: HashSet<Place>,
@@ -90,6 +91,7 @@ pub fn run(script: &mut Script<'_>) -> usize {
             15 if script.below(16) == 0 => run.lose_upstream(),
             17 => run.broker.confirm(number, script.below(8), script.flag(), script.below(4) > 0),
             18 => run.answer_decide(|script| script.below(4) == 0, script),
+            19 => run.answer_rollback(),
             _ => {}
         }
         run.collect();
@@ -163,6 +165,7 @@ impl Run {
             client_input: Vec::new(),
             upstream_input: Vec::new(),
             parks: Vec::new(),
+            rollbacks: Vec::new(),
             commits: Vec::new(),
             decides: Vec::new(),
             forwards: Vec::new(),
@@ -250,6 +253,13 @@ impl Run {
         self.connection.handle_parked(channel, id, result);
     }
 
+    fn answer_rollback(&mut self) {
+        if !self.rollbacks.is_empty() {
+            let (channel, id) = self.rollbacks.remove(0);
+            self.connection.handle_rolled_back(channel, id, Ok(()));
+        }
+    }
+
     fn answer_commit(&mut self, fails: impl Fn(&mut Script<'_>) -> bool, script: &mut Script<'_>) {
         if self.commits.is_empty() {
             return;
@@ -309,8 +319,13 @@ impl Run {
             self.broker.work(None);
             self.broker.confirm_all();
             self.pump(255, 255);
-            while !(self.parks.is_empty() && self.commits.is_empty() && self.decides.is_empty()) {
+            while !(self.parks.is_empty()
+                && self.commits.is_empty()
+                && self.decides.is_empty()
+                && self.rollbacks.is_empty())
+            {
                 self.answer_park(|_| false, none);
+                self.answer_rollback();
                 self.answer_decide(|_| false, none);
                 self.answer_commit(|_| false, none);
                 self.collect();
@@ -395,7 +410,10 @@ impl Run {
                     self.commit(channel, transaction, named.is_some(), batch, parked);
                     self.forwards.extend(wait.then_some((channel, transaction)));
                 }
-                Command::RollBack { transaction, .. } => self.end(transaction, false),
+                Command::RollBack { channel, transaction, .. } => {
+                    self.end(transaction, false);
+                    self.rollbacks.push((channel, transaction));
+                }
                 Command::Abandon { transaction } => self.end(transaction, true),
                 Command::Decide { channel, ticket, name, .. } => {
                     assert!(self.client.is_next(channel, name.as_str()), "{name} is decided before its turn");

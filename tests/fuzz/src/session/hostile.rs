@@ -20,6 +20,7 @@ struct Run {
     now: Instant,
     fed: usize,
     parks: Vec<(u16, TransactionId)>,
+    rollbacks: Vec<(u16, TransactionId)>,
     decides: Vec<(u16, Ticket, TransactionName)>,
     commits: Vec<(u16, TransactionId)>,
     forwards: Vec<(u16, TransactionId)>,
@@ -41,6 +42,7 @@ pub fn run(script: &mut Script<'_>) -> usize {
         now,
         fed: 0,
         parks: Vec::new(),
+        rollbacks: Vec::new(),
         decides: Vec::new(),
         commits: Vec::new(),
         forwards: Vec::new(),
@@ -95,6 +97,11 @@ pub fn run(script: &mut Script<'_>) -> usize {
                 0 => run.connection.drain(),
                 1 => run.connection.handle_upstream_lost(),
                 2 => run.connection.handle_client_lost(),
+                3..8 if !run.rollbacks.is_empty() => {
+                    let (channel, id) = run.rollbacks.remove(0);
+                    let result = if script.flag() { Err(script.store_error()) } else { Ok(()) };
+                    run.connection.handle_rolled_back(channel, id, result);
+                }
                 _ => {}
             },
             _ => {}
@@ -227,9 +234,11 @@ impl Run {
                     self.forwards.extend(wait.then_some((channel, transaction)));
                 }
                 Command::Decide { channel, ticket, name, .. } => self.decides.push((channel, ticket, name)),
-                Command::RollBack { transaction, .. } | Command::Abandon { transaction } => {
-                    drop(self.undecided.remove(&transaction))
+                Command::RollBack { channel, transaction, .. } => {
+                    self.rollbacks.push((channel, transaction));
+                    self.undecided.remove(&transaction);
                 }
+                Command::Abandon { transaction } => drop(self.undecided.remove(&transaction)),
                 Command::Began => self.began += 1,
                 Command::Ended(_) => self.ended += 1,
                 Command::Close | Command::Abort => self.over = true,
