@@ -119,6 +119,8 @@ pub struct Connection {
     judge: Judge,
     /// The client's channel.open, while the judge steps aside for it.
     behind_judge: Vec<u8>,
+    /// How many channel.flow of the client RabbitMQ has not answered, on ordinary channels that have some.
+    flows: HashMap<u16, usize>,
     /// Consumers of ordinary channels, which matter if they become transactional.
     consumers: HashMap<u16, Consumers>,
     /// Channels that RabbitMQ closed and whose client has not answered: RabbitMQ ignores what comes on them.
@@ -151,6 +153,7 @@ impl Connection {
             channel_max: 0,
             judge: Judge::default(),
             behind_judge: Vec::new(),
+            flows: HashMap::new(),
             consumers: HashMap::new(),
             closed_upstream: HashSet::new(),
             closing_upstream: HashSet::new(),
@@ -327,6 +330,7 @@ impl Connection {
             }
             Some(id::CHANNEL_OPEN) => {
                 self.open.insert(number);
+                self.flows.remove(&number);
                 self.closed_upstream.remove(&number);
             }
             Some(id::CHANNEL_CLOSE_OK) => {
@@ -338,6 +342,7 @@ impl Connection {
                 let consumers = self.consumers.remove(&number).unwrap_or_default();
                 self.channels.insert(number, Slot::Tx(Box::new(Channel::new(number, consumers))));
             }
+            Some(id::CHANNEL_FLOW) => *self.flows.entry(number).or_default() += 1,
             Some(id::CONFIRM_SELECT) => drop(self.channels.entry(number).or_insert(Slot::Confirm(0))),
             Some(id::BASIC_CONSUME) => {
                 // What can't be read, RabbitMQ refuses.
@@ -609,6 +614,7 @@ impl Connection {
         match frame.method_id() {
             Some(id::CHANNEL_CLOSE | id::CHANNEL_CLOSE_OK) => false,
             Some(id::BASIC_CONSUME_OK) => self.consumers.is_empty(),
+            Some(id::CHANNEL_FLOW_OK) => self.flows.is_empty(),
             _ => true,
         }
     }
@@ -644,6 +650,12 @@ impl Connection {
                 if let Some(consumers) = self.consumers.get_mut(&frame.channel) {
                     consumers.accepted(frame.arguments());
                 }
+            }
+            Some(id::CHANNEL_FLOW_OK) => {
+                if let Some(flows) = self.flows.get_mut(&frame.channel) {
+                    *flows = flows.saturating_sub(1);
+                }
+                self.flows.retain(|_, flows| *flows > 0);
             }
             Some(id::CHANNEL_CLOSE_OK) => drop(self.open.remove(&frame.channel)),
             Some(id::CHANNEL_CLOSE) => {

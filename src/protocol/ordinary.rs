@@ -129,7 +129,8 @@ pub struct HalfChannel {
 
 impl HalfChannel {
     /// For a channel on which so many messages were published since confirm.select; `None`: it is not in confirm mode.
-    pub fn new(number: u16, published: Option<u64>) -> Self {
+    /// `flows` is how many channel.flow of its client RabbitMQ has not answered.
+    pub fn new(number: u16, published: Option<u64>, flows: usize) -> Self {
         Self {
             number,
             numbering: published.map(Numbering::new),
@@ -138,7 +139,7 @@ impl HalfChannel {
             behind: Vec::new(),
             // What the client did before this was not looked at.
             unordered: true,
-            flows: VecDeque::new(),
+            flows: vec![false; flows].into(),
             content: Content::Unknown,
             held: Vec::new(),
             refusal: None,
@@ -156,9 +157,10 @@ impl HalfChannel {
         is_passing
     }
 
-    /// Whether something waits for RabbitMQ or the store.
+    /// Whether something waits for RabbitMQ or the store: an answer that is not the client's must come before any that
+    /// is.
     pub fn is_busy(&self) -> bool {
-        !self.waiting.is_empty()
+        !self.waiting.is_empty() || self.flows.contains(&true)
     }
 
     /// Whether the client has to wait before it may send more.
@@ -418,7 +420,10 @@ impl HalfChannel {
             io.to_client.append(&mut self.held);
         }
         match frame.method_id() {
-            Some(id::CHANNEL_FLOW_OK) if self.flows.pop_front() == Some(true) => self.advance(io),
+            Some(id::CHANNEL_FLOW_OK) if self.flows.pop_front() == Some(true) => match self.is_busy() {
+                true => self.advance(io),
+                false => Step::Released,
+            },
             Some(method @ (id::BASIC_ACK | id::BASIC_NACK)) => {
                 let Some(numbering) = &mut self.numbering else { return Step::Pass };
                 let Ok(settle) = Settle::parse(frame.arguments()) else { return Step::Pass };
@@ -433,9 +438,9 @@ impl HalfChannel {
 
     /// RabbitMQ is gone, and with it its judgement. What the store is asked already goes on.
     pub fn lose_upstream(&mut self, io: &mut Io) {
-        let was_busy = self.is_busy();
+        let was_waiting = !self.waiting.is_empty();
         self.waiting.retain(|waiting| matches!(waiting.stage, Stage::Parking(_) | Stage::Deciding(_)));
-        if was_busy && !self.is_busy() {
+        if was_waiting && self.waiting.is_empty() {
             io.committing -= 1;
         }
     }

@@ -29,7 +29,8 @@ impl Connection {
                 | id::BASIC_CONSUME
                 | id::CHANNEL_CLOSE
                 | id::CHANNEL_CLOSE_OK
-                | id::CHANNEL_OPEN,
+                | id::CHANNEL_OPEN
+                | id::CHANNEL_FLOW,
             ) => return Road::Look,
             _ => return Road::Pass,
         }
@@ -53,7 +54,8 @@ impl Connection {
             }
             return Road::Pass;
         }
-        let half = HalfChannel::new(frame.channel, published.map(|published| *published));
+        let flows = self.flows.get(&frame.channel).copied().unwrap_or_default();
+        let half = HalfChannel::new(frame.channel, published.map(|published| *published), flows);
         self.channels.insert(frame.channel, Slot::Half(Box::new(half)));
         Road::Look
     }
@@ -63,6 +65,7 @@ impl Connection {
     /// Gives back frames that waited on it. RabbitMQ ignores them now, but for a channel.close, which it answers.
     pub(super) fn forget_ordinary(&mut self, number: u16) -> Vec<u8> {
         self.consumers.remove(&number);
+        self.flows.remove(&number);
         match self.channels.remove(&number) {
             Some(Slot::Half(mut channel)) => {
                 channel.abandon(&mut self.io);

@@ -357,3 +357,31 @@ fn an_answer_to_a_channel_that_is_closed_is_not_taken_by_the_next_one() {
     script.connection.handle_decided(1, ticket, &name, Ok(Verdict::Decided(fate)));
     assert_eq!(script.sent().0, b"", "the new one is not durable");
 }
+
+#[test]
+fn a_client_that_closes_behind_a_decision_hears_nothing_that_it_did_not_ask_for() {
+    let mut script = ordinary(&[1], true);
+    script.client(&control(1, b"commit", "a", b""));
+    let Command::Decide { ticket, name, .. } = script.command() else { panic!("it is decided") };
+    let at = Timestamp(0);
+    let fate = Fate { id: TransactionId(Uuid::nil()), state: State::Committed, decided_at: at, decided_by: "x".into() };
+    script.connection.handle_decided(1, ticket, &name, Ok(Verdict::Decided(fate)));
+    script.client(&bare(1, id::CHANNEL_CLOSE));
+    assert_eq!(methods(&script.sent().1), [(1, id::CHANNEL_FLOW)], "the close waits for the answer to that");
+    script.upstream(&flow_ok(1));
+    let (to_client, to_upstream) = script.sent();
+    assert_eq!((to_client, to_upstream), (ack(1, 1, false), bare(1, id::CHANNEL_CLOSE)));
+}
+
+#[test]
+fn the_answer_to_the_clients_own_flow_is_not_taken_for_the_proxys() {
+    let mut script = ordinary(&[1], true);
+    let mut flow = Vec::new();
+    method::write_flow(&mut flow, 1);
+    script.client(&[flow, half(1, "a", b"1")].concat());
+    script.sent();
+    script.upstream(&flow_ok(1));
+    assert_eq!(script.sent(), (flow_ok(1), Vec::new()), "nothing is asked before the second answer");
+    script.upstream(&flow_ok(1));
+    assert_eq!(methods(&script.sent().1)[0], (SEAT, id::CHANNEL_OPEN));
+}
