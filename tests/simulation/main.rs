@@ -211,6 +211,7 @@ impl World {
             match answer {
                 Answer::Parked(channel, id, result) => connection.handle_parked(channel, id, result),
                 Answer::Committed(channel, id, result) => connection.handle_committed(channel, id, result),
+                Answer::RolledBack(channel, id) => connection.handle_rolled_back(channel, id, Ok(())),
                 Answer::Decided(channel, ticket, name, result) => {
                     connection.handle_decided(channel, ticket, &name, result);
                 }

@@ -33,6 +33,7 @@ pub(crate) struct Row {
 pub(crate) enum Answer {
     Parked(u16, TransactionId, Result<(), StoreError>),
     Committed(u16, TransactionId, Result<bool, StoreError>),
+    RolledBack(u16, TransactionId),
     Decided(u16, Ticket, TransactionName, Result<Verdict, StoreError>),
     RolledBack(u16, TransactionId),
 }

@@ -32,7 +32,6 @@ enum Death {
     BeforeItsDatabase,
     BehindItsDatabase,
     BeforeTheDecisionIsAnswered,
-    /// It forgets the decision, and goes on with the next transaction.
     Never,
 }
 
@@ -47,7 +46,7 @@ struct Plan {
     lingers: bool,
     /// What its database is to do.
     local: Local,
-    /// Whether the decision is lost though nobody dies.
+    /// Whether it goes on with the next transaction without a word about this one: it closes the channel, or says nothing.
     forgets: bool,
 }
 
@@ -65,6 +64,7 @@ impl Plan {
     }
 }
 
+/// A producer and its connection.
 pub struct Producer<'a> {
     number: u64,
     random: fastrand::Rng,
@@ -73,7 +73,7 @@ pub struct Producer<'a> {
     tags: [u64; 2],
 }
 
-/// Break: this connection is over, by the producer's own will.
+/// Break: the producer has died. What it has not told its database by then, it never will.
 type Step = io::Result<ControlFlow<()>>;
 
 impl<'a> Producer<'a> {
@@ -113,7 +113,6 @@ impl<'a> Producer<'a> {
                 4..64 => self.transactional(raw, &plan),
                 _ => self.ordinary(raw, &plan),
             };
-            // Its database was not reached: this producer will not commit it any more, but nobody has written that down.
             if step? == Break(()) {
                 break;
             }
