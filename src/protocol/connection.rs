@@ -520,10 +520,10 @@ impl Connection {
     /// Closes a channel towards both sides.
     fn refuse(&mut self, number: u16, code: ReplyCode, detail: &str, method: (u16, u16)) {
         if let Some(Slot::Half(channel)) = self.channels.get_mut(&number)
-            && channel.holds_refusal(code, detail, method)
+            && channel.holds_refusal(code, detail, method, &mut self.io)
         {
             self.congested.remove(&number);
-            return;
+            return self.end_if_idle();
         }
         let text = code.text(detail);
         let mut refused = Refused::default();

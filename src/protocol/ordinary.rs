@@ -149,10 +149,12 @@ impl HalfChannel {
     /// Whether closing it has to wait, because an ordinary message is passing: RabbitMQ closes the whole connection over
     /// a method in the middle of a content. When it is through, the client's last frame gives this back as
     /// [`Step::Refuse`].
-    pub fn holds_refusal(&mut self, code: ReplyCode, text: &str, method: (u16, u16)) -> bool {
+    pub fn holds_refusal(&mut self, code: ReplyCode, text: &str, method: (u16, u16), io: &mut Io) -> bool {
         let is_passing = matches!(self.receiving, Some(Receiving::Passing(_)));
         if is_passing {
             self.refusal.get_or_insert((code, text.to_owned(), method));
+            // A connection that is about to end reads no more of the client, and must not wait for this channel.
+            self.stop_waiting(io);
         }
         is_passing
     }
@@ -447,11 +449,15 @@ impl HalfChannel {
 
     /// The channel is over. What the store is asked to keep, it may keep; the rest is not kept.
     pub fn abandon(&mut self, io: &mut Io) {
+        self.stop_waiting(io);
+        self.receiving = None;
+    }
+
+    fn stop_waiting(&mut self, io: &mut Io) {
         if !self.waiting.is_empty() {
             io.committing -= 1;
             self.waiting.clear();
         }
-        self.receiving = None;
     }
 
     /// Shows RabbitMQ the front of a message whose rest will not be held back any more.

@@ -215,7 +215,6 @@ impl World {
                 Answer::Decided(channel, ticket, name, result) => {
                     connection.handle_decided(channel, ticket, &name, result);
                 }
-                Answer::RolledBack(channel, id) => connection.handle_rolled_back(channel, id, Ok(())),
             }
         }
     }

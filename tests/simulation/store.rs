@@ -35,7 +35,6 @@ pub(crate) enum Answer {
     Committed(u16, TransactionId, Result<bool, StoreError>),
     RolledBack(u16, TransactionId),
     Decided(u16, Ticket, TransactionName, Result<Verdict, StoreError>),
-    RolledBack(u16, TransactionId),
 }
 
 #[derive(Default)]

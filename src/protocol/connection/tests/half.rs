@@ -385,3 +385,19 @@ fn the_answer_to_the_clients_own_flow_is_not_taken_for_the_proxys() {
     script.upstream(&flow_ok(1));
     assert_eq!(methods(&script.sent().1)[0], (SEAT, id::CHANNEL_OPEN));
 }
+
+/// The close of a channel waited for the end of an ordinary message, the end of the proxy for the close, and the client was
+/// not read any more.
+#[test]
+fn a_drain_does_not_wait_for_the_rest_of_a_message() {
+    let mut script = ordinary(&[1], true);
+    script.client(&half(1, "a", b"1"));
+    script.upstream(&[flow_ok(1), bare(SEAT, id::TX_ROLLBACK_OK)].concat());
+    let (_, id, _) = parked(&mut script);
+    let plain = publish(1, b"plain");
+    script.client(&plain[..plain.len() - (b"plain".len() + frame::OVERHEAD_BYTES)]);
+    script.connection.drain();
+    script.sent();
+    script.connection.handle_parked(1, id, Err(StoreError::Full("disk full".into())));
+    assert_eq!(methods(&script.sent().0), [(0, id::CONNECTION_CLOSE)]);
+}
