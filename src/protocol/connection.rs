@@ -329,8 +329,9 @@ impl Connection {
                 return;
             }
             Some(id::CHANNEL_OPEN) => {
+                // Whatever was there before: this is another channel.
+                self.forget_ordinary(number);
                 self.open.insert(number);
-                self.flows.remove(&number);
                 self.closed_upstream.remove(&number);
             }
             Some(id::CHANNEL_CLOSE_OK) => {
@@ -349,7 +350,11 @@ impl Connection {
                 let _ = self.consumers.entry(number).or_default().asked(frame.arguments());
             }
             // Nothing waits on it, or this would.
-            Some(id::CHANNEL_CLOSE) => drop(self.forget_ordinary(number)),
+            Some(id::CHANNEL_CLOSE) => match self.channels.get_mut(&number) {
+                // Confirms may still come, in RabbitMQ's numbers.
+                Some(Slot::Half(channel)) => channel.close(),
+                _ => drop(self.forget_ordinary(number)),
+            },
             _ => {}
         }
         self.io.to_upstream.extend_from_slice(frame.raw);
@@ -657,7 +662,10 @@ impl Connection {
                 }
                 self.flows.retain(|_, flows| *flows > 0);
             }
-            Some(id::CHANNEL_CLOSE_OK) => drop(self.open.remove(&frame.channel)),
+            Some(id::CHANNEL_CLOSE_OK) => {
+                self.open.remove(&frame.channel);
+                self.forget_ordinary(frame.channel);
+            }
             Some(id::CHANNEL_CLOSE) => {
                 let behind = self.forget_ordinary(frame.channel);
                 self.io.to_client.extend_from_slice(frame.raw);

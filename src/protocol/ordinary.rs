@@ -125,6 +125,8 @@ pub struct HalfChannel {
     held: Vec<u8>,
     /// Why it will be closed once the client's content is through.
     refusal: Option<(ReplyCode, String, (u16, u16))>,
+    /// The client has closed it; only RabbitMQ may still speak.
+    closing: bool,
 }
 
 impl HalfChannel {
@@ -143,7 +145,13 @@ impl HalfChannel {
             content: Content::Unknown,
             held: Vec::new(),
             refusal: None,
+            closing: false,
         }
+    }
+
+    /// The client closes it, and RabbitMQ's answer is to come.
+    pub fn close(&mut self) {
+        self.closing = true;
     }
 
     /// Whether closing it has to wait, because an ordinary message is passing: RabbitMQ closes the whole connection over
@@ -188,6 +196,10 @@ impl HalfChannel {
 
     /// A frame from the client.
     pub fn handle_client(&mut self, frame: &Frame<'_>, io: &mut Io) -> Step {
+        if self.closing {
+            // Nothing may come here; RabbitMQ says so.
+            return Step::Pass;
+        }
         if !self.behind.is_empty() {
             self.behind.extend_from_slice(frame.raw);
             return Step::Taken;

@@ -401,3 +401,20 @@ fn a_drain_does_not_wait_for_the_rest_of_a_message() {
     script.connection.handle_parked(1, id, Err(StoreError::Full("disk full".into())));
     assert_eq!(methods(&script.sent().0), [(0, id::CONNECTION_CLOSE)]);
 }
+
+/// A nack that came between the client's channel.close and its close-ok had RabbitMQ's number.
+#[test]
+fn tags_count_for_the_client_until_its_channel_is_closed() {
+    let mut script = ordinary(&[1], true);
+    script.client(&[half(1, "a", b"1"), publish(1, b"2")].concat());
+    script.upstream(&[flow_ok(1), bare(SEAT, id::TX_ROLLBACK_OK)].concat());
+    let (_, id, _) = parked(&mut script);
+    keep(&mut script, 1, id);
+    script.client(&bare(1, id::CHANNEL_CLOSE));
+    script.sent();
+    script.upstream(&[ack(1, 1, false), bare(1, id::CHANNEL_CLOSE_OK)].concat());
+    assert_eq!(script.sent().0, [ack(1, 2, false), bare(1, id::CHANNEL_CLOSE_OK)].concat());
+    script.client(&[channel_open(1), publish(1, b"plain")].concat());
+    script.upstream(&ack(1, 1, false));
+    assert_eq!(script.sent().0, ack(1, 1, false), "another channel, in ordinary numbers");
+}
