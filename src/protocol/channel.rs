@@ -349,6 +349,8 @@ impl Channel {
         }
         if let Body::Decision(decision, name) = receiving.body {
             self.transaction.decisions.push((decision, name));
+            // Messages before it may have waited for its end.
+            self.judge(io);
             return Outcome::Stay;
         }
         self.send_probe(&publish, &header, io);

@@ -368,3 +368,28 @@ fn a_commit_that_only_decides_about_others_ends_once_when_its_client_is_lost() {
     assert_eq!(count(|command| matches!(command, Command::Began)), 1);
     assert_eq!(count(|command| matches!(command, Command::Ended(_))), 1);
 }
+
+/// RabbitMQ's judgement came between the frames of a decision: what had gathered meanwhile was never judged, and the
+/// barrier never answered.
+#[test]
+fn what_gathers_while_a_decision_comes_is_judged_behind_it() {
+    let mut script = Script::transactional(settings());
+    script.client(&[half(1, "order-1", b"one"), publish(1, b"two")].concat());
+    let (mut headers, mut decision) = (Vec::new(), Vec::new());
+    table::write_string(&mut headers, b"x-half-transaction", b"order-9");
+    Publish { exchange: b"halfway", routing_key: b"commit", flags: 0 }.write(&mut decision, 1);
+    script.client(&decision);
+    judge(&mut script);
+    let (id, ..) = parked(&mut script);
+    keep(&mut script, id);
+    script.sent();
+    let mut header = Vec::new();
+    frame::write(&mut header, kind::HEADER, 1, |out| out.extend(full(0, &headers)));
+    script.client(&[header, bare(1, id::TX_SELECT)].concat());
+    assert_eq!(methods(&script.sent().1), [(1, id::TX_ROLLBACK), (1, id::TX_SELECT)]);
+    judge(&mut script);
+    assert_eq!(parked(&mut script), (id, "order-1".into(), 1));
+    keep(&mut script, id);
+    script.upstream(&bare(1, id::TX_SELECT_OK));
+    assert_eq!(script.sent().0, bare(1, id::TX_SELECT_OK));
+}
