@@ -162,7 +162,7 @@ impl Broker {
 
     /// Freezes the node: its sockets stay open and nothing answers.
     pub fn freeze(&self) {
-        self.process().as_ref().expect("it runs").signal(Signal::STOP);
+        self.process().as_ref().expect("it runs").freeze();
     }
 
     /// Ends [`Broker::freeze`].

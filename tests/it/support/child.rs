@@ -51,6 +51,17 @@ impl Process {
         self.child.id()
     }
 
+    /// Stops the child and all its children where they stand, and waits until each of their threads does: the signal
+    /// returns before.
+    #[track_caller]
+    pub fn freeze(&self) {
+        self.signal(Signal::STOP);
+        wait_until(deadline(Duration::from_secs(10)), "every thread to stand still", || {
+            let states = thread_states(self.id());
+            !states.is_empty() && states.iter().all(|state| state == "T")
+        });
+    }
+
     /// Sends a signal to the child and all its children.
     pub fn signal(&self, signal: Signal) {
         let group = Pid::from_raw(self.child.id().cast_signed()).expect("a process id is not 0");
@@ -86,4 +97,20 @@ impl Drop for Process {
         let _ = self.guard.stdin.take().map(|mut pipe| writeln!(pipe, "ended"));
         let _ = self.guard.wait();
     }
+}
+
+/// The states of all threads of a process group, as /proc has them.
+fn thread_states(group: u32) -> Vec<String> {
+    let folders = |path: &Path| std::fs::read_dir(path).into_iter().flatten().flatten().map(|entry| entry.path());
+    // State, parent and process group stand behind the name, which may have spaces. What has just ended is left out.
+    let fields = |path: &Path| -> Option<Vec<String>> {
+        let stat = std::fs::read_to_string(path.join("stat")).ok()?;
+        Some(stat.rsplit_once(')')?.1.split_whitespace().take(3).map(str::to_owned).collect())
+    };
+    let processes =
+        folders(Path::new("/proc")).filter(|path| fields(path).is_some_and(|fields| fields[2] == group.to_string()));
+    processes
+        .flat_map(|path| folders(&path.join("task")))
+        .filter_map(|path| Some(fields(&path)?.swap_remove(0)))
+        .collect()
 }
