@@ -205,7 +205,8 @@ impl Lane {
 
     /// Takes a part of a transaction, read from the store.
     pub(super) fn add_pack(&mut self, pack: Pack, possible_duplicate: bool) {
-        let Pack { sequence, id, number, first_index, last, messages } = pack;
+        let Pack { sequence, id, number, first_index, last, retried, messages } = pack;
+        let possible_duplicate = possible_duplicate || retried;
         if number == 0 {
             self.begin(sequence, id, None);
         }

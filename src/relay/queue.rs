@@ -236,6 +236,7 @@ mod tests {
                 number,
                 first_index: number,
                 last: number == 1,
+                retried: false,
                 messages: Bytes::from_static(&[0; BYTES / 2]),
             };
             packs

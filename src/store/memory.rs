@@ -1,8 +1,11 @@
 //! A store that forgets everything with the process, for tests of what stands on a store.
 
+mod letters;
+
+use self::letters::Kept;
 use super::{
     COMMITTED_BEFORE, Check, Commit, Committed, Committing, Cursor, DeadLetter, Due, DueNow, Event, Filter, Lane,
-    Listing, Messages, Named, Origin, Outlet, Pack, Reply, Sequence, Store, StoreError, Summary, system_clock,
+    Letter, LetterFilter, LetterId, Letters, Listing, Messages, Named, Origin, Outlet, Pack, Reply, Sequence, Store, StoreError, Summary, system_clock,
 };
 use crate::amqp::properties::Properties;
 use crate::tx::batch::{self, Batch};
@@ -28,7 +31,8 @@ struct Held {
     rows: BTreeMap<i64, Row>,
     /// Where each transaction stands among the rows.
     places: HashMap<TransactionId, i64>,
-    dead_letters: Vec<(DeadLetter, u32)>,
+    letters: Vec<Kept>,
+    last_letter: i64,
     /// Undecided transactions of which a part could not be kept, and why.
     broken: HashMap<TransactionId, StoreError>,
     failure: Option<StoreError>,
@@ -74,8 +78,8 @@ impl MemoryStore {
     }
 
     /// The dead letters, and how often each was tried.
-    pub fn dead_letters(&self) -> Vec<(DeadLetter, u32)> {
-        self.held().dead_letters.clone()
+    pub fn letters(&self) -> Vec<(DeadLetter, u32)> {
+        self.held().letters.iter().map(|kept| (kept.letter.clone(), kept.attempts)).collect()
     }
 
     /// The state of a transaction that was parked.
@@ -87,7 +91,8 @@ impl MemoryStore {
 
     /// Transactions that are committed and not delivered.
     pub fn backlog(&self) -> usize {
-        self.held().rows.values().filter(|row| row.state == State::Committed).count()
+        let held = self.held();
+        held.committed().count() + held.retries().count()
     }
 
     fn held(&self) -> MutexGuard<'_, Held> {
@@ -222,7 +227,7 @@ impl Row {
         let mut first_index = 0;
         (0..).zip(&self.packs).map(move |(number, Messages { bytes, count })| {
             let last = number as usize + 1 == self.packs.len();
-            let pack = Pack { sequence, id: self.origin.id, number, first_index, last, messages: bytes.clone() };
+            let pack = Pack { sequence, id: self.origin.id, number, first_index, last, retried: false, messages: bytes.clone() };
             first_index += count;
             pack
         })
@@ -549,7 +554,8 @@ impl Held {
     }
 
     fn delivered(&mut self, sequence: Sequence, now: Timestamp) {
-        let is_dead = self.dead_letters.iter().any(|(letter, _)| letter.sequence == sequence);
+        self.retry_delivered(sequence, now);
+        let is_dead = self.is_dead(sequence);
         let Some(row) = self.rows.get_mut(&sequence.0).filter(|row| row.state == State::Committed) else { return };
         if row.parked_at.is_none() && !is_dead {
             self.places.remove(&row.origin.id);
@@ -561,22 +567,6 @@ impl Held {
         row.note(now, row.state.as_str(), &Actor::Relay, None);
     }
 
-    fn dead_letter(&mut self, letter: DeadLetter, now: Timestamp) -> Result<(), StoreError> {
-        self.check_disk()?;
-        let is_same =
-            |(other, _): &&mut (DeadLetter, u32)| (other.sequence, other.index) == (letter.sequence, letter.index);
-        if let Some((_, attempts)) = self.dead_letters.iter_mut().find(is_same) {
-            *attempts += 1;
-            return Ok(());
-        }
-        let committed = self.rows.get_mut(&letter.sequence.0).filter(|row| row.state == State::Committed);
-        let row = committed.ok_or_else(not_there)?;
-        let reason = format!("message {}: {} {}", letter.index, letter.reply_code, letter.reply_text);
-        row.note(now, "dead_letter", &Actor::Relay, Some(&reason));
-        self.dead_letters.push((letter, 1));
-        Ok(())
-    }
-
     fn committed(&self) -> impl Iterator<Item = (Sequence, &Row)> {
         let committed = self.rows.iter().filter(|(_, row)| row.state == State::Committed);
         committed.map(|(place, row)| (Sequence(*place), row))
@@ -585,9 +575,12 @@ impl Held {
     fn page(&self, lane: &Lane, after: Option<Cursor>, bytes_max: usize) -> Vec<Pack> {
         let of_lane = self.committed().filter(|(_, row)| row.origin.lane == *lane);
         let packs = of_lane.flat_map(|(sequence, row)| row.packs(sequence));
+        let retries = self.retries().filter(|(of, _)| of == lane).map(|(_, pack)| pack);
         let is_behind =
             |pack: &Pack| after.is_none_or(|after| Cursor { sequence: pack.sequence, pack: pack.number } > after);
-        until(bytes_max, packs.filter(is_behind))
+        let mut packs: Vec<_> = packs.chain(retries).filter(is_behind).collect();
+        packs.sort_by_key(|pack| (pack.sequence, pack.number));
+        until(bytes_max, packs.into_iter())
     }
 }
 
@@ -689,8 +682,32 @@ impl Store for MemoryStore {
         answered(self.held().dead_letter(letter, self.now()))
     }
 
+    fn dead_letters(&self, filter: LetterFilter, after: i64, limit: usize) -> Reply<Letters> {
+        answered(Ok(self.held().list_letters(&filter, after, limit)))
+    }
+
+    fn dead_letter_by_id(&self, letter: LetterId) -> Reply<Option<Letter>> {
+        answered(Ok(self.held().letter(letter)))
+    }
+
+    fn retry(&self, letter: LetterId, actor: Actor, reason: String) -> Reply<Option<TransactionId>> {
+        let mut held = self.held();
+        answered(held.retry(letter, self.now(), &actor, &reason).map(|committed| {
+            let committed = committed?;
+            let id = committed.id;
+            self.outlet.committed(vec![committed]);
+            Some(id)
+        }))
+    }
+
+    fn discard(&self, letter: LetterId, actor: Actor, reason: String) -> Reply<Option<TransactionId>> {
+        answered(self.held().discard(letter, self.now(), &actor, &reason))
+    }
+
     fn lanes(&self) -> Reply<Vec<Lane>> {
-        let mut lanes: Vec<_> = self.held().committed().map(|(_, row)| row.origin.lane.clone()).collect();
+        let held = self.held();
+        let mut lanes: Vec<_> = held.committed().map(|(_, row)| row.origin.lane.clone()).collect();
+        lanes.extend(held.retries().map(|(lane, _)| lane));
         lanes.sort();
         lanes.dedup();
         answered(Ok(lanes))

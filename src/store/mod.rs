@@ -10,9 +10,11 @@
 //!   read again with [`Store::page`].
 //! - An error means that nothing of the call took effect, and the store goes on: when space returns, so do commits.
 
+mod letter;
 pub mod memory;
 pub mod sqlite;
 
+pub use self::letter::{Envelope, Letter, LetterFilter, LetterId, Letters};
 use crate::tx::batch::Batch;
 pub use crate::tx::checker::Named;
 use crate::tx::decision::{Actor, Decision, Target, Verdict};
@@ -105,6 +107,8 @@ pub struct Pack {
     pub first_index: u32,
     /// Whether it is the transaction's last.
     pub last: bool,
+    /// Whether it is a dead letter's once more: RabbitMQ may have some copies of it.
+    pub retried: bool,
     /// The messages: see [`crate::tx::batch::iter`].
     pub messages: Bytes,
 }
@@ -118,7 +122,7 @@ pub struct Cursor {
     pub pack: u32,
 }
 
-/// A committed message that RabbitMQ can't take.
+/// A committed message that RabbitMQ can't take, as the relay tells of it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct DeadLetter {
     /// Its transaction.
@@ -374,8 +378,26 @@ pub trait Store: Send + Sync + 'static {
     /// commit: what is forgotten here is sent again, as a possible duplicate.
     fn delivered(&self, transactions: Vec<Sequence>);
 
-    /// Keeps a message that RabbitMQ can't take. Asking again for the same message counts another attempt.
+    /// Keeps a message that RabbitMQ can't take. Asking again for the same message counts another attempt; so does one
+    /// that was tried again, and is the same letter as before.
     fn dead_letter(&self, letter: DeadLetter) -> Reply<()>;
+
+    /// Dead letters that wait for a person and fit, behind `after` (0: from the first), `limit` at most.
+    fn dead_letters(&self, filter: LetterFilter, after: i64, limit: usize) -> Reply<Letters>;
+
+    /// A dead letter that waits for a person.
+    fn dead_letter_by_id(&self, letter: LetterId) -> Reply<Option<Letter>>;
+
+    /// Has a dead letter tried again: its message is committed once more, under its old place in its transaction and
+    /// behind all that is committed now, as a possible duplicate. Until RabbitMQ has answered, the letter is not to be
+    /// seen; then it is gone, or waits again under its number. With the last letter gone its transaction is delivered.
+    ///
+    /// The answer is its transaction, or none if the letter is gone or on its way. While its transaction still is
+    /// forwarded, it is refused with [`StoreError::Conflict`].
+    fn retry(&self, letter: LetterId, actor: Actor, reason: String) -> Reply<Option<TransactionId>>;
+
+    /// Forgets a dead letter for good. Otherwise as [`Store::retry`].
+    fn discard(&self, letter: LetterId, actor: Actor, reason: String) -> Reply<Option<TransactionId>>;
 
     /// Lanes that hold committed, undelivered messages.
     fn lanes(&self) -> Reply<Vec<Lane>>;

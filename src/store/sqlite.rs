@@ -12,6 +12,7 @@
 //! The queues have no bound of their own. A session has at most one unanswered call for a channel, and the messages in
 //! it were in the session's memory before: what bounds a session's memory bounds its share of the queue.
 
+mod letters;
 mod listing;
 mod named;
 mod open;
@@ -30,7 +31,7 @@ pub use tools::{CheckReport, LaneBacklog, StoreStats, ToolError, backup, check, 
 use self::reader::{Question, Reader};
 use self::writer::{Call, Request, Writer};
 use super::{
-    Check, Commit, Committing, Cursor, DeadLetter, DueNow, Event, Filter, Lane, Listing, Origin, Outlet, Pack, Reply,
+    Check, Commit, Committing, Cursor, DeadLetter, DueNow, Event, Filter, Lane, Letter, LetterFilter, LetterId, Letters, Listing, Origin, Outlet, Pack, Reply,
     Sequence, Store, Summary, system_clock,
 };
 use crate::tx::batch::Batch;
@@ -205,6 +206,22 @@ impl Store for SqliteStore {
 
     fn dead_letter(&self, letter: DeadLetter) -> Reply<()> {
         self.write(|answer| Request::DeadLetter { letter, answer })
+    }
+
+    fn dead_letters(&self, filter: LetterFilter, after: i64, limit: usize) -> Reply<Letters> {
+        self.ask(|answer| Question::Letters { filter, after, limit, answer })
+    }
+
+    fn dead_letter_by_id(&self, letter: LetterId) -> Reply<Option<Letter>> {
+        self.ask(|answer| Question::Letter { letter, answer })
+    }
+
+    fn retry(&self, letter: LetterId, actor: Actor, reason: String) -> Reply<Option<TransactionId>> {
+        self.write(|answer| Request::Retry { letter, actor, reason, answer })
+    }
+
+    fn discard(&self, letter: LetterId, actor: Actor, reason: String) -> Reply<Option<TransactionId>> {
+        self.write(|answer| Request::Discard { letter, actor, reason, answer })
     }
 
     fn lanes(&self) -> Reply<Vec<Lane>> {

@@ -3,8 +3,8 @@
 //! ```text
 //!            channel gone, named            decision: commit
 //!   open ─────────────────────► in_doubt ─────────────────────► committed ──► delivered
-//!    │ │                            │                              │
-//!    │ └────── decision: commit ────┼──────────────────────────────┤
+//!    │ │                            │                              │             ▲ none of those is left
+//!    │ └────── decision: commit ────┼──────────────────────────────┤             │
 //!    │                              │ decision: rollback           └──► dead_lettered (some could not be delivered)
 //!    └──── decision: rollback ──────┴──► rolled_back
 //! ```
@@ -18,7 +18,7 @@ pub enum State {
     InDoubt,
     /// Decided: every message goes to RabbitMQ.
     Committed,
-    /// RabbitMQ has confirmed every message.
+    /// RabbitMQ has confirmed every message, but for those that somebody discarded.
     Delivered,
     /// Decided: no message ever goes to RabbitMQ.
     RolledBack,
@@ -51,6 +51,7 @@ impl State {
             (Open, InDoubt | Committed | RolledBack)
                 | (InDoubt, Committed | RolledBack)
                 | (Committed, Delivered | DeadLettered)
+                | (DeadLettered, Delivered)
         )
     }
 }
@@ -76,8 +77,10 @@ mod tests {
 
     #[test]
     fn nothing_is_forwarded_undecided_or_after_a_rollback() {
-        for from in [State::Open, State::InDoubt, State::RolledBack, State::Delivered, State::DeadLettered] {
+        for from in [State::Open, State::InDoubt, State::RolledBack, State::Delivered] {
             assert!(!from.may_become(State::Delivered) && !from.may_become(State::DeadLettered));
         }
+        let others = State::ALL.into_iter().filter(|state| *state != State::Delivered);
+        assert!(others.into_iter().all(|other| !State::DeadLettered.may_become(other)));
     }
 }

@@ -214,7 +214,7 @@ fn a_message_that_costs_the_connection_each_time_is_found_and_given_up() {
     numbers.sort_unstable();
     numbers.dedup();
     assert_eq!(numbers, (0..20).filter(|number| *number != 7).collect::<Vec<_>>());
-    let letters = alone.store.dead_letters();
+    let letters = alone.store.letters();
     assert_eq!(letters.len(), 1);
     assert_eq!(letters[0].0.reply_code, 540);
     alone.runtime.block_on(relay.drain(PATIENCE));

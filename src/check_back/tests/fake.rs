@@ -2,7 +2,7 @@
 
 use crate::check_back::question::tests::{pack, summary};
 use crate::store::{
-    Check, Commit, Committing, Cursor, DeadLetter, Due, DueNow, Event, Filter, Lane, Listing, Origin, Pack, Reply,
+    Check, Commit, Committing, Cursor, DeadLetter, Due, DueNow, Event, Filter, Lane, Letter, LetterFilter, LetterId, Letters, Listing, Origin, Pack, Reply,
     Sequence, Store, StoreError, Summary,
 };
 use crate::tx::batch::Batch;
@@ -223,6 +223,22 @@ impl Store for FakeStore {
     }
 
     fn dead_letter(&self, _: DeadLetter) -> Reply<()> {
+        unreachable!("{NOT_ASKED}")
+    }
+
+    fn dead_letters(&self, _: LetterFilter, _: i64, _: usize) -> Reply<Letters> {
+        unreachable!("{NOT_ASKED}")
+    }
+
+    fn dead_letter_by_id(&self, _: LetterId) -> Reply<Option<Letter>> {
+        unreachable!("{NOT_ASKED}")
+    }
+
+    fn retry(&self, _: LetterId, _: Actor, _: String) -> Reply<Option<TransactionId>> {
+        unreachable!("{NOT_ASKED}")
+    }
+
+    fn discard(&self, _: LetterId, _: Actor, _: String) -> Reply<Option<TransactionId>> {
         unreachable!("{NOT_ASKED}")
     }
 

@@ -23,6 +23,10 @@ const CLOCK_SLACK: i64 = 1_000;
 const COLUMNS: &str = "t.sequence, t.id, t.name, l.vhost, t.user, t.state, t.created_at, t.parked_at, t.decided_at,
     t.decided_by, t.messages, t.bytes, t.checker, t.attempts, t.checks_answered, t.next_check_at, l.number";
 
+/// What brings a dead letter to RabbitMQ once more is no transaction of its own.
+const NO_RETRY: &str = "NOT EXISTS (SELECT 1 FROM dead_letters AS d INDEXED BY retried
+    WHERE d.retry IS NOT NULL AND d.retry = t.sequence)";
+
 fn summary(row: &Row<'_>) -> rusqlite::Result<(i64, Summary)> {
     let decided_at = row.get::<_, Option<i64>>(8)?;
     let decided_by = row.get::<_, Option<String>>(9)?;
@@ -103,7 +107,7 @@ pub(super) fn transactions(sql: &Connection, filter: &Filter, after: i64, limit:
     let mut rows = Rows::new(limit);
     let select = |from: &str| {
         format!(
-            "SELECT {COLUMNS} FROM transactions AS t {from} AND t.sequence > ?1 ORDER BY t.sequence",
+            "SELECT {COLUMNS} FROM transactions AS t {from} AND t.sequence > ?1 AND {NO_RETRY} ORDER BY t.sequence",
             from = from.replace("WHERE", "CROSS JOIN lanes AS l ON l.lane = t.lane WHERE"),
         )
     };
@@ -188,7 +192,7 @@ fn place(sql: &Connection, id: TransactionId) -> rusqlite::Result<Option<i64>> {
         .prepare_cached(
             "SELECT sequence FROM transactions INDEXED BY parked WHERE parked_at IS NOT NULL AND id = ?1
              UNION ALL SELECT sequence FROM transactions INDEXED BY dead
-                 WHERE parked_at IS NULL AND state = 'dead_lettered' AND id = ?1",
+                 WHERE parked_at IS NULL AND state IN ('dead_lettered', 'delivered') AND id = ?1",
         )?
         .query_row([key(id)], |row| row.get(0))
         .optional()?;
@@ -269,7 +273,7 @@ pub(super) fn messages(sql: &Connection, id: TransactionId, bytes_max: usize) ->
         Some(number) => packs_of(&sql, sequence, id, number, row.get(1)?, bytes_max),
         None => {
             let messages = Bytes::copy_from_slice(row.get_ref(2)?.as_blob()?);
-            Ok(vec![Pack { sequence, id, number: 0, first_index: 0, last: true, messages }])
+            Ok(vec![Pack { sequence, id, number: 0, first_index: 0, last: true, retried: false, messages }])
         }
     }
 }

@@ -318,12 +318,12 @@ impl Rows<'_> {
         Ok(rolled_back.into_iter().rev().max_by_key(|row| row.decided_at))
     }
 
-    /// A plain transaction with dead letters.
+    /// A plain transaction with dead letters, or one that had some.
     fn find_dead(&self, id: TransactionId) -> rusqlite::Result<Option<Row>> {
         static DEAD: LazyLock<String> = LazyLock::new(|| {
             format!(
                 "SELECT {ROW_COLUMNS} FROM transactions AS t INDEXED BY dead CROSS JOIN lanes AS l ON l.lane = t.lane
-                 WHERE t.parked_at IS NULL AND t.state = 'dead_lettered' AND t.id = ?1"
+                 WHERE t.parked_at IS NULL AND t.state IN ('dead_lettered', 'delivered') AND t.id = ?1"
             )
         });
         self.sql.prepare_cached(&DEAD)?.query_row([key(id)], Row::read).optional()

@@ -1,10 +1,11 @@
 //! The thread that reads, for the relay above all, over a connection of its own, in SQL transactions that last one answer: a log
 //! that somebody reads in can't start anew.
 
+use super::letters;
 use super::listing;
 use super::rows::{lane_number, pack_keys};
 use super::writer::Answer;
-use crate::store::{Cursor, DueNow, Event, Filter, Lane, Listing, Pack, Sequence, StoreError, Summary};
+use crate::store::{Cursor, DueNow, Event, Filter, Lane, Letter, LetterFilter, LetterId, Letters, Listing, Pack, Sequence, StoreError, Summary};
 use crate::tx::id::{Timestamp, TransactionId};
 use bytes::Bytes;
 use rusqlite::{Connection, Transaction, TransactionBehavior, params};
@@ -22,6 +23,8 @@ pub(super) enum Question {
     Transaction { id: TransactionId, answer: Answer<Option<(Summary, Vec<Event>)>> },
     Transactions { filter: Filter, after: i64, limit: usize, answer: Answer<Listing> },
     Messages { id: TransactionId, bytes_max: usize, answer: Answer<Vec<Pack>> },
+    Letters { filter: LetterFilter, after: i64, limit: usize, answer: Answer<Letters> },
+    Letter { letter: LetterId, answer: Answer<Option<Letter>> },
     Close,
 }
 
@@ -50,6 +53,10 @@ impl Reader {
                     tell(answer, listing::transactions(sql, &filter, after, limit));
                 }
                 Question::Messages { id, bytes_max, answer } => tell(answer, listing::messages(sql, id, bytes_max)),
+                Question::Letters { filter, after, limit, answer } => {
+                    tell(answer, letters::list(sql, &filter, after, limit));
+                }
+                Question::Letter { letter, answer } => tell(answer, letters::by_id(sql, letter)),
                 Question::Close => return,
             }
         }
@@ -98,7 +105,7 @@ fn page(sql: &Connection, lane: &Lane, after: Option<Cursor>, bytes_max: usize) 
             None if read.is_some() => true,
             None => {
                 let messages = Bytes::copy_from_slice(row.get_ref(4)?.as_blob()?);
-                page.add(Pack { sequence, id, number: 0, first_index: 0, last: true, messages })
+                page.add(Pack { sequence, id, number: 0, first_index: 0, last: true, retried: false, messages })
             }
         };
         if !has_room {
@@ -146,6 +153,7 @@ impl Page {
         read: Option<u32>,
     ) -> rusqlite::Result<bool> {
         let (first, last) = pack_keys(number).into_inner();
+        let retried = letters::is_retry(sql, sequence)?;
         let from = read.map_or(0, |pack| i64::from(pack) + 1);
         let mut statement =
             sql.prepare_cached("SELECT key, first_index, body FROM packs WHERE key BETWEEN ?1 AND ?2 ORDER BY key")?;
@@ -158,6 +166,7 @@ impl Page {
                 number: place,
                 first_index: row.get(1)?,
                 last: place + 1 == packs,
+                retried,
                 messages: Bytes::copy_from_slice(row.get_ref(2)?.as_blob()?),
             };
             if !self.add(pack) {

@@ -1,7 +1,7 @@
 //! The rows that make a transaction, and the statements that change them. The only home of SQL that writes, but for the
 //! purge.
 
-use crate::store::{DeadLetter, Lane, Messages, Origin, Sequence, StoreError};
+use crate::store::{Lane, Messages, Origin, Sequence, StoreError};
 use crate::tx::decision::{Actor, Decision, Verdict};
 use crate::tx::id::{Timestamp, TransactionId};
 use crate::tx::state::State;
@@ -65,7 +65,11 @@ pub(super) enum Outcome {
     Verdict(Verdict, Option<Released>),
     /// Whether the transaction is such that it could be done.
     Is(bool),
-    /// There is no such transaction.
+    /// A dead letter is committed once more, to be handed to the relay.
+    Retried(Released),
+    /// A dead letter of this transaction is gone.
+    Discarded(TransactionId),
+    /// There is no such transaction, or no such letter.
     NotThere,
     /// Not done, and nothing was written for it.
     Refused(StoreError),
@@ -130,8 +134,10 @@ pub(super) struct Tally {
     pub(super) in_doubt: i64,
     /// Whether the oldest in doubt may be another.
     pub(super) doubts_changed: bool,
-    /// Dead letters.
+    /// Dead letters that wait for a person.
     pub(super) letters: i64,
+    /// Committed and not known to be delivered, beside those that are handed on or forgotten.
+    pub(super) backlog: i64,
     /// Whether packs have to be deleted.
     pub(super) garbage: bool,
 }
@@ -380,47 +386,6 @@ impl<'a> Rows<'a> {
         }
     }
 
-    /// Keeps a message that RabbitMQ can't take.
-    pub(super) fn dead_letter(&mut self, letter: &DeadLetter) -> rusqlite::Result<Outcome> {
-        let again = self
-            .sql
-            .prepare_cached(
-                "UPDATE dead_letters SET attempts = attempts + 1, reply_code = ?3, reply_text = ?4
-                 WHERE sequence = ?1 AND message_index = ?2",
-            )?
-            .execute(params![letter.sequence.0, letter.index, letter.reply_code, letter.reply_text])?;
-        if again > 0 {
-            return Ok(Outcome::Done);
-        }
-        let transaction = self
-            .sql
-            .prepare_cached(
-                "UPDATE transactions SET letters = letters + 1 WHERE sequence = ?1 AND state = 'committed' RETURNING id",
-            )?
-            .query_row([letter.sequence.0], |row| row.get::<_, [u8; 16]>(0))
-            .optional()?;
-        let Some(transaction) = transaction else {
-            return Ok(Outcome::NotThere);
-        };
-        self.sql
-            .prepare_cached(
-                "INSERT INTO dead_letters (sequence, message_index, message, reply_code, reply_text, since)
-                 VALUES (?1, ?2, ?3, ?4, ?5, ?6)",
-            )?
-            .execute(params![
-                letter.sequence.0,
-                letter.index,
-                &letter.message[..],
-                letter.reply_code,
-                letter.reply_text,
-                letter.since.0,
-            ])?;
-        let reason = format!("message {}: {} {}", letter.index, letter.reply_code, letter.reply_text);
-        self.note(id(transaction), "dead_letter", &Actor::Relay, Some(&reason))?;
-        self.tally.letters += 1;
-        Ok(Outcome::Done)
-    }
-
     /// RabbitMQ has these, or a dead letter keeps what it has not. Plain ones leave; the others stay for their history.
     /// Says how many are no longer in the backlog.
     pub(super) fn forget(&mut self, run: RangeInclusive<i64>) -> rusqlite::Result<u64> {
@@ -449,6 +414,9 @@ impl<'a> Rows<'a> {
         let kept = kept.query_map([first, last], |row| Ok((Row::read(row)?, row.get("letters")?)))?;
         let kept = kept.collect::<rusqlite::Result<Vec<(Row, u32)>>>()?;
         for (row, letters) in &kept {
+            if row.packs > 0 && self.retry_delivered(row)? {
+                continue;
+            }
             let state = if *letters > 0 { State::DeadLettered } else { State::Delivered };
             self.sql
                 .prepare_cached(
@@ -501,7 +469,7 @@ impl<'a> Rows<'a> {
     }
 
     /// The messages of this one are needed no more. Few are deleted at once; many, bit by bit later.
-    fn discard(&mut self, row: &Row) -> rusqlite::Result<()> {
+    pub(super) fn discard(&mut self, row: &Row) -> rusqlite::Result<()> {
         if row.messages <= DISCARDED_MESSAGES && row.bytes <= DISCARDED_BYTES {
             let (first, last) = pack_keys(row.number).into_inner();
             self.sql.prepare_cached("DELETE FROM packs WHERE key BETWEEN ?1 AND ?2")?.execute([first, last])?;

@@ -28,7 +28,7 @@ pub struct Stats {
     pub used_bytes: AtomicU64,
     /// Transactions committed and not known to be delivered.
     pub backlog: AtomicU64,
-    /// Dead letters.
+    /// Dead letters that wait for a person.
     pub dead_letters: AtomicU64,
     /// Named transactions that are open.
     pub open_named: AtomicU64,

@@ -1,5 +1,6 @@
 //! What an operator can do with the file while a proxy has it, or none: look whether it is right, copy it, count.
 
+use super::letters::count_waiting;
 use super::open::{OpenError, beside, open_reader, schema_version};
 use super::rows::pack_keys;
 use crate::amqp::wire::Malformed;
@@ -64,7 +65,7 @@ pub struct StoreStats {
     pub delivered: u64,
     /// Rolled back transactions that are kept for their history.
     pub rolled_back: u64,
-    /// Messages that RabbitMQ could not take.
+    /// Messages that RabbitMQ could not take, without those that are tried again just now.
     pub dead_letters: u64,
     /// When the oldest committed transaction was decided: milliseconds since 1970-01-01 UTC.
     pub oldest_committed_at: Option<i64>,
@@ -139,7 +140,10 @@ pub fn stats(path: &Path) -> Result<StoreStats, ToolError> {
         committed: lanes.iter().map(|lane| lane.committed).sum(),
         delivered: finished("delivered")?,
         rolled_back: finished("rolled_back")?,
-        dead_letters: count("SELECT count(*) FROM dead_letters")?,
+        dead_letters: match schema_version(&sql, path)? {
+            0..3 => count("SELECT count(*) FROM dead_letters")?,
+            _ => count_waiting(&sql)?,
+        },
         oldest_committed_at: sql.query_row(oldest, [], |row| row.get(0)).or_else(none_if_no_row)?,
         lanes,
     })
@@ -257,6 +261,13 @@ const NAMED_REFERENCES: &[(&str, &str)] = &[
     ),
 ];
 
+/// The same for dead letters that are tried again.
+const RETRY_REFERENCES: &[(&str, &str)] = &[(
+    "SELECT count(*) FROM dead_letters WHERE retry IS NOT NULL AND retry NOT IN
+         (SELECT sequence FROM transactions WHERE state = 'committed')",
+    "dead letters are hidden, and nothing brings them to RabbitMQ",
+)];
+
 struct Check<'a> {
     sql: &'a Connection,
     schema: i64,
@@ -308,6 +319,11 @@ impl Check<'_> {
                 self.count(query, problem)?;
             }
         }
+        if self.schema >= 3 {
+            for (query, problem) in RETRY_REFERENCES {
+                self.count(query, problem)?;
+            }
+        }
         Ok(())
     }
 
@@ -320,15 +336,20 @@ impl Check<'_> {
     }
 
     fn transactions(&mut self) -> rusqlite::Result<()> {
-        let mut statement = self.sql.prepare(
-            "SELECT id, messages, bytes, number, packs, body FROM transactions
+        // A letter that is tried again is the only message of its row, under its old place.
+        let first_index = match self.schema {
+            0..3 => "NULL",
+            _ => "(SELECT message_index FROM dead_letters WHERE retry IS NOT NULL AND retry = transactions.sequence)",
+        };
+        let mut statement = self.sql.prepare(&format!(
+            "SELECT id, messages, bytes, number, packs, body, coalesce({first_index}, 0) FROM transactions
              WHERE state IN ('open', 'in_doubt', 'committed') ORDER BY sequence",
-        )?;
+        ))?;
         let mut rows = statement.query([])?;
         while let Some(row) = rows.next()? {
             let id = TransactionId(Uuid::from_bytes(row.get(0)?));
             let (messages, bytes): (i64, i64) = (row.get(1)?, row.get(2)?);
-            let mut found = Found::default();
+            let mut found = Found { first_index: row.get(6)?, ..Found::default() };
             match (row.get::<_, Option<i64>>(3)?, row.get_ref(5)?.as_blob_or_null()?) {
                 (Some(number), None) => found.packs(self.sql, number, row.get(4)?)?,
                 (None, Some(body)) => found.add(0, body),
@@ -366,6 +387,8 @@ impl Check<'_> {
 /// What is there of one transaction.
 #[derive(Default)]
 struct Found {
+    /// The place of its first message.
+    first_index: i64,
     messages: i64,
     bytes: i64,
     problem: Option<String>,
@@ -397,8 +420,9 @@ impl Found {
     }
 
     fn add(&mut self, first_index: i64, body: &[u8]) {
-        if first_index != self.messages {
-            self.problem(format!("counts its message {} as {first_index}", self.messages));
+        let place = self.first_index + self.messages;
+        if first_index != place {
+            self.problem(format!("counts its message {place} as {first_index}"));
         }
         self.bytes += body.len() as i64;
         match count_messages(body) {

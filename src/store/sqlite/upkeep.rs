@@ -2,6 +2,7 @@
 //! the file is. Each step is short, because commits wait for it.
 
 use super::SqliteSettings;
+use super::letters::count_waiting;
 use super::rows::{Rows, pack_keys};
 use super::stats::{Stats, add, milliseconds, set};
 use crate::tx::id::Timestamp;
@@ -219,10 +220,9 @@ fn is_full(was: bool, used: u64, max: u64) -> bool {
 pub(super) fn count(sql: &Connection, stats: &Stats) -> rusqlite::Result<()> {
     let count = |statement: &str| sql.query_row(statement, [], |row| row.get::<_, i64>(0));
     let backlog = count("SELECT count(*) FROM transactions INDEXED BY committed WHERE state = 'committed'")?;
-    let letters = count("SELECT count(*) FROM dead_letters")?;
     let in_doubt = count("SELECT count(*) FROM transactions INDEXED BY doubtful WHERE state = 'in_doubt'")?;
     set(&stats.backlog, backlog.try_into().unwrap_or_default());
-    set(&stats.dead_letters, letters.try_into().unwrap_or_default());
+    set(&stats.dead_letters, count_waiting(sql)?);
     set(&stats.in_doubt, in_doubt.try_into().unwrap_or_default());
     set(&stats.oldest_in_doubt, milliseconds(Rows::oldest_doubt(sql)?));
     Ok(())
@@ -255,7 +255,7 @@ fn purge(sql: &Connection, decided_before: i64) -> rusqlite::Result<Purged> {
     let old = sql
         .prepare_cached(
             "SELECT sequence, id FROM transactions INDEXED BY finished
-             WHERE state IN ('delivered', 'rolled_back') AND decided_at < ?1 LIMIT ?2",
+             WHERE state IN ('delivered', 'rolled_back') AND coalesce(settled_at, decided_at) < ?1 LIMIT ?2",
         )?
         .query_map(params![decided_before, PURGED_TRANSACTIONS as i64], |row| Ok((row.get(0)?, row.get(1)?)))?
         .collect::<rusqlite::Result<Vec<(i64, [u8; 16])>>>()?;

@@ -6,7 +6,7 @@ use super::stats::{Stats, add, add_signed, milliseconds, set, subtract};
 use super::upkeep::Upkeep;
 use super::{SqliteSettings, upkeep};
 use crate::store::{
-    Check, Committed, Committing, DeadLetter, Forwarded, Messages, Origin, Outlet, Sequence, StoreError,
+    Check, Committed, Committing, DeadLetter, Forwarded, LetterId, Messages, Origin, Outlet, Sequence, StoreError,
 };
 use crate::tx::decision::{Actor, Decision, Target, Verdict};
 use crate::tx::id::{Timestamp, TransactionId};
@@ -96,6 +96,18 @@ pub(super) enum Request {
         letter: DeadLetter,
         answer: Answer<()>,
     },
+    Retry {
+        letter: LetterId,
+        actor: Actor,
+        reason: String,
+        answer: Answer<Option<TransactionId>>,
+    },
+    Discard {
+        letter: LetterId,
+        actor: Actor,
+        reason: String,
+        answer: Answer<Option<TransactionId>>,
+    },
 }
 
 impl Request {
@@ -107,7 +119,9 @@ impl Request {
             | Self::Abandon { .. }
             | Self::Decide { .. }
             | Self::Checked { .. }
-            | Self::CheckNow { .. } => 0,
+            | Self::CheckNow { .. }
+            | Self::Retry { .. }
+            | Self::Discard { .. } => 0,
         }
     }
 
@@ -121,6 +135,7 @@ impl Request {
             Self::Commit { answer, .. } => drop(answer.send(Err(error))),
             Self::Decide { answer, .. } => drop(answer.send(Err(error))),
             Self::Checked { answer, .. } | Self::CheckNow { answer, .. } => drop(answer.send(Err(error))),
+            Self::Retry { answer, .. } | Self::Discard { answer, .. } => drop(answer.send(Err(error))),
         }
     }
 }
@@ -310,7 +325,6 @@ impl Writer {
         let mut committed = Vec::new();
         let answered = answered.map(|(request, outcome)| self.hand_on(request, outcome, &mut committed));
         let replies = answered.collect::<Vec<_>>();
-        add(&self.stats.commits, committed.len() as u64);
         add(&self.stats.backlog, committed.len() as u64);
         if !committed.is_empty() {
             self.outlet.committed(committed);
@@ -362,6 +376,15 @@ impl Writer {
                 Outcome::Is(so) => Told::Is(answer, Ok(so)),
                 other => Told::Is(answer, Err(refusal(other))),
             },
+            Request::Retry { answer, .. } | Request::Discard { answer, .. } => match outcome {
+                Outcome::Retried(Released { sequence, id, lane, .. }) => {
+                    committed.push(Committed { sequence, id, lane, messages: None, forwarded: None });
+                    Told::Letter(answer, Ok(Some(id)))
+                }
+                Outcome::Discarded(id) => Told::Letter(answer, Ok(Some(id))),
+                Outcome::NotThere => Told::Letter(answer, Ok(None)),
+                other => Told::Letter(answer, Err(refusal(other))),
+            },
         }
     }
 
@@ -372,6 +395,7 @@ impl Writer {
         forwarded: Option<oneshot::Sender<Forwarded>>,
     ) -> Committed {
         let Released { sequence, id, lane, packs } = released;
+        add(&self.stats.commits, 1);
         // What is remembered of it is its first pack.
         let messages = messages.or_else(|| self.recent.take(id).filter(|_| packs == 1));
         Committed { sequence, id, lane, messages, forwarded }
@@ -425,6 +449,7 @@ impl Writer {
         add_signed(&self.stats.open_named, tally.open);
         add_signed(&self.stats.in_doubt, tally.in_doubt);
         add_signed(&self.stats.dead_letters, tally.letters);
+        add_signed(&self.stats.backlog, tally.backlog);
         if tally.doubts_changed {
             match Rows::oldest_doubt(&self.sql) {
                 Ok(oldest) => set(&self.stats.oldest_in_doubt, milliseconds(oldest)),
@@ -492,6 +517,8 @@ fn write(
         Request::Checked { id, check, .. } => Outcome::Is(rows.checked(*id, check)?),
         Request::CheckNow { id, checker, .. } => Outcome::Is(rows.check_now(*id, checker.as_deref())?),
         Request::DeadLetter { letter, .. } => rows.dead_letter(letter)?,
+        Request::Retry { letter, actor, reason, .. } => rows.retry(*letter, actor, reason)?,
+        Request::Discard { letter, actor, reason, .. } => rows.discard_letter(*letter, actor, reason)?,
     })
 }
 
@@ -507,6 +534,7 @@ enum Told {
     Commit(Answer<Committing>, Result<Committing, StoreError>),
     Verdict(Answer<Verdict>, Result<Verdict, StoreError>),
     Is(Answer<bool>, Result<bool, StoreError>),
+    Letter(Answer<Option<TransactionId>>, Result<Option<TransactionId>, StoreError>),
 }
 
 impl Told {
@@ -516,6 +544,7 @@ impl Told {
             Self::Commit(answer, result) => drop(answer.send(result)),
             Self::Verdict(answer, result) => drop(answer.send(result)),
             Self::Is(answer, result) => drop(answer.send(result)),
+            Self::Letter(answer, result) => drop(answer.send(result)),
         }
     }
 }

@@ -1,0 +1,90 @@
+//! Dead letters as those see them who look from outside and decide what becomes of them.
+
+use crate::amqp::method::Publish;
+use crate::amqp::properties::Properties;
+use crate::tx::batch;
+use crate::tx::id::{Timestamp, TransactionId};
+use std::sync::Arc;
+
+/// A dead letter's number. Rises, and never names another letter later.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct LetterId(pub i64);
+
+/// A dead letter that waits for a person.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Letter {
+    /// Its number.
+    pub id: LetterId,
+    /// The transaction that it is of.
+    pub transaction: TransactionId,
+    /// The virtual host.
+    pub vhost: Arc<str>,
+    /// Where it was published to, and under which id.
+    pub envelope: Envelope,
+    /// RabbitMQ's last reply code.
+    pub reply_code: u16,
+    /// RabbitMQ's last words.
+    pub reply_text: String,
+    /// When RabbitMQ refused it first.
+    pub since: Timestamp,
+    /// How often RabbitMQ refused it.
+    pub attempts: u32,
+}
+
+/// What tells a message from others without its body. Bytes that are not UTF-8 show as U+FFFD.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Envelope {
+    /// The exchange; empty: the default exchange.
+    pub exchange: String,
+    /// The routing key.
+    pub routing_key: String,
+    /// The producer's message-id.
+    pub message_id: Option<String>,
+}
+
+impl Envelope {
+    /// Of a dead letter's message. What can't be read, and may be dead for that very reason, is left empty.
+    pub(super) fn of(message: &[u8]) -> Self {
+        let lossy = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+        let Some(Ok(half)) = batch::iter(message).next() else { return Self::default() };
+        let (exchange, routing_key) = Publish::parse(half.publish)
+            .map(|publish| (lossy(publish.exchange), lossy(publish.routing_key)))
+            .unwrap_or_default();
+        let message_id = Properties::parse(half.header).ok().and_then(|properties| properties.message_id.map(lossy));
+        Self { exchange, routing_key, message_id }
+    }
+}
+
+/// Which dead letters to list. A part that is not given fits everything.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct LetterFilter {
+    /// The virtual host.
+    pub vhost: Option<String>,
+    /// The exchange.
+    pub exchange: Option<String>,
+}
+
+impl LetterFilter {
+    pub(super) fn fits(&self, letter: &Letter) -> bool {
+        self.vhost.as_deref().is_none_or(|vhost| *vhost == *letter.vhost)
+            && self.exchange.as_deref().is_none_or(|exchange| exchange == letter.envelope.exchange)
+    }
+}
+
+/// Some dead letters, the first that was found out first. As with [`Listing`](super::Listing), it may have fewer than
+/// were asked for although there are more.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Letters {
+    /// At most as many as were asked for.
+    pub items: Vec<Letter>,
+    /// What to ask for to get those behind; none: there are none.
+    pub next: Option<i64>,
+}
+
+/// The text that a history has of something done with the message at this place.
+pub(super) fn about(index: u32, text: &str) -> String {
+    format!("message {index}: {text}")
+}
+
+/// Why a dead letter of a transaction in state `committed` can't be decided about yet.
+pub(super) const STILL_FORWARDED: &str = "committed, and others of its messages are still on their way";
