@@ -1,5 +1,7 @@
 //! One story told to every store: what `halfway::store` promises, chapter by chapter.
 
+#[path = "store_contract/letters.rs"]
+mod letters;
 #[path = "store_contract/named.rs"]
 mod named;
 
@@ -299,7 +301,9 @@ async fn memory() {
     let (now, clock) = clock!();
     let store = MemoryStore::with_clock(relay.clone(), clock);
     story(&*store, &relay).await;
-    named::story(named::Stage { store: &*store, relay: &relay, now }).await;
+    let stage = named::Stage { store: &*store, relay: &relay, now };
+    named::story(stage).await;
+    letters::story(stage).await;
 }
 
 #[tokio::test]
@@ -310,7 +314,9 @@ async fn sqlite() {
     let (now, clock) = clock!();
     let store = SqliteStore::open(SqliteSettings { clock, ..SqliteSettings::new(&path) }, relay.clone()).unwrap();
     story(&*store, &relay).await;
-    named::story(named::Stage { store: &*store, relay: &relay, now }).await;
+    let stage = named::Stage { store: &*store, relay: &relay, now };
+    named::story(stage).await;
+    letters::story(stage).await;
     let report = halfway::store::sqlite::check(&path).unwrap();
     assert_eq!(report.problems, Vec::<String>::new());
     store.close();

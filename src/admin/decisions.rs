@@ -18,7 +18,7 @@ use crate::tx::state;
 type Answer<T> = Result<Json<T>, Problem>;
 
 impl Admin {
-    fn store(&self) -> Result<&Arc<dyn Store>, Problem> {
+    pub(super) fn store(&self) -> Result<&Arc<dyn Store>, Problem> {
         let starting = || Problem::new(StatusCode::SERVICE_UNAVAILABLE, "the store is not open yet: the proxy starts");
         self.store.get().ok_or_else(starting)
     }

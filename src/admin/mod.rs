@@ -1,8 +1,9 @@
 //! The HTTP port: `/healthz` says that the process lives, `/readyz` how each part is, `/metrics` what was counted; under
-//! `/api` transactions are looked at and decided.
+//! `/api` transactions and dead letters are looked at and decided.
 
 mod access;
 mod decisions;
+mod letters;
 mod problem;
 mod request;
 mod routes;

@@ -1,5 +1,6 @@
 //! What requests ask for, checked at the edge: each error names the field at fault.
 
+use std::borrow::Cow;
 use std::ops::RangeInclusive;
 use std::sync::Arc;
 
@@ -10,13 +11,13 @@ use serde_json::Value;
 use uuid::Uuid;
 
 use super::problem::Problem;
-use crate::store::Filter;
+use crate::store::{Filter, LetterFilter, LetterId};
 use crate::tx::decision::Owned;
 use crate::tx::id::TransactionId;
 use crate::tx::name::TransactionName;
 use crate::tx::state::State;
 
-/// Transactions in one page.
+/// Transactions, or dead letters, in one page.
 pub const LIMIT_MAX: usize = 1000;
 /// Characters of a reason.
 pub(super) const REASON_CHARS_MAX: usize = 1000;
@@ -25,6 +26,7 @@ pub(super) const BODY_BYTES_MAX: usize = 64 * 1024;
 const LIMITS: RangeInclusive<usize> = 1..=LIMIT_MAX;
 const LIMIT_DEFAULT: usize = 100;
 const QUERY_KEYS: [&str; 6] = ["state", "vhost", "user", "name", "limit", "cursor"];
+const LETTER_KEYS: [&str; 4] = ["vhost", "exchange", "limit", "cursor"];
 
 /// A page of transactions.
 #[derive(Debug, PartialEq)]
@@ -37,11 +39,7 @@ pub(super) struct Page {
 impl Page {
     fn parse(query: &str) -> Result<Self, Problem> {
         let mut page = Self { filter: Filter::default(), after: 0, limit: LIMIT_DEFAULT };
-        let mut seen = Vec::new();
-        for (key, value) in form_urlencoded::parse(query.as_bytes()) {
-            if seen.contains(&key) {
-                return Err(Problem::field(key, "is there twice"));
-            }
+        for (key, value) in once_each(query)? {
             match &*key {
                 "state" => page.filter.state = Some(state(&value)?),
                 "vhost" => page.filter.vhost = Some(value.into_owned()),
@@ -49,12 +47,26 @@ impl Page {
                 "name" => page.filter.name = Some(name("name", &value)?.to_string()),
                 "limit" => page.limit = limit(&value)?,
                 "cursor" => page.after = after(&value)?,
-                _ => return Err(Problem::field(key, format_args!("unknown key; {}", one_of(&QUERY_KEYS)))),
+                _ => return Err(unknown_key(&key, &QUERY_KEYS)),
             }
-            seen.push(key);
         }
         Ok(page)
     }
+}
+
+fn once_each(query: &str) -> Result<Vec<(Cow<'_, str>, Cow<'_, str>)>, Problem> {
+    let mut pairs: Vec<(Cow<'_, str>, Cow<'_, str>)> = Vec::new();
+    for (key, value) in form_urlencoded::parse(query.as_bytes()) {
+        if pairs.iter().any(|(other, _)| *other == key) {
+            return Err(Problem::field(key, "is there twice"));
+        }
+        pairs.push((key, value));
+    }
+    Ok(pairs)
+}
+
+fn unknown_key(key: &str, known: &[&str]) -> Problem {
+    Problem::field(key, format_args!("unknown key; {}", one_of(known)))
 }
 
 impl<S: Send + Sync> FromRequestParts<S> for Page {
@@ -63,6 +75,54 @@ impl<S: Send + Sync> FromRequestParts<S> for Page {
     async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Problem> {
         let Ok(RawQuery(query)) = RawQuery::from_request_parts(parts, state).await;
         Self::parse(query.as_deref().unwrap_or_default())
+    }
+}
+
+/// A page of dead letters.
+#[derive(Debug, PartialEq)]
+pub(super) struct LetterPage {
+    pub(super) filter: LetterFilter,
+    pub(super) after: i64,
+    pub(super) limit: usize,
+}
+
+impl LetterPage {
+    fn parse(query: &str) -> Result<Self, Problem> {
+        let mut page = Self { filter: LetterFilter::default(), after: 0, limit: LIMIT_DEFAULT };
+        for (key, value) in once_each(query)? {
+            match &*key {
+                "vhost" => page.filter.vhost = Some(value.into_owned()),
+                "exchange" => page.filter.exchange = Some(value.into_owned()),
+                "limit" => page.limit = limit(&value)?,
+                "cursor" => page.after = after(&value)?,
+                _ => return Err(unknown_key(&key, &LETTER_KEYS)),
+            }
+        }
+        Ok(page)
+    }
+}
+
+impl<S: Send + Sync> FromRequestParts<S> for LetterPage {
+    type Rejection = Problem;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Problem> {
+        let Ok(RawQuery(query)) = RawQuery::from_request_parts(parts, state).await;
+        Self::parse(query.as_deref().unwrap_or_default())
+    }
+}
+
+/// A dead letter's number in the path.
+pub(super) struct Letter(pub(super) LetterId);
+
+impl<S: Send + Sync> FromRequestParts<S> for Letter {
+    type Rejection = Problem;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Problem> {
+        let no_number = || Problem::field("id", "has to be a dead letter's number, such as 17");
+        let Path(text) = Path::<String>::from_request_parts(parts, state).await.map_err(|_| no_number())?;
+        // Other spellings (+17, 017) would give one letter several paths.
+        let id = text.parse::<i64>().ok().filter(|id| *id > 0 && id.to_string() == text);
+        id.map(|id| Self(LetterId(id))).ok_or_else(no_number)
     }
 }
 

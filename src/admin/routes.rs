@@ -9,7 +9,7 @@ use axum::{
     routing::{get, post},
 };
 
-use super::{Admin, access, decisions, problem::Problem, request, view};
+use super::{Admin, access, decisions, letters, problem::Problem, request, view};
 use crate::metrics;
 
 pub(super) fn router(admin: Admin) -> Router {
@@ -34,6 +34,10 @@ fn api(admin: &Admin) -> Router<Admin> {
         .route("/transactions/{id}/check", post(decisions::check))
         .route(&format!("{NAMED}/commit"), post(decisions::commit_named))
         .route(&format!("{NAMED}/rollback"), post(decisions::roll_back_named))
+        .route("/dead-letters", get(letters::list))
+        .route("/dead-letters/{id}", get(letters::show))
+        .route("/dead-letters/{id}/retry", post(letters::retry))
+        .route("/dead-letters/{id}/discard", post(letters::discard))
         .method_not_allowed_fallback(wrong_method)
         .fallback(no_such_path)
         .layer(DefaultBodyLimit::max(request::BODY_BYTES_MAX))

@@ -6,9 +6,9 @@ use serde::Serialize;
 
 use super::request;
 use crate::health::{COMPONENTS, Condition, Report};
-use crate::store::{Event, Listing, Summary};
+use crate::store::{self, Event, LetterId, Letters, Listing, Summary};
 use crate::tx::decision::Fate;
-use crate::tx::id::Timestamp;
+use crate::tx::id::{Timestamp, TransactionId};
 
 /// A time as every surface shows it.
 pub(super) fn time(at: Timestamp) -> String {
@@ -109,6 +109,67 @@ impl Decided {
             decided_by: fate.decided_by,
             changed,
         }
+    }
+}
+
+/// A page of dead letters.
+#[derive(Debug, Serialize)]
+pub(super) struct LetterPage {
+    items: Vec<Letter>,
+    next_cursor: Option<String>,
+}
+
+impl From<Letters> for LetterPage {
+    fn from(letters: Letters) -> Self {
+        Self {
+            items: letters.items.into_iter().map(Letter::from).collect(),
+            next_cursor: letters.next.map(request::cursor),
+        }
+    }
+}
+
+/// A dead letter.
+#[derive(Debug, Serialize)]
+pub(super) struct Letter {
+    id: String,
+    transaction: String,
+    exchange: String,
+    routing_key: String,
+    message_id: Option<String>,
+    reply_code: u16,
+    reply_text: String,
+    since: String,
+    attempts: u32,
+}
+
+impl From<store::Letter> for Letter {
+    fn from(letter: store::Letter) -> Self {
+        let store::Envelope { exchange, routing_key, message_id } = letter.envelope;
+        Self {
+            id: letter.id.0.to_string(),
+            transaction: letter.transaction.to_string(),
+            exchange,
+            routing_key,
+            message_id,
+            reply_code: letter.reply_code,
+            reply_text: letter.reply_text,
+            since: time(letter.since),
+            attempts: letter.attempts,
+        }
+    }
+}
+
+/// The answer to what was decided about a dead letter.
+#[derive(Debug, Serialize)]
+pub(super) struct LetterDecided {
+    id: String,
+    transaction: String,
+    decision: &'static str,
+}
+
+impl LetterDecided {
+    pub(super) fn new(id: LetterId, transaction: TransactionId, decision: &'static str) -> Self {
+        Self { id: id.0.to_string(), transaction: transaction.to_string(), decision }
     }
 }
 

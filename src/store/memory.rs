@@ -5,7 +5,8 @@ mod letters;
 use self::letters::Kept;
 use super::{
     COMMITTED_BEFORE, Check, Commit, Committed, Committing, Cursor, DeadLetter, Due, DueNow, Event, Filter, Lane,
-    Letter, LetterFilter, LetterId, Letters, Listing, Messages, Named, Origin, Outlet, Pack, Reply, Sequence, Store, StoreError, Summary, system_clock,
+    Letter, LetterFilter, LetterId, Letters, Listing, Messages, Named, Origin, Outlet, Pack, Reply, Sequence, Store,
+    StoreError, Summary, system_clock,
 };
 use crate::amqp::properties::Properties;
 use crate::tx::batch::{self, Batch};
@@ -227,7 +228,15 @@ impl Row {
         let mut first_index = 0;
         (0..).zip(&self.packs).map(move |(number, Messages { bytes, count })| {
             let last = number as usize + 1 == self.packs.len();
-            let pack = Pack { sequence, id: self.origin.id, number, first_index, last, retried: false, messages: bytes.clone() };
+            let pack = Pack {
+                sequence,
+                id: self.origin.id,
+                number,
+                first_index,
+                last,
+                retried: false,
+                messages: bytes.clone(),
+            };
             first_index += count;
             pack
         })

@@ -31,8 +31,8 @@ pub use tools::{CheckReport, LaneBacklog, StoreStats, ToolError, backup, check, 
 use self::reader::{Question, Reader};
 use self::writer::{Call, Request, Writer};
 use super::{
-    Check, Commit, Committing, Cursor, DeadLetter, DueNow, Event, Filter, Lane, Letter, LetterFilter, LetterId, Letters, Listing, Origin, Outlet, Pack, Reply,
-    Sequence, Store, Summary, system_clock,
+    Check, Commit, Committing, Cursor, DeadLetter, DueNow, Event, Filter, Lane, Letter, LetterFilter, LetterId,
+    Letters, Listing, Origin, Outlet, Pack, Reply, Sequence, Store, Summary, system_clock,
 };
 use crate::tx::batch::Batch;
 use crate::tx::decision::{Actor, Decision, Target, Verdict};

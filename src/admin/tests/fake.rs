@@ -6,8 +6,8 @@ use tokio::sync::watch;
 use uuid::Uuid;
 
 use crate::store::{
-    Check, Commit, Committing, Cursor, DeadLetter, DueNow, Event, Filter, Lane, Listing, Origin, Pack, Reply, Sequence,
-    Store, StoreError, Summary,
+    Check, Commit, Committing, Cursor, DeadLetter, DueNow, Envelope, Event, Filter, Lane, Letter, LetterFilter,
+    LetterId, Letters, Listing, Origin, Pack, Reply, Sequence, Store, StoreError, Summary,
 };
 use crate::tx::batch::Batch;
 use crate::tx::decision::{Actor, Decision, Fate, Target, Verdict};
@@ -23,6 +23,9 @@ pub(super) struct FakeStore {
     pub(super) rows: Mutex<Vec<Summary>>,
     /// What [`Store::decide`] was given.
     pub(super) decisions: Mutex<Vec<(Decision, Actor, Option<String>)>>,
+    pub(super) letters: Mutex<Vec<Letter>>,
+    /// What [`Store::retry`] and [`Store::discard`] were given.
+    pub(super) handled: Mutex<Vec<(&'static str, LetterId, Actor, String)>>,
     /// Lets every call fail.
     pub(super) failure: Mutex<Option<StoreError>>,
 }
@@ -56,6 +59,36 @@ impl FakeStore {
             lane: 0,
         };
         rows.push(row);
+    }
+
+    /// Adds a dead letter of transaction 1, number 1 first.
+    pub(super) fn add_letter(&self, vhost: &str, exchange: &str) {
+        let mut letters = self.letters.lock().unwrap();
+        letters.push(Letter {
+            id: LetterId(letters.len() as i64 + 1),
+            transaction: id(1),
+            vhost: vhost.into(),
+            envelope: Envelope { exchange: exchange.into(), routing_key: "k".into(), message_id: Some("m".into()) },
+            reply_code: 404,
+            reply_text: "NOT_FOUND".into(),
+            since: DECIDED_AT,
+            attempts: 2,
+        });
+    }
+
+    fn handle(
+        &self,
+        what: &'static str,
+        letter: LetterId,
+        actor: Actor,
+        reason: String,
+    ) -> Reply<Option<TransactionId>> {
+        self.handled.lock().unwrap().push((what, letter, actor, reason));
+        self.answer(|_| {
+            let mut letters = self.letters.lock().unwrap();
+            let place = letters.iter().position(|other| other.id == letter)?;
+            Some(letters.remove(place).transaction)
+        })
     }
 
     fn answer<T>(&self, work: impl FnOnce(&mut Vec<Summary>) -> T) -> Reply<T> {
@@ -122,6 +155,31 @@ impl Store for FakeStore {
             let next = fitting.next().and(page.last().map(|(place, _)| *place));
             Listing { items: page.into_iter().map(|(_, row)| row.clone()).collect(), next }
         })
+    }
+
+    fn dead_letters(&self, filter: LetterFilter, after: i64, limit: usize) -> Reply<Letters> {
+        let fits = |letter: &Letter| {
+            filter.vhost.as_deref().is_none_or(|vhost| *letter.vhost == *vhost)
+                && filter.exchange.as_deref().is_none_or(|exchange| letter.envelope.exchange == exchange)
+        };
+        self.answer(|_| {
+            let letters = self.letters.lock().unwrap();
+            let items: Vec<_> = letters.iter().filter(|it| it.id.0 > after && fits(it)).take(limit).cloned().collect();
+            let next = items.last().filter(|_| items.len() == limit).map(|letter| letter.id.0);
+            Letters { items, next }
+        })
+    }
+
+    fn dead_letter_by_id(&self, letter: LetterId) -> Reply<Option<Letter>> {
+        self.answer(|_| self.letters.lock().unwrap().iter().find(|other| other.id == letter).cloned())
+    }
+
+    fn retry(&self, letter: LetterId, actor: Actor, reason: String) -> Reply<Option<TransactionId>> {
+        self.handle("retry", letter, actor, reason)
+    }
+
+    fn discard(&self, letter: LetterId, actor: Actor, reason: String) -> Reply<Option<TransactionId>> {
+        self.handle("discard", letter, actor, reason)
     }
 
     fn is_full(&self) -> bool {

@@ -2,8 +2,8 @@
 
 use crate::check_back::question::tests::{pack, summary};
 use crate::store::{
-    Check, Commit, Committing, Cursor, DeadLetter, Due, DueNow, Event, Filter, Lane, Letter, LetterFilter, LetterId, Letters, Listing, Origin, Pack, Reply,
-    Sequence, Store, StoreError, Summary,
+    Check, Commit, Committing, Cursor, DeadLetter, Due, DueNow, Event, Filter, Lane, Letter, LetterFilter, LetterId,
+    Letters, Listing, Origin, Pack, Reply, Sequence, Store, StoreError, Summary,
 };
 use crate::tx::batch::Batch;
 use crate::tx::decision::{Actor, Decision, Fate, Target, Verdict};

@@ -64,7 +64,15 @@ fn messages(count: u32, mandatory: bool) -> Bytes {
 fn pack(sequence: i64, number: u32, count: u32, last: bool) -> Pack {
     let messages = messages(count, false);
     let first_index = number * count;
-    Pack { sequence: Sequence(sequence), id: transaction_id(sequence), number, first_index, last, retried: false, messages }
+    Pack {
+        sequence: Sequence(sequence),
+        id: transaction_id(sequence),
+        number,
+        first_index,
+        last,
+        retried: false,
+        messages,
+    }
 }
 
 impl Rabbit {

@@ -129,7 +129,12 @@ impl Rows<'_> {
     }
 
     /// Forgets a letter for good.
-    pub(super) fn discard_letter(&mut self, letter: LetterId, actor: &Actor, reason: &str) -> rusqlite::Result<Outcome> {
+    pub(super) fn discard_letter(
+        &mut self,
+        letter: LetterId,
+        actor: &Actor,
+        reason: &str,
+    ) -> rusqlite::Result<Outcome> {
         let of = match self.waiting(letter)? {
             Some(of) if of.state == State::DeadLettered => of,
             other => return Ok(not_now(other)),

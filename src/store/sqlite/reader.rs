@@ -5,7 +5,10 @@ use super::letters;
 use super::listing;
 use super::rows::{lane_number, pack_keys};
 use super::writer::Answer;
-use crate::store::{Cursor, DueNow, Event, Filter, Lane, Letter, LetterFilter, LetterId, Letters, Listing, Pack, Sequence, StoreError, Summary};
+use crate::store::{
+    Cursor, DueNow, Event, Filter, Lane, Letter, LetterFilter, LetterId, Letters, Listing, Pack, Sequence, StoreError,
+    Summary,
+};
 use crate::tx::id::{Timestamp, TransactionId};
 use bytes::Bytes;
 use rusqlite::{Connection, Transaction, TransactionBehavior, params};
