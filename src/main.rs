@@ -50,6 +50,11 @@ fn run(command: Command) -> Result<ExitCode, Box<dyn Error>> {
         }
         Command::Doctor(args) => return doctor(&args),
         Command::Tx(command) => runtime()?.block_on(cli::tx::run(&command, stdout()))?,
+        Command::Dead(command) => {
+            let all_done = runtime()?.block_on(cli::dead::run(&command, stdout()))?;
+            return Ok(if all_done { ExitCode::SUCCESS } else { ExitCode::FAILURE });
+        }
+        Command::Completions { shell } => cli::print_completions(shell, stdout())?,
         Command::Store(command) => return store(&command),
     }
     Ok(ExitCode::SUCCESS)

@@ -22,7 +22,7 @@ use crate::tls::{ClientTls, server_name};
 const CONNECT: Duration = Duration::from_secs(5);
 /// For the answer. A decision is answered when it is durable.
 const ANSWER: Duration = Duration::from_secs(30);
-/// A page of transactions with the longest names there can be is smaller.
+/// A page of transactions with the longest names there can be is smaller; so is one of dead letters.
 const ANSWER_BYTES_MAX: usize = 16 * 1024 * 1024;
 
 /// Where a proxy's admin port is: `http://host[:port][/path]`, or `https://` where something before it does TLS.

@@ -1,6 +1,8 @@
 //! The command line: what can be asked for, and how answers are printed.
 
+mod ask;
 mod client;
+pub mod dead;
 mod text;
 pub mod tx;
 
@@ -9,7 +11,8 @@ use std::{
     path::PathBuf,
 };
 
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, CommandFactory, Parser, Subcommand};
+use clap_complete::Shell;
 use serde::Serialize;
 use serde_json::{Value, json};
 
@@ -40,9 +43,18 @@ pub enum Command {
     /// List transactions of the running proxy, and decide those in doubt
     #[command(subcommand)]
     Tx(tx::TxCommand),
+    /// List the committed messages that RabbitMQ could not take, and retry or discard them
+    #[command(subcommand)]
+    Dead(dead::DeadCommand),
     /// Look into the store, or copy it, while a proxy has it or none
     #[command(subcommand)]
     Store(StoreCommand),
+    /// Print a script that completes these commands in a shell
+    Completions {
+        /// The shell
+        #[arg(value_name = "SHELL")]
+        shell: Shell,
+    },
 }
 
 /// `halfway config`.
@@ -140,6 +152,16 @@ pub fn print_check(
     }
 }
 
+/// Prints a script that completes commands in a shell.
+/// # Errors
+/// When the output can't be written.
+pub fn print_completions(shell: Shell, mut out: impl Write) -> io::Result<()> {
+    // Made in memory first: what writes it panics where a pipe is closed.
+    let mut script = Vec::new();
+    clap_complete::generate(shell, &mut Cli::command(), "halfway", &mut script);
+    out.write_all(&script)
+}
+
 /// Prints the answer of `config show`.
 /// # Errors
 /// When the output can't be written.
@@ -223,8 +245,6 @@ fn problem_json(problem: &Problem) -> Value {
 
 #[cfg(test)]
 mod tests {
-    use clap::CommandFactory;
-
     use super::*;
 
     #[test]
@@ -257,8 +277,33 @@ mod tests {
         for wrong in [&no_reason, &empty_reason, &both] {
             assert_eq!(parse(wrong).expect_err("a usage error").exit_code(), 2, "{wrong}");
         }
+        let Ok(Command::Dead(dead::DeadCommand::Retry(retry))) =
+            parse("halfway dead retry --all --exchange x --yes --reason r --json")
+        else {
+            panic!("retry")
+        };
+        assert_eq!((retry.all, retry.only.exchange.as_deref(), retry.yes, retry.id), (true, Some("x"), true, None));
+        assert!(parse("halfway dead list --vhost / --limit 7").is_ok() && parse("halfway dead show 7").is_ok());
+        for shell in ["bash", "fish", "zsh"] {
+            let Ok(Command::Completions { shell }) = parse(&format!("halfway completions {shell}")) else {
+                panic!("completions")
+            };
+            let mut script = Vec::new();
+            print_completions(shell, &mut script).expect("writing to a Vec does not fail");
+            assert!(String::from_utf8(script).expect("UTF-8").contains("discard"), "{shell}");
+        }
         for wrong in [
             "halfway",
+            "halfway completions cobol",
+            "halfway dead",
+            "halfway dead show",
+            "halfway dead show 0",
+            "halfway dead retry --reason r",
+            "halfway dead retry 7",
+            "halfway dead retry 7 --all --reason r",
+            "halfway dead retry 7 --yes --reason r",
+            "halfway dead discard 7 --reason=",
+            "halfway dead discard --all --reason r",
             "halfway tx",
             "halfway tx show",
             "halfway tx show 7",

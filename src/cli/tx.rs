@@ -1,7 +1,6 @@
 //! `halfway tx`: transactions looked at and decided by hand, through the proxy that runs.
 
 use std::io::{self, Write};
-use std::path::PathBuf;
 use std::time::SystemTime;
 
 use clap::builder::PossibleValuesParser;
@@ -9,11 +8,10 @@ use clap::{Args, Subcommand, builder::NonEmptyStringValueParser};
 use serde_json::{Value, json};
 use uuid::Uuid;
 
-use super::Query;
-use super::client::{Client, ClientError, Url, encoded};
-use super::text::{Column, shown, shown_json, table};
-use crate::admin::{LIMIT_MAX, TokenError, check_reason, read_token};
-use crate::config::{self, ConfigError, Role, TOKEN_VARIABLE};
+use super::ask::{self, AskError, Reach, age, client, print, reason, terminal_width, text};
+use super::client::{Client, encoded};
+use super::text::{Column, table};
+use crate::admin::LIMIT_MAX;
 use crate::tx::name::TransactionName;
 use crate::tx::state::State;
 
@@ -30,20 +28,6 @@ pub enum TxCommand {
     Rollback(Decide),
     /// Have a checker asked now what became of a transaction in doubt
     Check(Show),
-}
-
-/// How the proxy is reached.
-#[derive(Args, Debug)]
-pub struct Reach {
-    /// Where its configuration is.
-    #[command(flatten)]
-    pub query: Query,
-    /// Ask the proxy whose admin port is here, instead of the one in the configuration
-    #[arg(long, value_name = "URL")]
-    pub url: Option<Url>,
-    /// Read the token from this file, instead of HALFWAY_TOKEN or the configuration's first operator
-    #[arg(long, value_name = "FILE")]
-    pub token_file: Option<PathBuf>,
 }
 
 /// `halfway tx list`.
@@ -111,48 +95,14 @@ pub struct Decide {
     pub reason: String,
 }
 
-/// Why a command failed.
-#[derive(Debug, thiserror::Error)]
-pub enum TxError {
-    /// The proxy could not be asked, or refused.
-    #[error(transparent)]
-    Client(#[from] ClientError),
-    /// The configuration does not tell where it is.
-    #[error(transparent)]
-    Config(#[from] ConfigError),
-    /// It has no admin port.
-    #[error("admin.address is switched off, so there is nobody to ask; give --url for another proxy")]
-    NoPort,
-    /// The token's file.
-    #[error("{}", token_text(.0))]
-    Token(TokenError),
-    /// The variable holds what no header can carry.
-    #[error("{TOKEN_VARIABLE} holds no token: it has to be visible ASCII without blanks")]
-    TokenVariable,
-    /// Nobody published under this name.
-    #[error("there is no such transaction, or not any more")]
-    Unknown,
-    /// The output can't be written.
-    #[error("cannot write: {0}")]
-    Output(#[from] io::Error),
-}
-
-fn token_text(error: &TokenError) -> String {
-    error.to_string().replace("named by `admin.tokens`", "the token's file")
-}
-
 fn name(text: &str) -> Result<String, String> {
     TransactionName::new(text.as_bytes()).map(|name| name.to_string()).map_err(|error| error.to_string())
 }
 
-fn reason(text: &str) -> Result<String, String> {
-    check_reason(text).map(|()| text.to_owned())
-}
-
 /// Runs the command against the proxy and prints its answer.
 /// # Errors
-/// [`TxError`]; then nothing was printed, or not all of it.
-pub async fn run(command: &TxCommand, out: impl Write) -> Result<(), TxError> {
+/// [`AskError`]; then nothing was printed, or not all of it.
+pub async fn run(command: &TxCommand, out: impl Write) -> Result<(), AskError> {
     match command {
         TxCommand::List(list) => run_list(list, out).await,
         TxCommand::Show(Show { reach, which }) => {
@@ -174,7 +124,7 @@ pub async fn run(command: &TxCommand, out: impl Write) -> Result<(), TxError> {
     }
 }
 
-async fn run_decide(decide: &Decide, what: &str, out: impl Write) -> Result<(), TxError> {
+async fn run_decide(decide: &Decide, what: &str, out: impl Write) -> Result<(), AskError> {
     let client = client(&decide.reach)?;
     let path = match &decide.which {
         Which { id: Some(id), .. } => format!("/api/transactions/{id}/{what}"),
@@ -194,29 +144,11 @@ async fn run_decide(decide: &Decide, what: &str, out: impl Write) -> Result<(), 
     })
 }
 
-async fn run_list(list: &List, out: impl Write) -> Result<(), TxError> {
+async fn run_list(list: &List, out: impl Write) -> Result<(), AskError> {
     let client = client(&list.reach)?;
     let filters = [("state", &list.state), ("vhost", &list.vhost), ("user", &list.user), ("name", &list.name)];
-    let wanted = list.limit as usize;
-    let mut items = Vec::new();
-    let mut cursor = Value::Null;
-    loop {
-        let mut path = format!("/api/transactions?limit={}", (wanted - items.len()).min(LIMIT_MAX));
-        for (key, value) in filters.iter().filter_map(|(key, value)| Some((key, value.as_deref()?))) {
-            path += &format!("&{key}={}", encoded(value));
-        }
-        if let Some(cursor) = cursor.as_str() {
-            path += &format!("&cursor={}", encoded(cursor));
-        }
-        let mut page = client.get(&path).await?;
-        cursor = page["next_cursor"].take();
-        let Value::Array(found) = page["items"].take() else { break };
-        items.extend(found);
-        if cursor.is_null() || items.len() >= wanted {
-            break;
-        }
-    }
-    let answer = json!({"items": items, "next_cursor": cursor});
+    let filters = filters.map(|(key, value)| (key, value.as_deref()));
+    let answer = ask::list(&client, "/api/transactions", &filters, list.limit as usize).await?;
     print(&list.reach, &answer, out, |answer, out| {
         let items = answer["items"].as_array().map(Vec::as_slice).unwrap_or_default();
         print_list(items, SystemTime::now(), terminal_width(), &mut *out)?;
@@ -240,7 +172,7 @@ impl Which {
 
 /// The id of the transaction that is meant. Under a name: the undecided one; else the one that was committed; else the
 /// one rolled back last.
-async fn id_of(client: &Client, which: &Which) -> Result<String, TxError> {
+async fn id_of(client: &Client, which: &Which) -> Result<String, AskError> {
     if let Some(id) = which.id {
         return Ok(id.to_string());
     }
@@ -255,46 +187,7 @@ async fn id_of(client: &Client, which: &Which) -> Result<String, TxError> {
     };
     // The last of equal ones: a page is in the order in which they came.
     let found = page["items"].as_array().and_then(|items| items.iter().max_by_key(rank));
-    found.and_then(|item| item["id"].as_str()).map(str::to_owned).ok_or(TxError::Unknown)
-}
-
-fn client(reach: &Reach) -> Result<Client, TxError> {
-    let given = match &reach.token_file {
-        Some(path) => Some(read_token(path).map_err(TxError::Token)?),
-        None => match std::env::var_os(TOKEN_VARIABLE).filter(|token| !token.is_empty()) {
-            None => None,
-            Some(token) => {
-                let token = token.into_string().ok().filter(|token| token.bytes().all(|byte| byte.is_ascii_graphic()));
-                Some(token.ok_or(TxError::TokenVariable)?)
-            }
-        },
-    };
-    if let Some(url) = &reach.url {
-        // The configuration's token is for the configuration's proxy, and for no other.
-        return Ok(Client { url: url.clone(), key: "--url", token: given });
-    }
-    let admin = config::load(reach.query.file.config.as_deref())?.config.admin;
-    let address = admin.address.ok_or(TxError::NoPort)?;
-    let operator = admin.tokens.iter().find(|token| token.role == Role::Operator);
-    let token = match (given, operator) {
-        (Some(token), _) => Some(token),
-        (None, Some(operator)) => Some(read_token(&operator.token_file).map_err(TxError::Token)?),
-        (None, None) => None,
-    };
-    Ok(Client { url: address.into(), key: "admin.address", token })
-}
-
-fn print<W: Write>(
-    reach: &Reach,
-    answer: &Value,
-    mut out: W,
-    for_people: impl FnOnce(&Value, &mut W) -> io::Result<()>,
-) -> Result<(), TxError> {
-    match reach.query.json {
-        true => writeln!(out, "{}", shown_json(answer))?,
-        false => for_people(answer, &mut out)?,
-    }
-    Ok(())
+    found.and_then(|item| item["id"].as_str()).map(str::to_owned).ok_or(AskError::Unknown)
 }
 
 fn print_list(items: &[Value], now: SystemTime, width: Option<usize>, mut out: impl Write) -> io::Result<()> {
@@ -351,34 +244,6 @@ fn print_transaction<W: Write>(transaction: &Value, out: &mut W) -> io::Result<(
     Ok(())
 }
 
-/// A field as a person may see it.
-fn text(value: &Value, field: &str) -> String {
-    match &value[field] {
-        Value::Null => "-".into(),
-        Value::String(text) => shown(text),
-        other => shown(&other.to_string()),
-    }
-}
-
-/// How long ago something was, in its largest unit.
-fn age(at: &Value, now: SystemTime) -> String {
-    let at = at.as_str().and_then(|at| humantime::parse_rfc3339(at).ok());
-    let Some(at) = at else { return "-".into() };
-    // A clock that differs makes nothing younger than new.
-    let seconds = now.duration_since(at).unwrap_or_default().as_secs();
-    match seconds {
-        0..60 => format!("{seconds}s"),
-        60..3600 => format!("{}m", seconds / 60),
-        3600..86_400 => format!("{}h", seconds / 3600),
-        _ => format!("{}d", seconds / 86_400),
-    }
-}
-
-/// None where the output goes to a program, which gets everything.
-fn terminal_width() -> Option<usize> {
-    terminal_size::terminal_size_of(io::stdout()).map(|(width, _)| usize::from(width.0))
-}
-
 #[cfg(test)]
 mod tests {
     use std::time::{Duration, UNIX_EPOCH};
@@ -408,13 +273,5 @@ mod tests {
         let mut out = Vec::new();
         print_list(&[], UNIX_EPOCH, None, &mut out).expect("writing to a Vec does not fail");
         assert_eq!(out, b"There are none.\n");
-    }
-
-    #[test]
-    fn ages_are_short() {
-        let age = |seconds| age(&json!("1970-01-01T00:00:00Z"), UNIX_EPOCH + Duration::from_secs(seconds));
-        assert_eq!([0, 59, 60, 3599, 3600, 86_400].map(age), ["0s", "59s", "1m", "59m", "1h", "1d"]);
-        let future = super::age(&json!("1980-01-01T00:00:00Z"), UNIX_EPOCH);
-        assert_eq!(future, "0s");
     }
 }

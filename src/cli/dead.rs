@@ -1,0 +1,244 @@
+//! `halfway dead`: dead letters looked at, tried again and discarded by hand, through the proxy that runs.
+
+use std::io::{self, Write};
+use std::time::SystemTime;
+
+use clap::builder::NonEmptyStringValueParser;
+use clap::{Args, Subcommand};
+use serde_json::{Value, json};
+
+use super::ask::{self, AskError, Reach, age, client, print, reason, terminal_width, text};
+use super::client::{Client, ClientError};
+use super::text::{Column, table};
+
+/// `halfway dead`.
+#[derive(Debug, Subcommand)]
+pub enum DeadCommand {
+    /// List the committed messages that RabbitMQ could not take, in the order in which that was found out
+    List(List),
+    /// Show one dead letter
+    Show(Show),
+    /// Have a dead letter tried again: as itself, with the same x-half-id
+    Retry(Retry),
+    /// Forget a dead letter for good
+    Discard(Discard),
+}
+
+/// Which dead letters.
+#[derive(Args, Debug)]
+pub struct Only {
+    /// Only those in this virtual host
+    #[arg(long, value_parser = NonEmptyStringValueParser::new())]
+    pub vhost: Option<String>,
+    /// Only those that were published to this exchange; empty is the default exchange
+    #[arg(long)]
+    pub exchange: Option<String>,
+}
+
+impl Only {
+    fn filters(&self) -> [(&'static str, Option<&str>); 2] {
+        [("vhost", self.vhost.as_deref()), ("exchange", self.exchange.as_deref())]
+    }
+}
+
+/// `halfway dead list`.
+#[derive(Args, Debug)]
+pub struct List {
+    /// The proxy.
+    #[command(flatten)]
+    pub reach: Reach,
+    /// Which.
+    #[command(flatten)]
+    pub only: Only,
+    /// At most so many
+    #[arg(long, value_name = "N", default_value = "100", value_parser = clap::value_parser!(u32).range(1..))]
+    pub limit: u32,
+}
+
+/// `halfway dead show`.
+#[derive(Args, Debug)]
+pub struct Show {
+    /// The proxy.
+    #[command(flatten)]
+    pub reach: Reach,
+    /// Its id
+    #[arg(value_name = "ID", value_parser = clap::value_parser!(i64).range(1..))]
+    pub id: i64,
+}
+
+/// `halfway dead retry`.
+#[derive(Args, Debug)]
+pub struct Retry {
+    /// The proxy.
+    #[command(flatten)]
+    pub reach: Reach,
+    /// Its id
+    #[arg(
+        value_name = "ID",
+        value_parser = clap::value_parser!(i64).range(1..),
+        required_unless_present = "all",
+        conflicts_with_all = ["all", "vhost", "exchange", "yes"]
+    )]
+    pub id: Option<i64>,
+    /// All of them, or all that --vhost and --exchange leave; without --yes they are only counted
+    #[arg(long)]
+    pub all: bool,
+    /// Which of all.
+    #[command(flatten)]
+    pub only: Only,
+    /// With --all: do it
+    #[arg(long, requires = "all")]
+    pub yes: bool,
+    /// Why, for the history of its transaction
+    #[arg(long, value_name = "TEXT", value_parser = reason)]
+    pub reason: String,
+}
+
+/// `halfway dead discard`.
+#[derive(Args, Debug)]
+pub struct Discard {
+    /// The proxy.
+    #[command(flatten)]
+    pub reach: Reach,
+    /// Its id
+    #[arg(value_name = "ID", value_parser = clap::value_parser!(i64).range(1..))]
+    pub id: i64,
+    /// Why, for the history of its transaction
+    #[arg(long, value_name = "TEXT", value_parser = reason)]
+    pub reason: String,
+}
+
+/// Runs the command against the proxy and prints its answer. Says whether all was done that was asked for.
+/// # Errors
+/// [`AskError`]; then nothing was printed, or not all of it.
+pub async fn run(command: &DeadCommand, out: impl Write) -> Result<bool, AskError> {
+    match command {
+        DeadCommand::List(list) => {
+            let client = client(&list.reach)?;
+            let answer = ask::list(&client, PATH, &list.only.filters(), list.limit as usize).await?;
+            print(&list.reach, &answer, out, |answer, out| {
+                print_list(answer, SystemTime::now(), terminal_width(), &mut *out)
+            })?;
+        }
+        DeadCommand::Show(Show { reach, id }) => {
+            let answer = client(reach)?.get(&format!("{PATH}/{id}")).await?;
+            print(reach, &answer, out, print_letter)?;
+        }
+        DeadCommand::Retry(Retry { reach, id: Some(id), reason, .. }) => {
+            let answer = decide(&client(reach)?, &id.to_string(), "retry", reason).await?;
+            print(reach, &answer, out, |answer, out| {
+                let [id, transaction] = ["id", "transaction"].map(|field| text(answer, field));
+                writeln!(out, "{id}: is tried again now; see transaction {transaction}")
+            })?;
+        }
+        DeadCommand::Retry(retry) => return retry_all(retry, out).await,
+        DeadCommand::Discard(Discard { reach, id, reason }) => {
+            let answer = decide(&client(reach)?, &id.to_string(), "discard", reason).await?;
+            print(reach, &answer, out, |answer, out| {
+                let [id, transaction] = ["id", "transaction"].map(|field| text(answer, field));
+                writeln!(out, "{id}: discarded, of transaction {transaction}")
+            })?;
+        }
+    }
+    Ok(true)
+}
+
+const PATH: &str = "/api/dead-letters";
+
+async fn decide(client: &Client, id: &str, what: &str, reason: &str) -> Result<Value, ClientError> {
+    client.post(&format!("{PATH}/{id}/{what}"), &json!({"reason": reason})).await
+}
+
+/// Tries again what is there now: what becomes a dead letter again meanwhile is not tried twice.
+async fn retry_all(retry: &Retry, out: impl Write) -> Result<bool, AskError> {
+    let client = client(&retry.reach)?;
+    let found = ask::list(&client, PATH, &retry.only.filters(), usize::MAX).await?;
+    let ids: Vec<String> = found["items"].as_array().into_iter().flatten().map(|item| text(item, "id")).collect();
+    let (mut retried, mut refused) = (0, Vec::new());
+    for id in ids.iter().filter(|_| retry.yes) {
+        match decide(&client, id, "retry", &retry.reason).await {
+            Ok(_) => retried += 1,
+            Err(ClientError::Refused { text, .. }) => refused.push(json!({"id": id, "text": text})),
+            Err(error) => return Err(error.into()),
+        }
+    }
+    let all_done = refused.is_empty();
+    let answer = json!({"found": ids.len(), "dry_run": !retry.yes, "retried": retried, "refused": refused});
+    print(&retry.reach, &answer, out, |answer, out| {
+        if !retry.yes {
+            return writeln!(out, "{} would be tried again; give --yes to do it.", ids.len());
+        }
+        for refused in answer["refused"].as_array().into_iter().flatten() {
+            writeln!(out, "{}: {}", text(refused, "id"), text(refused, "text"))?;
+        }
+        writeln!(out, "{retried} of {} are tried again now.", ids.len())
+    })?;
+    Ok(all_done)
+}
+
+fn print_list(answer: &Value, now: SystemTime, width: Option<usize>, mut out: impl Write) -> io::Result<()> {
+    let items = answer["items"].as_array().map(Vec::as_slice).unwrap_or_default();
+    if items.is_empty() {
+        return writeln!(out, "There are none.");
+    }
+    let columns = [
+        ("ID", false),
+        ("AGE", false),
+        ("TRIES", false),
+        ("EXCHANGE", true),
+        ("ROUTING KEY", true),
+        ("CODE", false),
+        ("REASON", true),
+    ]
+    .map(|(head, elastic)| Column { head, elastic });
+    let rows: Vec<Vec<String>> = items
+        .iter()
+        .map(|item| {
+            let mut row = vec![text(item, "id"), age(&item["since"], now)];
+            row.extend(["attempts", "exchange", "routing_key", "reply_code", "reply_text"].map(|it| text(item, it)));
+            row
+        })
+        .collect();
+    table(&columns, &rows, width).iter().try_for_each(|line| writeln!(out, "{line}"))?;
+    match answer["next_cursor"].is_null() {
+        true => Ok(()),
+        false => writeln!(out, "There are more: raise --limit."),
+    }
+}
+
+fn print_letter<W: Write>(letter: &Value, out: &mut W) -> io::Result<()> {
+    const FIELDS: [&str; 9] =
+        ["id", "transaction", "exchange", "routing_key", "message_id", "reply_code", "reply_text", "since", "attempts"];
+    FIELDS.iter().try_for_each(|field| writeln!(out, "{field:16} {}", text(letter, field)))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::{Duration, UNIX_EPOCH};
+
+    use super::*;
+
+    #[test]
+    fn a_list_fits_a_terminal_and_shows_hostile_keys_as_text() {
+        let item = json!({
+            "id": "7", "transaction": "01890a5d-ac96-774b-bcce-b302099a8057", "exchange": "orders",
+            "routing_key": "a\u{1b}[2J", "message_id": null, "reply_code": 404,
+            "reply_text": "NOT_FOUND - no exchange 'orders' in vhost '/', which is a long text for one line",
+            "since": "1970-01-01T00:00:01.000Z", "attempts": 2,
+        });
+        let print = |answer: &Value, width| {
+            let mut out = Vec::new();
+            print_list(answer, UNIX_EPOCH + Duration::from_secs(7201), width, &mut out).expect("a Vec takes all");
+            String::from_utf8(out).expect("UTF-8")
+        };
+        let narrow = print(&json!({"items": [item], "next_cursor": "x"}), Some(60));
+        assert!(narrow.lines().all(|line| line.chars().count() <= 60), "{narrow}");
+        assert!(narrow.contains("7   2h   2      orders") && narrow.ends_with("raise --limit.\n"), "{narrow}");
+        let whole = print(&json!({"items": [item], "next_cursor": null}), None);
+        assert!(
+            whole.contains("a\\u{1b}[2J") && whole.contains("for one line") && !whole.contains('\u{1b}'),
+            "{whole}"
+        );
+        assert_eq!(print(&json!({"items": [], "next_cursor": null}), None), "There are none.\n");
+    }
+}
