@@ -11,6 +11,7 @@ mod check_back;
 mod clients;
 mod command;
 mod crash;
+mod dead;
 mod faults;
 mod fidelity;
 mod half;

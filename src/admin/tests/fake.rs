@@ -64,8 +64,9 @@ impl FakeStore {
     /// Adds a dead letter of transaction 1, number 1 first.
     pub(super) fn add_letter(&self, vhost: &str, exchange: &str) {
         let mut letters = self.letters.lock().unwrap();
+        let number = letters.len() as i64 + 1;
         letters.push(Letter {
-            id: LetterId(letters.len() as i64 + 1),
+            id: LetterId(number),
             transaction: id(1),
             vhost: vhost.into(),
             envelope: Envelope { exchange: exchange.into(), routing_key: "k".into(), message_id: Some("m".into()) },

@@ -1,6 +1,7 @@
 mod access;
 mod api;
 mod fake;
+mod letters;
 
 use std::net::SocketAddr;
 
