@@ -2,8 +2,8 @@
 
 use halfway::store::sqlite::{OpenError, SqliteSettings, SqliteStore, ToolError, backup, check, stats};
 use halfway::store::{
-    Check, Commit, Committed, Committing, DeadLetter, Filter, Lane, Named, Origin, Outlet, Sequence, Store, StoreError,
-    Summary,
+    Check, Commit, Committed, Committing, DeadLetter, Filter, Lane, LetterId, Named, Origin, Outlet, Sequence, Store,
+    StoreError, Summary,
 };
 use halfway::tx::batch::{Batch, HalfMessage};
 use halfway::tx::checker::CheckPlan;
@@ -518,7 +518,9 @@ async fn a_store_of_version_1_is_brought_forward() {
     let settings = SqliteSettings { clock: || Timestamp(1_000), ..SqliteSettings::new(folder.db()) };
     let store = SqliteStore::open(settings, Arc::new(Silent)).unwrap();
     assert_sound(&folder.db());
-    assert_eq!(stats(&folder.db()).unwrap().schema, 2);
+    assert_eq!(stats(&folder.db()).unwrap().schema, 3);
+    let letter = store.dead_letter_by_id(LetterId(1)).await.unwrap().expect("its number stays");
+    assert_eq!((letter.transaction, letter.since, letter.attempts), (txs[3].id, Timestamp(8), 1));
     assert_eq!(committed(&store).await, BTreeSet::from([txs[0].id]));
     let listing = store.transactions(Filter::default(), 0, 10).await.unwrap();
     let states: Vec<_> = listing.items.iter().map(|tx| (tx.id, tx.state)).collect();
