@@ -54,8 +54,11 @@ impl Page {
     }
 }
 
-fn once_each(query: &str) -> Result<Vec<(Cow<'_, str>, Cow<'_, str>)>, Problem> {
-    let mut pairs: Vec<(Cow<'_, str>, Cow<'_, str>)> = Vec::new();
+/// A key of a query and its value.
+type Pair<'a> = (Cow<'a, str>, Cow<'a, str>);
+
+fn once_each(query: &str) -> Result<Vec<Pair<'_>>, Problem> {
+    let mut pairs: Vec<Pair<'_>> = Vec::new();
     for (key, value) in form_urlencoded::parse(query.as_bytes()) {
         if pairs.iter().any(|(other, _)| *other == key) {
             return Err(Problem::field(key, "is there twice"));
