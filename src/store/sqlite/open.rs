@@ -1,6 +1,7 @@
 //! Opening the file: is it ours, is it whole, does somebody else have it?
 
 use super::SqliteSettings;
+use rusqlite::config::DbConfig;
 use rusqlite::{Connection, ErrorCode, OpenFlags, Transaction, TransactionBehavior};
 use std::fs::{File, OpenOptions, TryLockError};
 use std::io::{ErrorKind, Read, Seek, Write};
@@ -204,7 +205,15 @@ fn configure(sql: &Connection) -> rusqlite::Result<()> {
     // What refers to what is written in one place, `rows.rs`, and verified by `halfway store check`. Asking at every
     // insert and delete would be paid by every commit.
     sql.pragma_update(None, "foreign_keys", false)?;
+    keep_statements(sql)
+}
+
+/// Has a statement parsed and planned once in a connection's life. Without the stable planner SQLite does it anew each
+/// time that a value is bound which it compared with a partial index's condition; that cost more than the rest of a named
+/// commit.
+fn keep_statements(sql: &Connection) -> rusqlite::Result<()> {
     sql.set_prepared_statement_cache_capacity(STATEMENTS_MAX);
+    sql.set_db_config(DbConfig::SQLITE_DBCONFIG_ENABLE_QPSG, true)?;
     Ok(())
 }
 
@@ -268,6 +277,6 @@ pub(super) fn open_reader(path: &Path) -> Result<Connection, OpenError> {
     let sql = Connection::open_with_flags(path, OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX)
         .map_err(failed)?;
     sql.busy_timeout(BUSY_TIME_MAX).map_err(failed)?;
-    sql.set_prepared_statement_cache_capacity(STATEMENTS_MAX);
+    keep_statements(&sql).map_err(failed)?;
     Ok(sql)
 }

@@ -5,6 +5,7 @@ use crate::store::sqlite::{check, open};
 use crate::store::{Lane, Messages, Named};
 use crate::tx::batch::{Batch, HalfMessage};
 use crate::tx::name::TransactionName;
+use rusqlite::hooks::{AuthAction, AuthContext, Authorization};
 use std::sync::{Mutex, mpsc};
 use tempfile::TempDir;
 
@@ -397,4 +398,40 @@ fn bare_commit(origin: &Origin) -> Request {
     let (answer, _) = oneshot::channel();
     let messages = Messages::default();
     Request::Commit { origin: origin.clone(), messages, parked: true, forwarded: None, answer }
+}
+
+/// SQLite asks the authorizer as it parses; so it tells when a statement is parsed that was already.
+#[test]
+fn a_statement_is_parsed_once_in_a_connections_life() {
+    let mut bench = Bench::new();
+    let parsed = Arc::new(std::sync::atomic::AtomicU64::new(0));
+    let count = Arc::clone(&parsed);
+    let allow = move |context: AuthContext<'_>| {
+        // BEGIN and COMMIT are no statements that are kept.
+        if !matches!(context.action, AuthAction::Transaction { .. }) {
+            count.fetch_add(1, Ordering::Relaxed);
+        }
+        Authorization::Allow
+    };
+    bench.writer.sql.authorizer(Some(allow)).unwrap();
+
+    let mut round = |number: u32| {
+        let [decided, left, dropped] =
+            ["decided", "left", "dropped"].map(|name| named(&format!("{name}-{number}"), true));
+        for tx in [&decided, &left, &dropped] {
+            bench.write([park(tx, 10).0, park(tx, 10).0]);
+        }
+        let (plain, plain_place) = commit(&origin(0), 10, false);
+        let (named, named_place) = commit(&decided, 10, true);
+        bench.write([plain, named, abandon(&left).0, rollback(&dropped).0]);
+        let (decision, _) = decide(&left, Decision::Commit);
+        bench.write([decision]);
+        let delivered = [plain_place, named_place].map(|answered| place(answer(answered)));
+        bench.writer.gather(Call::Delivered(delivered.into()), &mut Vec::new());
+        bench.writer.attempt(&[], true).unwrap();
+        parsed.load(Ordering::Relaxed)
+    };
+    let first = round(0);
+    assert!(first > 0);
+    assert_eq!(round(1), first);
 }
