@@ -511,6 +511,14 @@ async fn a_store_of_version_1_is_brought_forward() {
     add(3, &txs[2], "delivered", true, false, 0);
     add(4, &txs[3], "dead_lettered", false, false, 1);
     sql.execute("INSERT INTO dead_letters VALUES (1, 4, 0, ?1, 404, 'NOT_FOUND', 8, 1)", [&body]).unwrap();
+    // The last of many, so that its numbers are above the sequences to come.
+    for (entry, event) in [(1_000_000, "parked"), (1_000_001, "noted")] {
+        sql.execute(
+            "INSERT INTO history VALUES (?1, ?2, 6, ?3, 'channel', NULL)",
+            rusqlite::params![entry, txs[1].id.0.into_bytes(), event],
+        )
+        .unwrap();
+    }
     drop(sql);
     assert_sound(&folder.db());
     assert_eq!(stats(&folder.db()).unwrap().open, 1, "what only reads takes the file as it is");
@@ -518,7 +526,7 @@ async fn a_store_of_version_1_is_brought_forward() {
     let settings = SqliteSettings { clock: || Timestamp(1_000), ..SqliteSettings::new(folder.db()) };
     let store = SqliteStore::open(settings, Arc::new(Silent)).unwrap();
     assert_sound(&folder.db());
-    assert_eq!(stats(&folder.db()).unwrap().schema, 3);
+    assert_eq!(stats(&folder.db()).unwrap().schema, 4);
     let letter = store.dead_letter_by_id(LetterId(1)).await.unwrap().expect("its number stays");
     assert_eq!((letter.transaction, letter.since, letter.attempts), (txs[3].id, Timestamp(8), 1));
     assert_eq!(committed(&store).await, BTreeSet::from([txs[0].id]));
@@ -526,7 +534,9 @@ async fn a_store_of_version_1_is_brought_forward() {
     let states: Vec<_> = listing.items.iter().map(|tx| (tx.id, tx.state)).collect();
     let expected = [State::Committed, State::RolledBack, State::Delivered, State::DeadLettered];
     assert_eq!(states, txs.iter().map(|tx| tx.id).zip(expected).collect::<Vec<_>>());
-    assert_eq!(last_event(&store, &txs[1]).await, ("rolled_back".into(), "restart".into()));
+    let (_, history) = store.transaction(txs[1].id).await.unwrap().expect("it is remembered");
+    let events: Vec<_> = history.iter().map(|event| event.event.as_str()).collect();
+    assert_eq!(events, ["parked", "noted", "rolled_back"]);
     assert_eq!(summary(&store, &txs[3]).await.state, State::DeadLettered);
     let tx = named("new", Some(6));
     store.park(tx.clone(), batch(10)).await.unwrap();

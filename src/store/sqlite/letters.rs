@@ -91,7 +91,7 @@ impl Rows<'_> {
         Ok(true)
     }
 
-    fn note_refusal(&self, id: TransactionId, letter: &DeadLetter) -> rusqlite::Result<()> {
+    fn note_refusal(&mut self, id: TransactionId, letter: &DeadLetter) -> rusqlite::Result<()> {
         let reason = about(letter.index, &format!("{} {}", letter.reply_code, letter.reply_text));
         self.note(id, "dead_letter", &Actor::Relay, Some(&reason))
     }

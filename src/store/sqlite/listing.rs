@@ -249,7 +249,7 @@ pub(super) fn transaction(sql: &Connection, id: TransactionId) -> rusqlite::Resu
     let (_, summary) = sql.prepare_cached(&query)?.query_row(named_params! { ":sequence": sequence }, self::summary)?;
     let events = sql
         .prepare_cached(
-            "SELECT at, event, actor, reason FROM history INDEXED BY history_of
+            "SELECT at, event, actor, reason FROM history
              WHERE transaction_id = ?1 ORDER BY entry",
         )?
         .query_map([key(id)], |row| {

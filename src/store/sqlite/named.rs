@@ -144,12 +144,17 @@ impl Rows<'_> {
         for id in &contested {
             self.abandon(*id, &Actor::Restart, REASON)?;
         }
-        let restart = Actor::Restart.to_string();
+        // Only then, because most starts have nothing to write.
+        if !self.sql.query_row(&format!("SELECT EXISTS (SELECT 1 FROM {OPEN})"), [], |row| row.get(0))? {
+            return Ok((unnamed.len(), contested.len()));
+        }
+        let (entry, restart) = (self.sequence()?, Actor::Restart.to_string());
         self.sql.execute(
             &format!(
-                "INSERT INTO history (transaction_id, at, event, actor, reason) SELECT t.id, ?1, 'in_doubt', ?2, ?3 FROM {OPEN}"
+                "INSERT INTO history (transaction_id, entry, at, event, actor, reason)
+                 SELECT t.id, ?1, ?2, 'in_doubt', ?3, ?4 FROM {OPEN}"
             ),
-            params![self.now.0, restart, REASON],
+            params![entry, self.now.0, restart, REASON],
         )?;
         let rest = self.sql.execute(
             "UPDATE transactions INDEXED BY others
@@ -233,7 +238,7 @@ impl Rows<'_> {
         let last = self
             .sql
             .prepare_cached(
-                "SELECT actor, reason FROM history INDEXED BY history_of
+                "SELECT actor, reason FROM history
                  WHERE transaction_id = ?1 AND event = 'check' ORDER BY entry DESC LIMIT 1",
             )?
             .query_row([key(id)], |row| Ok((row.get::<_, String>(0)?, row.get::<_, Option<String>>(1)?)))

@@ -12,8 +12,12 @@ use std::time::{Duration, Instant};
 pub(super) const APPLICATION_ID: i32 = 0x6861_6c66;
 
 /// Each step takes the schema from the version before it to its own, which is its place here, from 1.
-const MIGRATIONS: [&str; 3] =
-    [include_str!("../schema/0001.sql"), include_str!("../schema/0002.sql"), include_str!("../schema/0003.sql")];
+const MIGRATIONS: [&str; 4] = [
+    include_str!("../schema/0001.sql"),
+    include_str!("../schema/0002.sql"),
+    include_str!("../schema/0003.sql"),
+    include_str!("../schema/0004.sql"),
+];
 
 /// The schema that this program writes.
 pub(super) const SCHEMA_VERSION: i64 = MIGRATIONS.len() as i64;

@@ -497,17 +497,18 @@ impl<'a> Rows<'a> {
     }
 
     pub(super) fn note(
-        &self,
+        &mut self,
         id: TransactionId,
         event: &str,
         actor: &Actor,
         reason: Option<&str>,
     ) -> rusqlite::Result<()> {
+        let entry = self.sequence()?;
         self.sql
             .prepare_cached(
-                "INSERT INTO history (transaction_id, at, event, actor, reason) VALUES (?1, ?2, ?3, ?4, ?5)",
+                "INSERT INTO history (transaction_id, entry, at, event, actor, reason) VALUES (?1, ?2, ?3, ?4, ?5, ?6)",
             )?
-            .execute(params![key(id), self.now.0, event, actor.to_string(), reason])?;
+            .execute(params![key(id), entry, self.now.0, event, actor.to_string(), reason])?;
         Ok(())
     }
 }
