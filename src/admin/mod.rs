@@ -1,9 +1,11 @@
 //! The HTTP port: `/healthz` says that the process lives, `/readyz` how each part is, `/metrics` what was counted; under
-//! `/api` transactions and dead letters are looked at and decided.
+//! `/api` transactions and dead letters are looked at and decided; `/` is the dashboard, a page that does so.
 
 mod access;
+mod dashboard;
 mod decisions;
 mod letters;
+mod pages;
 mod problem;
 mod request;
 mod routes;

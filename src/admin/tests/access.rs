@@ -21,7 +21,7 @@ fn tokens(folder: &Path, files: &[(&str, &str, Role)]) -> config::Admin {
     config::Admin { tokens: files.iter().map(token).collect(), ..config::Admin::default() }
 }
 
-async fn with_tokens(folder: &Path) -> Port {
+pub(super) async fn with_tokens(folder: &Path) -> Port {
     let files = [("alice.token", "secret-a\n", Role::Operator), ("bob", "secret-b\r\n", Role::Viewer)];
     let port = Port::start(&tokens(folder, &files)).await;
     port.admin.open(port.store.clone());

@@ -241,7 +241,7 @@ async fn a_store_that_fails_is_told_from_one_that_is_full_and_one_that_is_not_op
 #[tokio::test]
 async fn unknown_paths_and_wrong_methods_are_problems_too() {
     let port = Port::with_store().await;
-    for unknown in ["/", "/api", "/api/", "/api/transaction", "/apis", "/healthz/", "/api/transactions/"] {
+    for unknown in ["/index.html", "/api", "/api/", "/api/transaction", "/apis", "/healthz/", "/api/transactions/"] {
         port.get(unknown).await.problem(404);
     }
     port.post(&path(1, "/delete"), REASON).await.problem(404);

@@ -2,6 +2,7 @@ mod access;
 mod api;
 mod fake;
 mod letters;
+mod pages;
 
 use std::net::SocketAddr;
 
@@ -30,6 +31,11 @@ struct Answer {
 }
 
 impl Answer {
+    /// A header's value, in small letters.
+    fn header(&self, name: &str) -> Option<&str> {
+        self.head.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(": "))
+    }
+
     #[track_caller]
     fn json(&self) -> Value {
         serde_json::from_str(&self.body).unwrap_or_else(|error| panic!("{error}: {self:?}"))
