@@ -9,7 +9,7 @@ use axum::{
     routing::{get, post},
 };
 
-use super::{Admin, access, decisions, letters, pages, problem::Problem, request, view};
+use super::{Admin, access, decisions, letters, login, overview, pages, problem::Problem, request, view};
 use crate::metrics;
 
 pub(super) fn router(admin: Admin) -> Router {
@@ -29,6 +29,10 @@ pub(super) fn router(admin: Admin) -> Router {
 fn api(admin: &Admin) -> Router<Admin> {
     const NAMED: &str = "/vhosts/{vhost}/users/{user}/transactions/{name}";
     Router::new()
+        .route(login::PATH, get(login::show).post(login::log_in).delete(login::log_out))
+        .route("/config", get(show_config))
+        .route("/overview", get(overview::show))
+        .route("/events", get(overview::watch))
         .route("/transactions", get(decisions::list))
         .route("/transactions/{id}", get(decisions::show))
         .route("/transactions/{id}/commit", post(decisions::commit))
@@ -72,6 +76,10 @@ async fn readyz(State(admin): State<Admin>) -> Response {
     let report = admin.health.report();
     let status = if report.is_ready() { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
     (status, Json(view::Readiness::from(&report))).into_response()
+}
+
+async fn show_config(State(admin): State<Admin>) -> Json<view::Configuration> {
+    Json(view::Configuration::from(&*admin.setup().entries))
 }
 
 async fn show_metrics(State(admin): State<Admin>) -> Response {

@@ -2,7 +2,9 @@ mod access;
 mod api;
 mod fake;
 mod letters;
+mod overview;
 mod pages;
+mod sessions;
 
 use std::net::SocketAddr;
 
@@ -64,7 +66,7 @@ impl Port {
 
     async fn start(config: &config::Admin) -> Self {
         let access = Arc::new(Access::load(config).expect("usable tokens"));
-        let admin = Admin::new(Arc::default(), Arc::default(), access);
+        let admin = Admin::new(Arc::default(), Arc::default(), access, Arc::default());
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
         let address = listener.local_addr().expect("bound");
         tokio::spawn(admin.clone().serve(listener));
