@@ -11,7 +11,7 @@ use serde_json::Value;
 use uuid::Uuid;
 
 use super::problem::Problem;
-use crate::store::{Filter, LetterFilter, LetterId};
+use crate::store::{Filter, LetterFilter, LetterId, NameFilter};
 use crate::tx::decision::Owned;
 use crate::tx::id::TransactionId;
 use crate::tx::name::TransactionName;
@@ -44,7 +44,7 @@ impl Page {
                 "state" => page.filter.state = Some(state(&value)?),
                 "vhost" => page.filter.vhost = Some(value.into_owned()),
                 "user" => page.filter.user = Some(value.into_owned()),
-                "name" => page.filter.name = Some(name("name", &value)?.to_string()),
+                "name" => page.filter.name = Some(NameFilter::Whole(name("name", &value)?.to_string())),
                 "limit" => page.limit = limit(&value)?,
                 "cursor" => page.after = after(&value)?,
                 _ => return Err(unknown_key(&key, &QUERY_KEYS)),
