@@ -10,7 +10,9 @@
 //! The folder decides what a sync costs; a RAM disk would flatter.
 
 use halfway::store::sqlite::{SqliteSettings, SqliteStore};
-use halfway::store::{Check, Commit, Committed, Cursor, Filter, Lane, Named, Origin, Outlet, Sequence, Store};
+use halfway::store::{
+    Check, Commit, Committed, Cursor, Filter, Lane, NameFilter, Named, Origin, Outlet, Sequence, Store,
+};
 use halfway::tx::batch::{Batch, HalfMessage};
 use halfway::tx::checker::CheckPlan;
 use halfway::tx::id::{Timestamp, TransactionId};
@@ -261,7 +263,7 @@ async fn doubtful(options: &Options, doubts: usize) {
         ("in doubt", Filter { state: Some(State::InDoubt), ..Filter::default() }),
         ("any", Filter::default()),
         ("committed", Filter { state: Some(State::Committed), ..Filter::default() }),
-        ("one name", Filter { name: Some(format!("order-{}", made / 2)), ..Filter::default() }),
+        ("one name", Filter { name: Some(NameFilter::Whole(format!("order-{}", made / 2))), ..Filter::default() }),
         ("of nobody", Filter { user: Some("nobody".into()), ..Filter::default() }),
     ];
     for (what, filter) in filters {

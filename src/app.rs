@@ -2,11 +2,12 @@
 
 use crate::admin::{Access, Admin, TokenError};
 use crate::check_back::{self, CheckBack};
-use crate::config::{Config, ProxyProtocol, StoreUrl, Unroutable, UpstreamTls};
+use crate::config::{Config, Loaded, ProxyProtocol, StoreUrl, Unroutable, UpstreamTls};
 use crate::health::{Component, Condition, Health};
 use crate::metrics::Metrics;
 use crate::relay::{self, Backoff, Credentials, Relay};
 use crate::report;
+use crate::roster::Roster;
 use crate::session::Shared;
 use crate::session::listener::Listener;
 use crate::signals::Signals;
@@ -61,15 +62,18 @@ pub enum AppError {
 /// Runs the proxy until it is told to end, and returns when everything has ended.
 /// # Errors
 /// [`AppError`], when a part can't start; then nothing was started.
-pub async fn run(config: Config) -> Result<(), AppError> {
+pub async fn run(loaded: Loaded) -> Result<(), AppError> {
+    let config = &loaded.config;
     let mut signals = Signals::install().map_err(AppError::Signals)?;
     let health = Arc::new(Health::new());
     let metrics = Arc::new(Metrics::new());
-    let certificates = Certificates::load(&config)?;
-    let upstream = Arc::new(upstream(&config, certificates.client.clone()));
+    let roster = Arc::new(Roster::default());
+    let certificates = Certificates::load(config)?;
+    let upstream = Arc::new(upstream(config, certificates.client.clone()));
 
     let access = Arc::new(Access::load(&config.admin)?);
-    let admin = Admin::new(health.clone(), metrics.clone(), access.clone());
+    let admin = Admin::new(health.clone(), metrics.clone(), access.clone(), roster.clone());
+    admin.configure(&loaded);
     let serving = match config.admin.address {
         None => None,
         Some(address) => {
@@ -89,24 +93,24 @@ pub async fn run(config: Config) -> Result<(), AppError> {
         Some(address) => Some(bind(address, "listen.tls_address").await?),
     };
 
-    let relay = Arc::new(Relay::new(relay_settings(&config), Arc::clone(&upstream)));
-    let store = open_store(&config, relay.clone()).await?;
+    let relay = Arc::new(Relay::new(relay_settings(config), Arc::clone(&upstream)));
+    let store = open_store(config, relay.clone()).await?;
     relay.start(store.clone()).await?;
     health.set(Component::Store, Condition::Ready);
     admin.open(store.clone());
-    let reporter = report::start(&health, &metrics, &store, &relay, &upstream);
+    let reporter = report::start(&health, &metrics, &store, &relay, &upstream, &roster);
 
     let parts = check_back::Parts {
         store: store.clone(),
         upstream: Arc::clone(&upstream),
-        credentials: credentials(&config),
+        credentials: credentials(config),
         tls: certificates.checker.clone(),
         metrics: Arc::clone(&metrics),
     };
     let check_back = CheckBack::start(&config.checker, &parts);
 
     let shared = Shared::new(
-        &config,
+        config,
         store.clone(),
         Arc::clone(&upstream),
         metrics,

@@ -241,6 +241,8 @@ pub struct Admin {
     pub tokens: Vec<AdminToken>,
     /// Whether `/api` needs no token while none is configured and the port listens on loopback.
     pub open_on_loopback: bool,
+    /// Whether `/api` shows what messages hold. Their properties and headers it always shows.
+    pub show_bodies: bool,
 }
 
 impl Admin {
@@ -372,6 +374,7 @@ impl Default for Admin {
             address: Some(SocketAddr::from((Ipv4Addr::LOCALHOST, 15673))),
             tokens: Vec::new(),
             open_on_loopback: true,
+            show_bodies: false,
         }
     }
 }

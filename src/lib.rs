@@ -6,10 +6,12 @@
 //! - [`amqp`]: bytes and AMQP rules, pure.
 //! - [`tx`]: half messages, and the states of a transaction, pure.
 //! - [`protocol`]: what one client connection says and is told, pure.
+//! - [`histogram`]: durations counted in buckets.
 //! - [`store`]: what survives a crash.
 //! - [`config`]: what an operator can set, checked at the edge.
 //! - [`telemetry`] and [`signals`]: logs, and what the operator says while the proxy runs.
 //! - [`metrics`] and [`health`]: what every part reports.
+//! - [`roster`]: what the parts that run tell of themselves, for people to look at.
 //! - [`tls`]: certificates and trust, on both sides.
 //! - [`upstream`]: dialing RabbitMQ.
 //! - [`relay`]: committed half messages to RabbitMQ.
@@ -29,10 +31,12 @@ pub mod cli;
 pub mod config;
 pub mod doctor;
 pub mod health;
+pub mod histogram;
 pub mod metrics;
 pub mod protocol;
 pub mod relay;
 pub mod report;
+pub mod roster;
 pub mod session;
 pub mod signals;
 pub mod store;

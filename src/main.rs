@@ -37,7 +37,7 @@ fn run(command: Command) -> Result<ExitCode, Box<dyn Error>> {
             for warning in &loaded.warnings {
                 tracing::warn!("{warning}");
             }
-            runtime()?.block_on(app::run(loaded.config))?;
+            runtime()?.block_on(app::run(loaded))?;
         }
         Command::Config(ConfigCommand::Check(query)) => {
             let loaded = config::load(query.file.config.as_deref());

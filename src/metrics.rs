@@ -5,11 +5,12 @@ use std::fmt;
 use std::sync::atomic::AtomicU64;
 
 use prometheus_client::{
-    encoding::{EncodeLabelSet, EncodeLabelValue, text},
-    metrics::{counter::Counter, family::Family, gauge::Gauge, histogram::Histogram, info::Info},
+    encoding::{EncodeLabelSet, EncodeLabelValue, EncodeMetric, MetricEncoder, NoLabelSet, text},
+    metrics::{MetricType, TypedMetric, counter::Counter, family::Family, gauge::Gauge, info::Info},
     registry::Registry,
 };
 
+use crate::histogram::{Histogram, LATENCIES};
 use crate::tx::check_back::Answer;
 use crate::tx::state::State;
 
@@ -34,7 +35,7 @@ pub struct Metrics {
     in_store: Family<StateLabel, Gauge>,
     /// How long the oldest transaction in doubt is so, in seconds; 0 if there is none.
     pub in_doubt_oldest_age_seconds: Gauge,
-    /// From `tx.commit` to `tx.commit-ok`, in seconds.
+    /// From `tx.commit` to `tx.commit-ok`.
     pub commit_seconds: Histogram,
     /// Messages published in a transaction.
     pub messages_staged: Counter,
@@ -109,6 +110,11 @@ pub enum Outcome {
     InDoubt,
 }
 
+impl Outcome {
+    /// Every one.
+    pub const ALL: [Self; 5] = [Self::Committed, Self::RolledBack, Self::Refused, Self::Failed, Self::InDoubt];
+}
+
 /// What is counted of one checker.
 #[derive(Clone, Debug)]
 pub struct CheckerCounts {
@@ -159,7 +165,7 @@ impl Metrics {
             decisions: Family::default(),
             in_store: Family::default(),
             in_doubt_oldest_age_seconds: Gauge::default(),
-            commit_seconds: Histogram::new(COMMIT_SECONDS),
+            commit_seconds: Histogram::new(LATENCIES),
             messages_staged: Counter::default(),
             messages_forwarded: Counter::default(),
             messages_returned: Counter::default(),
@@ -189,7 +195,7 @@ impl Metrics {
         for source in SOURCES {
             metrics.decisions.get_or_create(&SourceLabel { source }).inc_by(0);
         }
-        for outcome in OUTCOMES {
+        for outcome in Outcome::ALL {
             metrics.transactions.get_or_create(&OutcomeLabel { outcome }).inc_by(0);
         }
         metrics
@@ -215,6 +221,11 @@ impl Metrics {
     /// Counts a transaction that ended.
     pub fn transaction(&self, outcome: Outcome) {
         self.transactions.get_or_create(&OutcomeLabel { outcome }).inc();
+    }
+
+    /// How many transactions ended like this.
+    pub fn ended(&self, outcome: Outcome) -> u64 {
+        self.transactions.get_or_create(&OutcomeLabel { outcome }).get()
     }
 
     /// Counts a decision about a named transaction that was the first, by the [source](crate::tx::decision::Actor::source) of who made it.
@@ -307,6 +318,23 @@ impl Metrics {
     }
 }
 
+impl TypedMetric for Histogram {
+    const TYPE: MetricType = MetricType::Histogram;
+}
+
+impl EncodeMetric for Histogram {
+    fn encode(&self, mut encoder: MetricEncoder<'_>) -> fmt::Result {
+        let snapshot = self.snapshot();
+        // The encoder knows the last bucket by the largest number that is not infinite.
+        let buckets: Vec<_> = snapshot.buckets.iter().map(|(bound, count)| (bound.min(f64::MAX), *count)).collect();
+        encoder.encode_histogram::<NoLabelSet>(snapshot.sum, snapshot.count(), &buckets, None)
+    }
+
+    fn metric_type(&self) -> MetricType {
+        Self::TYPE
+    }
+}
+
 impl Default for Metrics {
     fn default() -> Self {
         Metrics::new()
@@ -395,14 +423,10 @@ const REFUSALS: [Refused; 7] = [
     Refused::Upstream,
     Refused::Draining,
 ];
-const OUTCOMES: [Outcome; 5] =
-    [Outcome::Committed, Outcome::RolledBack, Outcome::Refused, Outcome::Failed, Outcome::InDoubt];
 /// The sources of [`crate::tx::decision::Actor`] that decide about named transactions.
 const SOURCES: [&str; 5] = ["channel", "control", "checker", "exhausted", "operator"];
 const NO_ANSWER: &str = "no_answer";
 const CHECK_RESULTS: [&str; 5] = ["commit", "rollback", "unknown", "ongoing", NO_ANSWER];
-const COMMIT_SECONDS: [f64; 14] =
-    [0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0];
 
 #[cfg(test)]
 mod tests {
@@ -434,7 +458,7 @@ mod tests {
         metrics.in_store(State::InDoubt).set(3);
         metrics.refused(Refused::Limit);
         metrics.received_bytes.inc_by(42);
-        metrics.commit_seconds.observe(0.002);
+        metrics.commit_seconds.observe(std::time::Duration::from_millis(2));
         let relay = metrics.relay_state("a\"b");
         relay.connected.set(1);
         let text = metrics.encode();

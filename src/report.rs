@@ -3,6 +3,7 @@
 use crate::health::{Component, Condition, Health};
 use crate::metrics::Metrics;
 use crate::relay::{Link, Relay, RelayStatus, VhostSnapshot};
+use crate::roster::{self, Roster, Standing};
 use crate::store::sqlite::{SqliteStore, Stats};
 use crate::store::{Store, system_clock};
 use crate::tx::id::Timestamp;
@@ -26,7 +27,9 @@ pub fn start(
     store: &Arc<SqliteStore>,
     relay: &Relay,
     upstream: &Arc<Upstream>,
+    roster: &Arc<Roster>,
 ) -> JoinHandle<()> {
+    let roster = Arc::clone(roster);
     let (health, metrics, store) = (Arc::clone(health), Arc::clone(metrics), Arc::clone(store));
     let (status, upstream) = (relay.status(), Arc::clone(upstream));
     tokio::spawn(async move {
@@ -35,7 +38,9 @@ pub fn start(
         for tick in 0.. {
             ticks.tick().await;
             report_store(&health, &metrics, &store);
-            report_relay(&health, &metrics, &status);
+            let links = report_relay(&health, &metrics, &status);
+            let oldest_doubt = Some(gauge(&store.stats().oldest_in_doubt)).filter(|since| *since > 0).map(Timestamp);
+            roster.stand(Standing { oldest_doubt, links });
             if tick % DIAL_EVERY == 0 && !health.is_ready(Component::Upstream) {
                 let condition = match upstream.connect(None).await {
                     Ok(_) => Condition::Ready,
@@ -71,7 +76,7 @@ fn report_store(health: &Health, metrics: &Metrics, store: &SqliteStore) {
     health.set(Component::Store, condition);
 }
 
-fn report_relay(health: &Health, metrics: &Metrics, status: &RelayStatus) {
+fn report_relay(health: &Health, metrics: &Metrics, status: &RelayStatus) -> Vec<roster::Link> {
     let vhosts = status.snapshot();
     let sum = |count: fn(&VhostSnapshot) -> u64| vhosts.iter().map(count).sum::<u64>();
     let counters = [
@@ -86,19 +91,16 @@ fn report_relay(health: &Health, metrics: &Metrics, status: &RelayStatus) {
     }
     metrics.relay_in_flight.set(sum(|vhost| vhost.in_flight).try_into().unwrap_or(i64::MAX));
     let mut troubles = Vec::new();
+    let mut links = Vec::new();
     for vhost in &vhosts {
         let state = metrics.relay_state(&vhost.vhost);
         state.connected.set(matches!(vhost.link, Link::Connected | Link::Blocked(_)).into());
         state.blocked.set(matches!(vhost.link, Link::Blocked(_)).into());
         state.stalled.set((vhost.stalled_lanes > 0).into());
-        let why = match &vhost.link {
-            Link::Connecting(None) => continue,
-            Link::Connected if vhost.stalled_lanes == 0 => continue,
-            Link::Connecting(Some(why)) | Link::Blocked(why) => why.clone(),
-            Link::Refused(code, text) => format!("{code} {text}"),
-            Link::Connected => format!("{} lanes wait for confirms that don't come", vhost.stalled_lanes),
-        };
-        troubles.push(format!("virtual host {}: {}: {why}", vhost.vhost, vhost.state()));
+        let reason = trouble(vhost);
+        troubles.extend(reason.iter().map(|why| format!("virtual host {}: {}: {why}", vhost.vhost, vhost.state())));
+        let (name, in_flight) = (Arc::clone(&vhost.vhost), vhost.in_flight);
+        links.push(roster::Link { vhost: name, state: vhost.state(), reason, in_flight });
     }
     let condition = match troubles.is_empty() {
         true => Condition::Ready,
@@ -106,6 +108,18 @@ fn report_relay(health: &Health, metrics: &Metrics, status: &RelayStatus) {
         false => Condition::Degraded(troubles.join("; ")),
     };
     health.set(Component::Relay, condition);
+    links
+}
+
+/// Why the relay's connection is not as it should be; none while it is first made.
+fn trouble(vhost: &VhostSnapshot) -> Option<String> {
+    match &vhost.link {
+        Link::Connecting(why) => why.clone(),
+        Link::Blocked(why) => Some(why.clone()),
+        Link::Refused(code, text) => Some(format!("{code} {text}")),
+        Link::Connected if vhost.stalled_lanes == 0 => None,
+        Link::Connected => Some(format!("{} lanes wait for confirms that don't come", vhost.stalled_lanes)),
+    }
 }
 
 /// From `since`, in milliseconds since 1970, until `now`. 0 means that there is nothing to be old, and a clock that was set

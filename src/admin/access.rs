@@ -3,14 +3,17 @@
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, PoisonError, RwLock};
+use std::time::Instant;
 use std::{fs, io};
 
 use axum::extract::{ConnectInfo, FromRequestParts, Request, State};
-use axum::http::{HeaderMap, StatusCode, header, request::Parts, uri::Authority};
+use axum::http::{HeaderMap, Method, StatusCode, header, request::Parts, uri::Authority};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use ring::{hmac, rand::SystemRandom};
 
+use super::sessions::{self, Caller, Pass, Sessions, Tag};
+use super::throttle::{self, Throttle};
 use super::{Admin, problem::Problem};
 use crate::config::{self, AdminToken, Role};
 
@@ -47,20 +50,21 @@ pub struct Access {
     files: Vec<AdminToken>,
     open: bool,
     tokens: RwLock<Vec<Token>>,
+    sessions: Sessions,
+    throttle: Throttle,
 }
 
+#[derive(Clone)]
 struct Token {
-    tag: hmac::Tag,
-    caller: Caller,
+    tag: Tag,
+    name: Arc<str>,
+    role: Role,
 }
 
-/// Who asks.
-#[derive(Clone, Debug, PartialEq)]
-pub(super) struct Caller {
-    /// For the history: the stem of the token's file, or `local`.
-    pub(super) name: Arc<str>,
-    /// What it may do.
-    pub(super) role: Role,
+impl Token {
+    fn caller(self, pass: Pass) -> Caller {
+        Caller { name: self.name, role: self.role, pass }
+    }
 }
 
 impl Access {
@@ -71,7 +75,8 @@ impl Access {
         // A tag can be compared without the care that the token would need, and says nothing about it.
         let key = hmac::Key::generate(hmac::HMAC_SHA256, &SystemRandom::new()).map_err(|_| TokenError::NoRandom)?;
         let tokens = RwLock::new(read(&key, &config.tokens)?);
-        Ok(Self { key, files: config.tokens.clone(), open: config.is_open(), tokens })
+        let (sessions, throttle) = (Sessions::default(), Throttle::default());
+        Ok(Self { key, files: config.tokens.clone(), open: config.is_open(), tokens, sessions, throttle })
     }
 
     /// Reads the files again. The old tokens stay in force if one can't be used.
@@ -89,29 +94,94 @@ impl Access {
     }
 
     fn admit(&self, headers: &HeaderMap, peer: IpAddr) -> Result<Caller, Problem> {
-        if !self.open {
-            return bearer(headers).and_then(|token| self.caller(token)).ok_or_else(unauthorized);
+        if self.open {
+            return admit_local(headers, peer);
         }
-        if !peer.to_canonical().is_loopback() {
-            return Err(Problem::new(StatusCode::FORBIDDEN, "this port answers on the machine itself only"));
+        if !headers.contains_key(header::AUTHORIZATION) {
+            return sessions::cookies(headers).find_map(|secret| self.by_session(secret)).ok_or_else(unauthorized);
         }
-        // A page in a browser on this machine may have a name of its own resolved to this address. Its requests carry
-        // that name.
-        if !host(headers).is_some_and(|host| is_local(&host)) {
-            let text = "the Host header has to be localhost or a loopback address where no token is needed";
-            return Err(Problem::new(StatusCode::FORBIDDEN, text));
-        }
-        Ok(Caller { name: LOCAL.into(), role: Role::Operator })
+        let token = bearer(headers).ok_or_else(unauthorized)?;
+        let token = self.by_token(token, peer)?;
+        let pass = Pass::Token(token.tag);
+        Ok(token.caller(pass))
     }
 
-    fn caller(&self, token: &[u8]) -> Option<Caller> {
-        let tokens = self.tokens.read().unwrap_or_else(PoisonError::into_inner);
-        // `verify` takes the same time for every wrong token, and tags tell nothing about which one is nearly right.
-        tokens
-            .iter()
-            .find(|known| hmac::verify(&self.key, token, known.tag.as_ref()).is_ok())
-            .map(|known| known.caller.clone())
+    fn by_token(&self, token: &[u8], peer: IpAddr) -> Result<Token, Problem> {
+        let tag = self.tag(token);
+        match self.throttle.attempt(peer, Instant::now(), || self.token(&tag)) {
+            Some(found) => found.ok_or_else(unauthorized),
+            None => {
+                let text = "too many wrong tokens came from this address: try again in a while";
+                Err(Problem::new(StatusCode::TOO_MANY_REQUESTS, text).retry_after(throttle::EVERY))
+            }
+        }
     }
+
+    fn by_session(&self, secret: &str) -> Option<Caller> {
+        let session = self.tag(secret.as_bytes());
+        let token = self.sessions.token(&session, Instant::now())?;
+        let Some(token) = self.token(&token) else {
+            // Its token is gone since the files were read again.
+            self.sessions.close(&session);
+            return None;
+        };
+        Some(token.caller(Pass::Session(session)))
+    }
+
+    /// The token in force that has this tag.
+    fn token(&self, tag: &Tag) -> Option<Token> {
+        let tokens = self.tokens.read().unwrap_or_else(PoisonError::into_inner);
+        // Tags can be compared as they are: how far two of them agree says nothing about a token.
+        tokens.iter().find(|token| token.tag == *tag).cloned()
+    }
+
+    fn tag(&self, secret: &[u8]) -> Tag {
+        tag_of(&self.key, secret)
+    }
+
+    /// Opens a session for who shows a token, and gives what its cookie has to hold.
+    /// # Errors
+    /// 401, or 429 after too many wrong ones.
+    pub(super) fn log_in(&self, token: &str, peer: IpAddr) -> Result<(Caller, String), Problem> {
+        let token = self.by_token(token.as_bytes(), peer)?;
+        let no_random = || Problem::new(StatusCode::INTERNAL_SERVER_ERROR, TokenError::NoRandom.to_string());
+        let secret = sessions::secret().ok_or_else(no_random)?;
+        let session = self.tag(secret.as_bytes());
+        self.sessions.open(session, token.tag, Instant::now());
+        Ok((token.caller(Pass::Session(session)), secret))
+    }
+
+    /// Ends the session of a caller who came with one.
+    pub(super) fn log_out(&self, caller: &Caller) {
+        if let Pass::Session(session) = &caller.pass {
+            self.sessions.close(session);
+        }
+    }
+
+    /// Whether a caller who was let in a while ago would be let in again.
+    pub(super) fn still_admits(&self, caller: &Caller) -> bool {
+        match &caller.pass {
+            Pass::Open => self.open,
+            Pass::Token(tag) => self.token(tag).is_some(),
+            Pass::Session(session) => {
+                self.sessions.token(session, Instant::now()).is_some_and(|token| self.token(&token).is_some())
+            }
+        }
+    }
+}
+
+/// Where no token is needed, it is for whoever is on this machine.
+fn admit_local(headers: &HeaderMap, peer: IpAddr) -> Result<Caller, Problem> {
+    if !peer.to_canonical().is_loopback() {
+        return Err(Problem::new(StatusCode::FORBIDDEN, "this port answers on the machine itself only"));
+    }
+    // A page in a browser on this machine may have a name of its own resolved to this address. Its requests carry
+    // that name.
+    if !host(headers).is_some_and(|host| is_local(&host)) {
+        let text = "the Host header has to be localhost or a loopback address where no token is needed";
+        return Err(Problem::new(StatusCode::FORBIDDEN, text));
+    }
+    Ok(Caller { name: LOCAL.into(), role: Role::Operator, pass: Pass::Open })
 }
 
 impl std::fmt::Debug for Access {
@@ -120,19 +190,24 @@ impl std::fmt::Debug for Access {
     }
 }
 
+fn tag_of(key: &hmac::Key, secret: &[u8]) -> Tag {
+    hmac::sign(key, secret).as_ref().try_into().expect("SHA-256 gives 32 bytes")
+}
+
 fn read(key: &hmac::Key, files: &[AdminToken]) -> Result<Vec<Token>, TokenError> {
     let mut tokens: Vec<Token> = Vec::new();
     for AdminToken { token_file, role } in files {
         let unusable = |text| TokenError::Unusable { path: token_file.clone(), text };
         let token = read_token(token_file)?;
-        let caller = Caller { name: name_of(token_file), role: *role };
-        if tokens.iter().any(|other| other.caller.name == caller.name) {
+        let name = name_of(token_file);
+        if tokens.iter().any(|other| other.name == name) {
             return Err(unusable("has the same name as another token's file: the history could not tell them apart"));
         }
-        if tokens.iter().any(|other| hmac::verify(key, token.as_bytes(), other.tag.as_ref()).is_ok()) {
+        let tag = tag_of(key, token.as_bytes());
+        if tokens.iter().any(|other| other.tag == tag) {
             return Err(unusable("holds the same token as another file"));
         }
-        tokens.push(Token { tag: hmac::sign(key, token.as_bytes()), caller });
+        tokens.push(Token { tag, name, role: *role });
     }
     Ok(tokens)
 }
@@ -187,22 +262,55 @@ fn unauthorized() -> Problem {
     Problem::new(StatusCode::UNAUTHORIZED, "a valid token is needed: Authorization: Bearer ...")
 }
 
-/// Lets a request through with its [`Caller`], or answers it.
+/// Whether a browser sent this for a page of ours, or no browser sent it at all. Browsers say so themselves, in
+/// `Sec-Fetch-Site` where they trust the way here, else in `Origin`.
+fn is_same_site(headers: &HeaderMap) -> bool {
+    let text = |name: &str| headers.get(name).map(|value| value.to_str().unwrap_or_default());
+    match (text("sec-fetch-site"), text("origin")) {
+        (Some(site), _) => ["same-origin", "none"].contains(&site),
+        (None, None) => true,
+        (None, Some(origin)) => {
+            let authority = origin.split_once("://").map(|(_, authority)| authority);
+            authority.zip(text("host")).is_some_and(|(authority, host)| authority.eq_ignore_ascii_case(host))
+        }
+    }
+}
+
+/// Lets a request through with its [`Caller`], or answers it. Who logs in has no pass yet.
 pub(super) async fn guard(
     State(admin): State<Admin>,
     ConnectInfo(peer): ConnectInfo<SocketAddr>,
     mut request: Request,
     next: Next,
 ) -> Response {
-    match admin.access.admit(request.headers(), peer.ip()) {
+    let (method, headers) = (request.method(), request.headers());
+    let logs_in = method == Method::POST && request.uri().path() == super::login::PATH;
+    let admitted = if !method.is_safe() && !is_same_site(headers) {
+        Err(Problem::new(StatusCode::FORBIDDEN, "another site's page sent this; it decides nothing here"))
+    } else if logs_in && !admin.access.is_open() {
+        Ok(None)
+    } else {
+        admin.access.admit(headers, peer.ip()).map(Some)
+    };
+    match admitted {
         Ok(caller) => {
-            request.extensions_mut().insert(caller);
+            if let Some(caller) = caller {
+                request.extensions_mut().insert(caller);
+            }
             next.run(request).await
         }
         Err(problem) => {
-            tracing::warn!(%peer, method = %request.method(), status = problem.status().as_u16(), "refused at the admin port");
+            tracing::warn!(%peer, %method, status = problem.status().as_u16(), "refused at the admin port");
             problem.into_response()
         }
+    }
+}
+
+impl<S: Sync> FromRequestParts<S> for Caller {
+    type Rejection = Problem;
+
+    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Problem> {
+        parts.extensions.get::<Self>().cloned().ok_or_else(unauthorized)
     }
 }
 
@@ -212,13 +320,10 @@ pub(super) struct Operator(pub(super) Arc<str>);
 impl<S: Sync> FromRequestParts<S> for Operator {
     type Rejection = Problem;
 
-    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Problem> {
-        match parts.extensions.get::<Caller>() {
-            Some(Caller { name, role: Role::Operator }) => Ok(Self(Arc::clone(name))),
-            Some(_) => {
-                Err(Problem::new(StatusCode::FORBIDDEN, "this token may look and not decide: its role is viewer"))
-            }
-            None => Err(unauthorized()),
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Problem> {
+        match Caller::from_request_parts(parts, state).await? {
+            Caller { name, role: Role::Operator, .. } => Ok(Self(name)),
+            _ => Err(Problem::new(StatusCode::FORBIDDEN, "this token may look and not decide: its role is viewer")),
         }
     }
 }

@@ -1,21 +1,32 @@
 //! The HTTP port: `/healthz` says that the process lives, `/readyz` how each part is, `/metrics` what was counted; under
-//! `/api` transactions and dead letters are looked at and decided.
+//! `/api` transactions and dead letters are looked at and decided; `/` is the dashboard, a page that does so.
 
 mod access;
+mod dashboard;
 mod decisions;
 mod letters;
+mod login;
+mod overview;
+mod pages;
 mod problem;
 mod request;
 mod routes;
+mod sampler;
+mod sessions;
+mod throttle;
 mod view;
 
 use std::net::SocketAddr;
-use std::sync::OnceLock;
+use std::sync::{OnceLock, PoisonError, RwLock};
 use std::{io, sync::Arc};
 
 use tokio::net::TcpListener;
 
-use crate::{health::Health, metrics::Metrics, store::Store};
+use self::sampler::Sampler;
+use crate::config::{Entry, Loaded};
+use crate::store::system_clock;
+use crate::tx::id::Timestamp;
+use crate::{health::Health, metrics::Metrics, roster::Roster, store::Store};
 
 pub use access::{Access, TokenError, read_token};
 pub use request::{LIMIT_MAX, check_reason};
@@ -26,14 +37,42 @@ pub struct Admin {
     health: Arc<Health>,
     metrics: Arc<Metrics>,
     access: Arc<Access>,
+    roster: Arc<Roster>,
+    started_at: Timestamp,
+    sampler: Arc<Sampler>,
+    setup: Arc<RwLock<Arc<Setup>>>,
     /// Empty until the store is open: the port answers for the health of a proxy that still starts.
     store: Arc<OnceLock<Arc<dyn Store>>>,
 }
 
+/// What it needs of the configuration.
+#[derive(Debug, Default)]
+struct Setup {
+    show_bodies: bool,
+    store_bytes_max: u64,
+    entries: Vec<Entry>,
+}
+
 impl Admin {
     /// A port that answers for health and metrics, and with 503 for what needs the store.
-    pub fn new(health: Arc<Health>, metrics: Arc<Metrics>, access: Arc<Access>) -> Self {
-        Self { health, metrics, access, store: Arc::default() }
+    pub fn new(health: Arc<Health>, metrics: Arc<Metrics>, access: Arc<Access>, roster: Arc<Roster>) -> Self {
+        let (started_at, sampler) = (system_clock(), Arc::default());
+        Self { health, metrics, access, roster, started_at, sampler, setup: Arc::default(), store: Arc::default() }
+    }
+
+    /// From now on this is the configuration, to be shown and to be followed.
+    pub fn configure(&self, loaded: &Loaded) {
+        let config = &loaded.config;
+        let setup = Setup {
+            show_bodies: config.admin.show_bodies,
+            store_bytes_max: config.store.max_size,
+            entries: loaded.entries(),
+        };
+        *self.setup.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(setup);
+    }
+
+    fn setup(&self) -> Arc<Setup> {
+        Arc::clone(&self.setup.read().unwrap_or_else(PoisonError::into_inner))
     }
 
     /// Opens what needs the store. The first one stays.
@@ -45,8 +84,12 @@ impl Admin {
     /// # Errors
     /// When the listener fails for good.
     pub async fn serve(self, listener: TcpListener) -> io::Result<()> {
+        let sampling = sampler::run(self.clone());
         let service = routes::router(self).into_make_service_with_connect_info::<SocketAddr>();
-        axum::serve(listener, service).await
+        tokio::select! {
+            served = axum::serve(listener, service) => served,
+            never = sampling => match never {},
+        }
     }
 }
 

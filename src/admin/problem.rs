@@ -1,5 +1,7 @@
 //! What went wrong, as RFC 9457 has it.
 
+use std::time::Duration;
+
 use axum::Json;
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
@@ -12,6 +14,7 @@ use crate::store::StoreError;
 pub(super) struct Problem {
     status: StatusCode,
     members: Map<String, Value>,
+    retry_after: Option<Duration>,
 }
 
 impl Problem {
@@ -24,7 +27,7 @@ impl Problem {
         members.insert("title".into(), title.into());
         members.insert("status".into(), status.as_u16().into());
         members.insert("detail".into(), detail.into().into());
-        Self { status, members }
+        Self { status, members, retry_after: None }
     }
 
     /// 400, and the part of the request that is at fault.
@@ -37,6 +40,11 @@ impl Problem {
     pub(super) fn with(mut self, name: &str, value: impl Into<Value>) -> Self {
         self.members.insert(name.into(), value.into());
         self
+    }
+
+    /// When it may go better.
+    pub(super) fn retry_after(self, wait: Duration) -> Self {
+        Self { retry_after: Some(wait), ..self }
     }
 
     /// The status of the answer.
@@ -63,6 +71,9 @@ impl IntoResponse for Problem {
         headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));
         if self.status == StatusCode::UNAUTHORIZED {
             headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+        }
+        if let Some(wait) = self.retry_after {
+            headers.insert(header::RETRY_AFTER, wait.as_secs().into());
         }
         response
     }

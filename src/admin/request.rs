@@ -11,7 +11,7 @@ use serde_json::Value;
 use uuid::Uuid;
 
 use super::problem::Problem;
-use crate::store::{Filter, LetterFilter, LetterId};
+use crate::store::{Filter, LetterFilter, LetterId, NameFilter};
 use crate::tx::decision::Owned;
 use crate::tx::id::TransactionId;
 use crate::tx::name::TransactionName;
@@ -44,7 +44,7 @@ impl Page {
                 "state" => page.filter.state = Some(state(&value)?),
                 "vhost" => page.filter.vhost = Some(value.into_owned()),
                 "user" => page.filter.user = Some(value.into_owned()),
-                "name" => page.filter.name = Some(name("name", &value)?.to_string()),
+                "name" => page.filter.name = Some(NameFilter::Whole(name("name", &value)?.to_string())),
                 "limit" => page.limit = limit(&value)?,
                 "cursor" => page.after = after(&value)?,
                 _ => return Err(unknown_key(&key, &QUERY_KEYS)),
@@ -194,17 +194,36 @@ impl<S: Send + Sync> FromRequest<S> for Reason {
     type Rejection = Problem;
 
     async fn from_request(request: Request, state: &S) -> Result<Self, Problem> {
-        let Value::Object(fields) = json(request, state).await? else { return Err(no_object()) };
-        if let Some(unknown) = fields.keys().find(|key| *key != "reason") {
-            return Err(Problem::field(unknown, "unknown field; there is only reason"));
-        }
-        let reason = match fields.get("reason") {
-            Some(Value::String(reason)) => reason,
-            Some(_) => return Err(Problem::field("reason", "has to be a string")),
-            None => return Err(Problem::field("reason", "is missing: the history keeps it")),
-        };
-        check_reason(reason).map_err(|text| Problem::field("reason", text))?;
-        Ok(Self(reason.as_str().into()))
+        let reason = only_text(request, state, "reason", "is missing: the history keeps it").await?;
+        check_reason(&reason).map_err(|text| Problem::field("reason", text))?;
+        Ok(Self(reason.into()))
+    }
+}
+
+/// The body `{"token": "..."}` of who logs in.
+pub(super) struct Token(pub(super) String);
+
+impl<S: Send + Sync> FromRequest<S> for Token {
+    type Rejection = Problem;
+
+    async fn from_request(request: Request, state: &S) -> Result<Self, Problem> {
+        only_text(request, state, "token", "is missing").await.map(Self)
+    }
+}
+
+/// The text in an object that has this field and no other.
+async fn only_text<S>(request: Request, state: &S, name: &str, missing: &str) -> Result<String, Problem>
+where
+    S: Send + Sync,
+{
+    let Value::Object(mut fields) = json(request, state).await? else { return Err(no_object(name)) };
+    if let Some(unknown) = fields.keys().find(|key| *key != name) {
+        return Err(Problem::field(unknown, format_args!("unknown field; there is only {name}")));
+    }
+    match fields.remove(name) {
+        Some(Value::String(text)) => Ok(text),
+        Some(_) => Err(Problem::field(name, "has to be a string")),
+        None => Err(Problem::field(name, missing)),
     }
 }
 
@@ -232,7 +251,7 @@ impl<S: Send + Sync> FromRequest<S> for Nothing {
                 None => Ok(Self),
                 Some(unknown) => Err(Problem::field(unknown, "unknown field; there are none here")),
             },
-            _ => Err(no_object()),
+            _ => Err(Problem::field("body", "has to be an object: {}")),
         }
     }
 }
@@ -261,6 +280,6 @@ fn is_json(headers: &HeaderMap) -> bool {
     value.split(';').next().is_some_and(|essence| essence.trim().eq_ignore_ascii_case("application/json"))
 }
 
-fn no_object() -> Problem {
-    Problem::field("body", "has to be an object such as {\"reason\": \"...\"}")
+fn no_object(name: &str) -> Problem {
+    Problem::field("body", format_args!("has to be an object such as {{\"{name}\": \"...\"}}"))
 }

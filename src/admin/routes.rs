@@ -9,7 +9,7 @@ use axum::{
     routing::{get, post},
 };
 
-use super::{Admin, access, decisions, letters, problem::Problem, request, view};
+use super::{Admin, access, decisions, letters, login, overview, pages, problem::Problem, request, view};
 use crate::metrics;
 
 pub(super) fn router(admin: Admin) -> Router {
@@ -17,16 +17,22 @@ pub(super) fn router(admin: Admin) -> Router {
         .route("/healthz", get(healthz))
         .route("/readyz", get(readyz))
         .route("/metrics", get(show_metrics))
+        .route("/", get(pages::show))
+        .route("/assets/{*path}", get(pages::show))
         .method_not_allowed_fallback(wrong_method)
         .nest("/api", api(&admin))
         .fallback(no_such_path)
-        .layer(map_response(no_sniffing))
+        .layer(map_response(pages::confine))
         .with_state(admin)
 }
 
 fn api(admin: &Admin) -> Router<Admin> {
     const NAMED: &str = "/vhosts/{vhost}/users/{user}/transactions/{name}";
     Router::new()
+        .route(login::PATH, get(login::show).post(login::log_in).delete(login::log_out))
+        .route("/config", get(show_config))
+        .route("/overview", get(overview::show))
+        .route("/events", get(overview::watch))
         .route("/transactions", get(decisions::list))
         .route("/transactions/{id}", get(decisions::show))
         .route("/transactions/{id}/commit", post(decisions::commit))
@@ -46,17 +52,12 @@ fn api(admin: &Admin) -> Router<Admin> {
         .layer(map_response(not_stored))
 }
 
-async fn no_such_path() -> Problem {
+pub(super) async fn no_such_path() -> Problem {
     Problem::new(StatusCode::NOT_FOUND, "there is nothing under this path")
 }
 
 async fn wrong_method() -> Problem {
     Problem::new(StatusCode::METHOD_NOT_ALLOWED, "this path does not know this method; see Allow")
-}
-
-async fn no_sniffing(mut response: Response) -> Response {
-    response.headers_mut().insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
-    response
 }
 
 async fn not_stored(mut response: Response) -> Response {
@@ -75,6 +76,10 @@ async fn readyz(State(admin): State<Admin>) -> Response {
     let report = admin.health.report();
     let status = if report.is_ready() { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
     (status, Json(view::Readiness::from(&report))).into_response()
+}
+
+async fn show_config(State(admin): State<Admin>) -> Json<view::Configuration> {
+    Json(view::Configuration::from(&*admin.setup().entries))
 }
 
 async fn show_metrics(State(admin): State<Admin>) -> Response {

@@ -2,9 +2,11 @@
 
 use std::collections::BTreeMap;
 
-use serde::Serialize;
+use serde::{Serialize, Serializer};
 
-use super::request;
+use super::sessions::Caller;
+use super::{Admin, request};
+use crate::config::{self, Role};
 use crate::health::{COMPONENTS, Condition, Report};
 use crate::store::{self, Event, LetterId, Letters, Listing, Summary};
 use crate::tx::decision::Fate;
@@ -14,6 +16,48 @@ use crate::tx::id::{Timestamp, TransactionId};
 pub(super) fn time(at: Timestamp) -> String {
     at.to_string()
 }
+
+/// A number of 64 bits: digits in a string, because a JavaScript number would round it.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Count(pub(super) u64);
+
+impl Count {
+    /// Of a gauge, which is never below zero for long.
+    pub(super) fn gauge(value: i64) -> Self {
+        Self(value.try_into().unwrap_or_default())
+    }
+}
+
+impl Serialize for Count {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(&self.0)
+    }
+}
+
+/// Who asks, and what that one may do and see.
+#[derive(Debug, Serialize)]
+pub(super) struct Session {
+    name: String,
+    role: Role,
+    open: bool,
+    show_bodies: bool,
+    version: &'static str,
+}
+
+impl Session {
+    pub(super) fn new(caller: &Caller, admin: &Admin) -> Self {
+        Self {
+            name: caller.name.to_string(),
+            role: caller.role,
+            open: admin.access.is_open(),
+            show_bodies: admin.setup().show_bodies,
+            version: VERSION,
+        }
+    }
+}
+
+/// The version that runs.
+pub(super) const VERSION: &str = env!("CARGO_PKG_VERSION");
 
 /// A page of transactions.
 #[derive(Debug, Serialize)]
@@ -43,8 +87,8 @@ pub(super) struct Transaction {
     parked_at: Option<String>,
     decided_at: Option<String>,
     decided_by: Option<String>,
-    messages: u64,
-    bytes: u64,
+    messages: Count,
+    bytes: Count,
     checker: Option<String>,
     checks_answered: u32,
     next_check_at: Option<String>,
@@ -72,8 +116,8 @@ impl From<Summary> for Transaction {
             parked_at: summary.parked_at.map(time),
             decided_at: summary.decided_at.map(time),
             decided_by: summary.decided_by,
-            messages: summary.messages,
-            bytes: summary.bytes,
+            messages: Count(summary.messages),
+            bytes: Count(summary.bytes),
             checker: summary.checker.map(|checker| checker.to_string()),
             checks_answered: summary.checks_answered,
             next_check_at: summary.next_check_at.map(time),
@@ -173,6 +217,27 @@ impl LetterDecided {
     }
 }
 
+/// The configuration in force, without its secrets.
+#[derive(Debug, Serialize)]
+pub(super) struct Configuration {
+    items: Vec<Setting>,
+}
+
+#[derive(Debug, Serialize)]
+struct Setting {
+    key: String,
+    value: serde_json::Value,
+    source: String,
+}
+
+impl From<&[config::Entry]> for Configuration {
+    fn from(entries: &[config::Entry]) -> Self {
+        let setting =
+            |config::Entry { key, value, origin }: config::Entry| Setting { key, value, source: origin.to_string() };
+        Self { items: entries.iter().cloned().map(setting).collect() }
+    }
+}
+
 /// The body of `/readyz`.
 #[derive(Debug, Serialize)]
 pub(super) struct Readiness {
@@ -180,8 +245,9 @@ pub(super) struct Readiness {
     components: BTreeMap<&'static str, Component>,
 }
 
+/// How a part is.
 #[derive(Debug, Serialize)]
-struct Component {
+pub(super) struct Component {
     status: &'static str,
     #[serde(skip_serializing_if = "Option::is_none")]
     reason: Option<String>,
@@ -189,15 +255,18 @@ struct Component {
 
 impl From<&Report> for Readiness {
     fn from(report: &Report) -> Self {
-        let names = COMPONENTS.into_iter().map(|component| component.name());
-        let mut components: BTreeMap<_, _> = names.zip(report.components.iter().map(Component::from)).collect();
-        let draining = match report.draining {
-            false => Component { status: "ready", reason: None },
-            true => Component { status: "not_ready", reason: Some("the proxy is shutting down".into()) },
-        };
-        components.insert("draining", draining);
-        Readiness { ready: report.is_ready(), components }
+        Readiness { ready: report.is_ready(), components: components(report).collect() }
     }
+}
+
+/// Every part by its name, and whether the proxy drains.
+pub(super) fn components(report: &Report) -> impl Iterator<Item = (&'static str, Component)> {
+    let names = COMPONENTS.into_iter().map(|component| component.name());
+    let draining = match report.draining {
+        false => Component { status: "ready", reason: None },
+        true => Component { status: "not_ready", reason: Some("the proxy is shutting down".into()) },
+    };
+    names.zip(report.components.iter().map(Component::from)).chain([("draining", draining)])
 }
 
 impl From<&Condition> for Component {

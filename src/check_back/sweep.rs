@@ -57,7 +57,7 @@ async fn page(
 async fn checker_of(store: &dyn Store, rules: &Rules, transaction: &Summary) -> Result<Option<Arc<str>>, StoreError> {
     let Some(name) = &transaction.name else { return Ok(None) };
     // One byte: the first pack alone.
-    let packs = store.messages(transaction.id, 1).await?;
+    let packs = store.messages(transaction.id, 0, 1).await?;
     let rule = first_exchange(&packs).and_then(|exchange| rules.matching(&transaction.vhost, name, exchange));
     Ok(rule.map(|rule| Arc::clone(&rule.checker)))
 }

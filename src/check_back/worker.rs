@@ -208,7 +208,7 @@ type Answered = Result<(Answer, Duration), NoAnswer>;
 
 /// Asks, if the transaction is still in doubt and due; `None` if it isn't.
 async fn ask<A: Ask>(context: &Context<A>, due: &Due) -> Result<Option<(Summary, Answered)>, StoreError> {
-    let packs = context.store.messages(due.id, READ_BYTES_MAX).await?;
+    let packs = context.store.messages(due.id, 0, READ_BYTES_MAX).await?;
     // Last, so that as little as can be lies between this look and the question: none comes after the decision.
     let Some((transaction, _)) = context.store.transaction(due.id).await? else { return Ok(None) };
     let now = (context.clock)();

@@ -426,7 +426,7 @@ impl Session {
     fn count(&self, ended: Ended) {
         let outcome = match ended {
             Ended::Committed(took) => {
-                self.shared.metrics.commit_seconds.observe(took.as_secs_f64());
+                self.shared.metrics.commit_seconds.observe(took);
                 Outcome::Committed
             }
             Ended::RolledBack => Outcome::RolledBack,

@@ -224,6 +224,10 @@ impl Row {
         }
     }
 
+    fn fits_front(&self, filter: &Filter) -> bool {
+        filter.fits_front(self.packs.first().map_or(&[], |pack| &pack.bytes))
+    }
+
     fn packs(&self, sequence: Sequence) -> impl Iterator<Item = Pack> {
         let mut first_index = 0;
         (0..).zip(&self.packs).map(move |(number, Messages { bytes, count })| {
@@ -557,9 +561,9 @@ impl Held {
         Listing { items: found.into_iter().map(|(_, summary)| summary).collect(), next }
     }
 
-    fn messages(&self, id: TransactionId, bytes_max: usize) -> Vec<Pack> {
+    fn messages(&self, id: TransactionId, from: u32, bytes_max: usize) -> Vec<Pack> {
         let Some(place) = self.find(id) else { return Vec::new() };
-        until(bytes_max, self.rows[&place].packs(Sequence(place)))
+        until(bytes_max, self.rows[&place].packs(Sequence(place)).filter(|pack| pack.number >= from))
     }
 
     fn delivered(&mut self, sequence: Sequence, now: Timestamp) {
@@ -675,11 +679,11 @@ impl Store for MemoryStore {
     }
 
     fn transactions(&self, filter: Filter, after: i64, limit: usize) -> Reply<Listing> {
-        answered(Ok(self.held().list(after, limit, |row| filter.fits(&row.summary()))))
+        answered(Ok(self.held().list(after, limit, |row| filter.fits(&row.summary()) && row.fits_front(&filter))))
     }
 
-    fn messages(&self, id: TransactionId, bytes_max: usize) -> Reply<Vec<Pack>> {
-        answered(Ok(self.held().messages(id, bytes_max)))
+    fn messages(&self, id: TransactionId, from: u32, bytes_max: usize) -> Reply<Vec<Pack>> {
+        answered(Ok(self.held().messages(id, from, bytes_max)))
     }
 
     fn delivered(&self, transactions: Vec<Sequence>) {

@@ -15,7 +15,8 @@ pub mod memory;
 pub mod sqlite;
 
 pub use self::letter::{Envelope, Letter, LetterFilter, LetterId, Letters};
-use crate::tx::batch::Batch;
+use crate::amqp::method::Publish;
+use crate::tx::batch::{self, Batch};
 pub use crate::tx::checker::Named;
 use crate::tx::decision::{Actor, Decision, Target, Verdict};
 use crate::tx::id::{Timestamp, TransactionId};
@@ -28,6 +29,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::{SystemTime, UNIX_EPOCH};
 use tokio::sync::{oneshot, watch};
+use wildmatch::WildMatch;
 
 /// The place of a committed transaction in the order of commits. Rises, never used twice.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -251,7 +253,7 @@ pub struct Event {
 }
 
 /// Which transactions to list. A part that is not given fits everything.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq)]
 pub struct Filter {
     /// Where they stand.
     pub state: Option<State>,
@@ -259,18 +261,53 @@ pub struct Filter {
     pub vhost: Option<String>,
     /// The user.
     pub user: Option<String>,
-    /// The whole name.
-    pub name: Option<String>,
+    /// The name.
+    pub name: Option<NameFilter>,
+    /// The exchange of the first message. What has no messages any more fits none.
+    pub exchange: Option<String>,
+    /// The first message came before this.
+    pub created_before: Option<Timestamp>,
+    /// The first message was durable before this.
+    pub parked_before: Option<Timestamp>,
+}
+
+/// Which names are wanted.
+#[derive(Debug, Clone, PartialEq)]
+pub enum NameFilter {
+    /// This one.
+    Whole(String),
+    /// Those that fit; `*` stands for any characters, `?` for one.
+    Pattern(WildMatch),
+}
+
+impl NameFilter {
+    fn fits(&self, name: &TransactionName) -> bool {
+        match self {
+            Self::Whole(whole) => name.as_str() == whole,
+            Self::Pattern(pattern) => pattern.matches(name.as_str()),
+        }
+    }
 }
 
 impl Filter {
-    /// Whether a transaction is wanted.
+    /// Whether a transaction is wanted, as far as can be seen without its messages.
     fn fits(&self, summary: &Summary) -> bool {
-        let is = |wanted: &Option<String>, found: Option<&str>| wanted.is_none() || wanted.as_deref() == found;
+        let is = |wanted: &Option<String>, found: &str| wanted.as_deref().is_none_or(|wanted| wanted == found);
+        let name = || self.name.as_ref().is_none_or(|name| summary.name.as_ref().is_some_and(|found| name.fits(found)));
         self.state.is_none_or(|state| state == summary.state)
-            && is(&self.vhost, Some(&summary.vhost))
-            && is(&self.user, Some(&summary.user))
-            && is(&self.name, summary.name.as_ref().map(TransactionName::as_str))
+            && is(&self.vhost, &summary.vhost)
+            && is(&self.user, &summary.user)
+            && self.created_before.is_none_or(|before| summary.created_at < before)
+            && self.parked_before.is_none_or(|before| summary.parked_at.is_some_and(|at| at < before))
+            && name()
+    }
+
+    /// Whether one is wanted whose messages begin like this.
+    fn fits_front(&self, front: &[u8]) -> bool {
+        self.exchange.as_deref().is_none_or(|exchange| {
+            let publish = batch::first_publish(front).and_then(Publish::parse);
+            publish.is_ok_and(|publish| publish.exchange == exchange.as_bytes())
+        })
     }
 }
 
@@ -370,9 +407,9 @@ pub trait Store: Send + Sync + 'static {
     /// Transactions that fit, behind `after` (0: from the first), `limit` at most.
     fn transactions(&self, filter: Filter, after: i64, limit: usize) -> Reply<Listing>;
 
-    /// Messages of a transaction in any state that has them still, from the start, until they add up to `bytes_max` (at
-    /// least one pack).
-    fn messages(&self, id: TransactionId, bytes_max: usize) -> Reply<Vec<Pack>>;
+    /// Messages of a transaction in any state that has them still, from pack number `from` on, until they add up to
+    /// `bytes_max` (at least one pack, if there is one).
+    fn messages(&self, id: TransactionId, from: u32, bytes_max: usize) -> Reply<Vec<Pack>>;
 
     /// RabbitMQ has confirmed, or a dead letter keeps, every message of these. Need not be durable before the next
     /// commit: what is forgotten here is sent again, as a possible duplicate.

@@ -195,8 +195,8 @@ impl Store for SqliteStore {
         self.ask(|answer| Question::Transactions { filter, after, limit, answer })
     }
 
-    fn messages(&self, id: TransactionId, bytes_max: usize) -> Reply<Vec<Pack>> {
-        self.ask(|answer| Question::Messages { id, bytes_max, answer })
+    fn messages(&self, id: TransactionId, from: u32, bytes_max: usize) -> Reply<Vec<Pack>> {
+        self.ask(|answer| Question::Messages { id, from, bytes_max, answer })
     }
 
     fn delivered(&self, transactions: Vec<Sequence>) {

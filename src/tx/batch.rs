@@ -113,6 +113,17 @@ pub fn iter(bytes: &[u8]) -> impl Iterator<Item = Result<HalfMessage<'_>, Malfor
     })
 }
 
+/// The arguments of basic.publish of the first message; `front` is at least the first [`FRONT_BYTES`] of a batch that has
+/// so many.
+pub fn first_publish(front: &[u8]) -> Result<&[u8], Malformed> {
+    let mut reader = Reader::new(front);
+    let (publish, _, _) = (reader.u16()?, reader.u32()?, reader.u64()?);
+    reader.take(publish.into())
+}
+
+/// Bytes in which lengths and the arguments of basic.publish end: a number and two short strings, and a byte of bits.
+pub const FRONT_BYTES: usize = LENGTHS_BYTES + 2 + 2 * (1 + 255) + 1;
+
 fn read<'a>(reader: &mut Reader<'a>) -> Result<HalfMessage<'a>, Malformed> {
     let (publish, header, body) = (reader.u16()?, reader.u32()?, reader.u64()?);
     let body = usize::try_from(body).map_err(|_| Malformed)?;
@@ -149,6 +160,17 @@ mod tests {
         let bytes = batch.into_bytes();
         assert_eq!(bytes.len(), FIRST.stored_bytes() + SECOND.stored_bytes());
         assert_eq!(iter(&bytes).collect::<Vec<_>>(), [Ok(FIRST), Ok(SECOND)]);
+    }
+
+    #[test]
+    fn the_first_publish_is_read_from_the_front() {
+        let publish = vec![b'x'; 2 + 2 * 256 + 1];
+        let mut batch = Batch::default();
+        batch.push(HalfMessage { publish: &publish, ..FIRST });
+        batch.push(SECOND);
+        let bytes = batch.into_bytes();
+        assert_eq!(first_publish(&bytes[..FRONT_BYTES]), Ok(&publish[..]));
+        assert_eq!(first_publish(&bytes[..FRONT_BYTES - 1]), Err(Malformed));
     }
 
     #[test]

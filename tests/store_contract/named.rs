@@ -1,7 +1,9 @@
 //! The second part of the story: transactions with a name.
 
 use super::{Relay, all, batch, bodies, lane, now, page_bodies, parked, plain, wait_for};
-use halfway::store::{Check, Commit, Committing, DueNow, Event, Filter, Named, Origin, Store, StoreError, Summary};
+use halfway::store::{
+    Check, Commit, Committing, DueNow, Event, Filter, NameFilter, Named, Origin, Store, StoreError, Summary,
+};
 use halfway::tx::batch::{Batch, HalfMessage};
 use halfway::tx::checker::CheckPlan;
 use halfway::tx::decision::{Actor, Decision, Fate, Owned, Target, Verdict};
@@ -11,6 +13,7 @@ use halfway::tx::state::State;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::Duration;
+use wildmatch::WildMatch;
 
 /// Where the story is told.
 #[derive(Clone, Copy)]
@@ -325,10 +328,10 @@ async fn a_message_id_comes_once(stage: Stage<'_>) {
     store.park(tx.clone(), message("3", "c again")).await.unwrap();
     stage.park(&tx, &["no id", "no id"]).await;
     assert_eq!(stage.show(&tx).await.0.messages, 5);
-    let packs = store.messages(tx.id, usize::MAX).await.unwrap();
+    let packs = store.messages(tx.id, 0, usize::MAX).await.unwrap();
     assert_eq!(page_bodies(&packs), ["a", "b", "c", "no id", "no id"]);
     assert_eq!(packs.iter().map(|pack| (pack.first_index, pack.last)).collect::<Vec<_>>(), [(0, false), (3, true)]);
-    assert_eq!(store.messages(tx.id, 1).await.unwrap().len(), 1);
+    assert_eq!(store.messages(tx.id, 0, 1).await.unwrap().len(), 1);
 
     let other = attempt("dedup-2");
     store.park(other.clone(), message("1", "of another transaction")).await.unwrap();
@@ -511,13 +514,32 @@ async fn lists_go_on_where_they_ended(stage: Stage<'_>) {
         }
     }
     for text in ["l-open", "l-dropped"] {
-        let filter = Filter { name: Some(text.into()), ..Filter::default() };
+        let filter = Filter { name: Some(NameFilter::Whole(text.into())), ..Filter::default() };
         assert_eq!(ids(filter.clone(), 10).await.len(), 1);
         assert_eq!(ids(Filter { user: Some("else".into()), ..filter }, 10).await, []);
     }
+    for (pattern, expected) in
+        [("l-d*", &in_order[1..3]), ("l-????", &in_order[..1]), ("*", &in_order[..3]), ("L-*", &[]), ("l-", &[])]
+    {
+        let name = Some(NameFilter::Pattern(WildMatch::new(pattern)));
+        let found: Vec<_> = ids(Filter { name, ..everything.clone() }, 1).await;
+        let named = found.into_iter().filter(|id| *id != sent.id).collect::<Vec<_>>();
+        assert_eq!(named, expected, "{pattern}");
+    }
+    let exchange = |exchange: &str| Filter { exchange: Some(exchange.into()), ..everything.clone() };
+    let with_messages = [open.id, doubtful.id, plain_one.id, sent.id];
+    assert_eq!(ids(exchange("x"), 2).await, with_messages, "what was rolled back has none any more");
+    assert_eq!(ids(Filter { state: Some(State::Committed), ..exchange("x") }, 10).await, in_order[3..]);
+    assert_eq!(ids(exchange(""), 10).await, []);
+    let at = |by: i64| Some(Timestamp(open.created_at.0 + by));
+    assert_eq!(ids(Filter { created_before: at(0), ..everything.clone() }, 10).await, []);
+    assert_eq!(ids(Filter { created_before: at(1), ..everything.clone() }, 10).await, in_order);
+    let parked_before = |by: i64| Filter { parked_before: Some(Timestamp(stage.time().0 + by)), ..everything.clone() };
+    assert_eq!(ids(parked_before(0), 10).await, []);
+    assert_eq!(ids(parked_before(1), 10).await, [open.id, doubtful.id, dropped.id, sent.id], "plain ones never were");
     let (summary, history) = store.transaction(plain_one.id).await.unwrap().expect("plain ones are found as well");
     assert_eq!((summary.decided_by.as_deref(), summary.parked_at, history), (Some("channel"), None, vec![]));
-    assert_eq!(page_bodies(&store.messages(plain_one.id, 0).await.unwrap()), ["plain"]);
+    assert_eq!(page_bodies(&store.messages(plain_one.id, 0, 0).await.unwrap()), ["plain"]);
 
     store.dead_letter(super::letter(plain_sequence, 0)).await.unwrap();
     store.delivered(vec![plain_sequence, sequence]);
@@ -528,7 +550,7 @@ async fn lists_go_on_where_they_ended(stage: Stage<'_>) {
     assert!(matches!(stage.decide(Target::Id(plain_one.id), Decision::RollBack).await, Verdict::Contradicted(_)));
     assert_eq!(ids(Filter { state: Some(State::Delivered), ..everything }, 1).await, [sent.id]);
     for gone in [&plain_one, &sent, &dropped] {
-        assert_eq!(store.messages(gone.id, usize::MAX).await.unwrap(), []);
+        assert_eq!(store.messages(gone.id, 0, usize::MAX).await.unwrap(), []);
     }
     stage.relay.told();
 }

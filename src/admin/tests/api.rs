@@ -65,7 +65,7 @@ async fn a_transaction_has_every_field_in_its_form() {
     let expected = json!({
         "id": id(3).to_string(), "name": "order-3", "vhost": "/", "user": "bob", "state": "committed",
         "created_at": "1970-01-01T00:00:01.000Z", "parked_at": "1970-01-01T00:00:02.001Z",
-        "decided_at": "2026-01-02T03:04:05.678Z", "decided_by": "checker orders", "messages": 3, "bytes": 4096,
+        "decided_at": "2026-01-02T03:04:05.678Z", "decided_by": "checker orders", "messages": "3", "bytes": "4096",
         "checker": null, "checks_answered": 1, "next_check_at": null,
         "history": [
             {"at": "1970-01-01T00:00:02.001Z", "event": "parked", "actor": "channel", "reason": "a \"reason\""}
@@ -241,7 +241,7 @@ async fn a_store_that_fails_is_told_from_one_that_is_full_and_one_that_is_not_op
 #[tokio::test]
 async fn unknown_paths_and_wrong_methods_are_problems_too() {
     let port = Port::with_store().await;
-    for unknown in ["/", "/api", "/api/", "/api/transaction", "/apis", "/healthz/", "/api/transactions/"] {
+    for unknown in ["/index.html", "/api", "/api/", "/api/transaction", "/apis", "/healthz/", "/api/transactions/"] {
         port.get(unknown).await.problem(404);
     }
     port.post(&path(1, "/delete"), REASON).await.problem(404);

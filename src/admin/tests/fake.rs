@@ -23,6 +23,7 @@ pub(super) struct FakeStore {
     pub(super) rows: Mutex<Vec<Summary>>,
     /// What [`Store::decide`] was given.
     pub(super) decisions: Mutex<Vec<(Decision, Actor, Option<String>)>>,
+    pub(super) packs: Mutex<Vec<Pack>>,
     pub(super) letters: Mutex<Vec<Letter>>,
     /// What [`Store::retry`] and [`Store::discard`] were given.
     pub(super) handled: Mutex<Vec<(&'static str, LetterId, Actor, String)>>,
@@ -219,8 +220,9 @@ impl Store for FakeStore {
         unreachable!("the HTTP port asks no checker")
     }
 
-    fn messages(&self, _: TransactionId, _: usize) -> Reply<Vec<Pack>> {
-        unreachable!("the HTTP port shows no messages")
+    fn messages(&self, id: TransactionId, from: u32, _: usize) -> Reply<Vec<Pack>> {
+        let packs = self.packs.lock().unwrap().clone();
+        self.answer(|_| packs.into_iter().filter(|pack| pack.id == id && pack.number >= from).collect())
     }
 
     fn delivered(&self, _: Vec<Sequence>) {

@@ -2,6 +2,9 @@ mod access;
 mod api;
 mod fake;
 mod letters;
+mod overview;
+mod pages;
+mod sessions;
 
 use std::net::SocketAddr;
 
@@ -30,6 +33,11 @@ struct Answer {
 }
 
 impl Answer {
+    /// A header's value, in small letters.
+    fn header(&self, name: &str) -> Option<&str> {
+        self.head.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(": "))
+    }
+
     #[track_caller]
     fn json(&self) -> Value {
         serde_json::from_str(&self.body).unwrap_or_else(|error| panic!("{error}: {self:?}"))
@@ -58,7 +66,7 @@ impl Port {
 
     async fn start(config: &config::Admin) -> Self {
         let access = Arc::new(Access::load(config).expect("usable tokens"));
-        let admin = Admin::new(Arc::default(), Arc::default(), access);
+        let admin = Admin::new(Arc::default(), Arc::default(), access, Arc::default());
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
         let address = listener.local_addr().expect("bound");
         tokio::spawn(admin.clone().serve(listener));

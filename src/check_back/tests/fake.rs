@@ -190,7 +190,7 @@ impl Store for FakeStore {
         self.answer(|rows| rows.get(&id).map(|row| (row.summary.clone(), Vec::new())))
     }
 
-    fn messages(&self, id: TransactionId, _: usize) -> Reply<Vec<Pack>> {
+    fn messages(&self, id: TransactionId, _: u32, _: usize) -> Reply<Vec<Pack>> {
         let between = self.decided_between.lock().unwrap().take_if(|number| id.0.as_u128() == *number);
         if let Some(number) = between {
             self.decide_by_hand(number);

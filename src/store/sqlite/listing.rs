@@ -2,13 +2,16 @@
 //! is short, because the relay's pages wait behind it.
 
 use super::reader::packs_of;
-use super::rows::{id, key, state};
-use crate::store::{Due, DueNow, Event, Filter, Listing, Pack, Sequence, Summary};
+use super::rows::{id, key, pack_keys, state};
+use crate::store::{Due, DueNow, Event, Filter, Listing, NameFilter, Pack, Sequence, Summary};
+use crate::tx::batch::FRONT_BYTES;
 use crate::tx::decision::Actor;
 use crate::tx::id::{Timestamp, TransactionId};
 use crate::tx::name::TransactionName;
 use crate::tx::state::State;
 use bytes::Bytes;
+use rusqlite::blob::Blob;
+use rusqlite::ffi;
 use rusqlite::{Connection, OptionalExtension, Row, ToSql, Transaction, TransactionBehavior, named_params, params};
 use std::sync::Arc;
 
@@ -21,13 +24,23 @@ const CLOCK_SLACK: i64 = 1_000;
 
 /// The columns of a [`Summary`] behind its sequence, of `transactions` as `t` and `lanes` as `l`.
 const COLUMNS: &str = "t.sequence, t.id, t.name, l.vhost, t.user, t.state, t.created_at, t.parked_at, t.decided_at,
-    t.decided_by, t.messages, t.bytes, t.checker, t.attempts, t.checks_answered, t.next_check_at, l.number";
+    t.decided_by, t.messages, t.bytes, t.checker, t.attempts, t.checks_answered, t.next_check_at, l.number,
+    t.number";
 
 /// What brings a dead letter to RabbitMQ once more is no transaction of its own.
 const NO_RETRY: &str = "NOT EXISTS (SELECT 1 FROM dead_letters AS d INDEXED BY retried
     WHERE d.retry IS NOT NULL AND d.retry = t.sequence)";
 
-fn summary(row: &Row<'_>) -> rusqlite::Result<(i64, Summary)> {
+/// Rows that a look at a transaction's first message counts for.
+const FRONT_ROWS: usize = 10;
+
+/// The place of a transaction, and the number of its packs.
+struct Place {
+    sequence: i64,
+    number: Option<i64>,
+}
+
+fn summary(row: &Row<'_>) -> rusqlite::Result<(Place, Summary)> {
     let decided_at = row.get::<_, Option<i64>>(8)?;
     let decided_by = row.get::<_, Option<String>>(9)?;
     let name = row.get_ref(2)?.as_bytes_or_null()?;
@@ -51,7 +64,7 @@ fn summary(row: &Row<'_>) -> rusqlite::Result<(i64, Summary)> {
         next_check_at: row.get::<_, Option<i64>>(15)?.map(Timestamp),
         lane: row.get(16)?,
     };
-    Ok((row.get(0)?, summary))
+    Ok((Place { sequence: row.get(0)?, number: row.get(17)? }, summary))
 }
 
 /// A list that is being made.
@@ -73,14 +86,21 @@ impl Rows {
         let mut statement = sql.prepare_cached(query)?;
         let mut rows = statement.query(values)?;
         let (mut seen, mut found) = (0, 0);
+        let mut fronts = Fronts::new(sql);
         while let Some(row) = rows.next()? {
-            let (sequence, summary) = summary(row)?;
+            let (place, summary) = summary(row)?;
+            let sequence = place.sequence;
             seen += 1;
-            if filter.fits(&summary) {
+            let mut fits = filter.fits(&summary);
+            if fits && filter.exchange.is_some() {
+                seen += FRONT_ROWS;
+                fits = fronts.read(&place, summary.state)?.is_some_and(|front| filter.fits_front(front));
+            }
+            if fits {
                 found += 1;
                 self.items.push((sequence, summary));
             }
-            if found == self.limit || seen == ROWS_MAX {
+            if found == self.limit || seen >= ROWS_MAX {
                 // Behind this one the list is not known.
                 self.next = Some(self.next.map_or(sequence, |next| next.min(sequence)));
                 break;
@@ -102,6 +122,46 @@ impl Rows {
     }
 }
 
+/// Reads the first bytes of transactions' messages, however many there are of them.
+struct Fronts<'a> {
+    sql: &'a Connection,
+    in_rows: Option<Blob<'a>>,
+    in_packs: Option<Blob<'a>>,
+    front: [u8; FRONT_BYTES],
+}
+
+impl<'a> Fronts<'a> {
+    fn new(sql: &'a Connection) -> Self {
+        Self { sql, in_rows: None, in_packs: None, front: [0; FRONT_BYTES] }
+    }
+
+    /// `None`: it has no messages, or not any more.
+    fn read(&mut self, place: &Place, state: State) -> rusqlite::Result<Option<&[u8]>> {
+        if !matches!(state, State::Open | State::InDoubt | State::Committed) {
+            return Ok(None);
+        }
+        let (table, blob, row) = match place.number {
+            Some(number) => (c"packs", &mut self.in_packs, *pack_keys(number).start()),
+            None => (c"transactions", &mut self.in_rows, place.sequence),
+        };
+        let opened = match blob.take() {
+            // To go on to another row is cheaper than to begin anew.
+            Some(mut open) => open.reopen(row).map(|()| open),
+            None => self.sql.blob_open(c"main", table, c"body", row, true),
+        };
+        let opened = match opened {
+            // SQLite's word for a row, or a value, that is not there.
+            Err(rusqlite::Error::SqliteFailure(error, _)) if error.extended_code == ffi::SQLITE_ERROR => {
+                return Ok(None);
+            }
+            opened => opened?,
+        };
+        let read = opened.read_at(&mut self.front, 0)?;
+        *blob = Some(opened);
+        Ok(Some(&self.front[..read]))
+    }
+}
+
 pub(super) fn transactions(sql: &Connection, filter: &Filter, after: i64, limit: usize) -> rusqlite::Result<Listing> {
     let sql = Transaction::new_unchecked(sql, TransactionBehavior::Deferred)?;
     let mut rows = Rows::new(limit);
@@ -113,7 +173,7 @@ pub(super) fn transactions(sql: &Connection, filter: &Filter, after: i64, limit:
     };
     // The first conditions are the index's own, word for word: without them SQLite would not use it.
     match (&filter.name, filter.state) {
-        (Some(name), state) => {
+        (Some(NameFilter::Whole(name)), state) => {
             let rolled_back = "INDEXED BY named_rolled_back
                 WHERE t.name IS NOT NULL AND t.state = 'rolled_back' AND t.name = ?2";
             let rest = "INDEXED BY named WHERE t.name IS NOT NULL AND t.state <> 'rolled_back' AND t.name = ?2";
@@ -124,17 +184,17 @@ pub(super) fn transactions(sql: &Connection, filter: &Filter, after: i64, limit:
                 rows.add(&sql, &select(rest), &[&after, name], filter)?;
             }
         }
-        (None, Some(State::Committed)) => {
+        (_, Some(State::Committed)) => {
             let query = select("INDEXED BY committed WHERE t.state = 'committed' AND t.lane = ?2");
             for lane in lanes_of(&sql, filter.vhost.as_deref())? {
                 rows.add(&sql, &query, &[&after, &lane], filter)?;
             }
         }
-        (None, Some(state)) => {
+        (_, Some(state)) => {
             let query = select("INDEXED BY others WHERE t.state <> 'committed' AND t.state = ?2");
             rows.add(&sql, &query, &[&after, &state.as_str()], filter)?;
         }
-        (None, None) => rows.add(&sql, &select("NOT INDEXED WHERE TRUE"), &[&after], filter)?,
+        (_, None) => rows.add(&sql, &select("NOT INDEXED WHERE TRUE"), &[&after], filter)?,
     }
     Ok(rows.finish())
 }
@@ -259,7 +319,12 @@ pub(super) fn transaction(sql: &Connection, id: TransactionId) -> rusqlite::Resu
     Ok(Some((summary, events)))
 }
 
-pub(super) fn messages(sql: &Connection, id: TransactionId, bytes_max: usize) -> rusqlite::Result<Vec<Pack>> {
+pub(super) fn messages(
+    sql: &Connection,
+    id: TransactionId,
+    from: u32,
+    bytes_max: usize,
+) -> rusqlite::Result<Vec<Pack>> {
     let sql = Transaction::new_unchecked(sql, TransactionBehavior::Deferred)?;
     let Some(place) = place(&sql, id)? else { return Ok(Vec::new()) };
     let mut statement = sql.prepare_cached(
@@ -270,7 +335,8 @@ pub(super) fn messages(sql: &Connection, id: TransactionId, bytes_max: usize) ->
     let Some(row) = rows.next()? else { return Ok(Vec::new()) };
     let sequence = Sequence(place);
     match row.get::<_, Option<i64>>(0)? {
-        Some(number) => packs_of(&sql, sequence, id, number, row.get(1)?, bytes_max),
+        Some(number) => packs_of(&sql, sequence, id, number, row.get(1)?, from, bytes_max),
+        None if from > 0 => Ok(Vec::new()),
         None => {
             let messages = Bytes::copy_from_slice(row.get_ref(2)?.as_blob()?);
             Ok(vec![Pack { sequence, id, number: 0, first_index: 0, last: true, retried: false, messages }])

@@ -25,7 +25,7 @@ pub(super) enum Question {
     Unasked { known: Vec<Arc<str>>, after: i64, limit: usize, answer: Answer<Listing> },
     Transaction { id: TransactionId, answer: Answer<Option<(Summary, Vec<Event>)>> },
     Transactions { filter: Filter, after: i64, limit: usize, answer: Answer<Listing> },
-    Messages { id: TransactionId, bytes_max: usize, answer: Answer<Vec<Pack>> },
+    Messages { id: TransactionId, from: u32, bytes_max: usize, answer: Answer<Vec<Pack>> },
     Letters { filter: LetterFilter, after: i64, limit: usize, answer: Answer<Letters> },
     Letter { letter: LetterId, answer: Answer<Option<Letter>> },
     Close,
@@ -55,7 +55,9 @@ impl Reader {
                 Question::Transactions { filter, after, limit, answer } => {
                     tell(answer, listing::transactions(sql, &filter, after, limit));
                 }
-                Question::Messages { id, bytes_max, answer } => tell(answer, listing::messages(sql, id, bytes_max)),
+                Question::Messages { id, from, bytes_max, answer } => {
+                    tell(answer, listing::messages(sql, id, from, bytes_max));
+                }
                 Question::Letters { filter, after, limit, answer } => {
                     tell(answer, letters::list(sql, &filter, after, limit));
                 }
@@ -118,17 +120,18 @@ fn page(sql: &Connection, lane: &Lane, after: Option<Cursor>, bytes_max: usize) 
     Ok(page.packs)
 }
 
-/// The packs of one transaction from the first, until they add up to `bytes_max`.
+/// The packs of one transaction from pack number `from` on, until they add up to `bytes_max`.
 pub(super) fn packs_of(
     sql: &Connection,
     sequence: Sequence,
     id: TransactionId,
     number: i64,
     packs: u32,
+    from: u32,
     bytes_max: usize,
 ) -> rusqlite::Result<Vec<Pack>> {
     let mut page = Page { packs: Vec::new(), bytes: 0, bytes_max };
-    page.add_packs(sql, sequence, id, number, packs, None)?;
+    page.add_packs(sql, sequence, id, number, packs, from.checked_sub(1))?;
     Ok(page.packs)
 }
 

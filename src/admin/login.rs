@@ -1,0 +1,53 @@
+//! Logging in and out with a browser: a token is shown once, and a cookie stands for it from then on.
+
+use std::net::SocketAddr;
+
+use axum::Json;
+use axum::extract::{ConnectInfo, State};
+use axum::http::{HeaderMap, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+
+use super::problem::Problem;
+use super::request::{Nothing, Token};
+use super::sessions::{self, Caller};
+use super::{Admin, view};
+
+/// Under `/api`.
+pub(super) const PATH: &str = "/session";
+
+/// Opens a session. Where no token is needed, there is none to open.
+pub(super) async fn log_in(
+    State(admin): State<Admin>,
+    ConnectInfo(peer): ConnectInfo<SocketAddr>,
+    headers: HeaderMap,
+    caller: Option<axum::Extension<Caller>>,
+    Token(token): Token,
+) -> Result<Response, Problem> {
+    if let Some(axum::Extension(caller)) = caller {
+        return Ok(Json(view::Session::new(&caller, &admin)).into_response());
+    }
+    match admin.access.log_in(&token, peer.ip()) {
+        Ok((caller, secret)) => {
+            tracing::info!(%peer, operator = &*caller.name, "logged in at the admin port");
+            let secure = headers.get(header::ORIGIN).is_some_and(|origin| origin.as_bytes().starts_with(b"https://"));
+            let cookie = [(header::SET_COOKIE, sessions::set(&secret, secure))];
+            Ok((cookie, Json(view::Session::new(&caller, &admin))).into_response())
+        }
+        Err(problem) => {
+            tracing::warn!(%peer, status = problem.status().as_u16(), "refused to log in at the admin port");
+            Err(problem)
+        }
+    }
+}
+
+/// Who asks, and what that one may do.
+pub(super) async fn show(State(admin): State<Admin>, caller: Caller) -> Json<view::Session> {
+    Json(view::Session::new(&caller, &admin))
+}
+
+/// Ends the session, wherever its cookie may be.
+pub(super) async fn log_out(State(admin): State<Admin>, caller: Caller, Nothing: Nothing) -> Response {
+    admin.access.log_out(&caller);
+    tracing::info!(operator = &*caller.name, "logged out at the admin port");
+    (StatusCode::NO_CONTENT, [(header::SET_COOKIE, sessions::unset())]).into_response()
+}
