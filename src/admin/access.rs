@@ -2,6 +2,7 @@
 
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 use std::{fs, io};
 
@@ -44,9 +45,14 @@ pub enum TokenError {
 /// The tokens in force. They are not kept, only tags of them, made with a key of this process.
 pub struct Access {
     key: hmac::Key,
-    files: Vec<AdminToken>,
-    open: bool,
+    open: AtomicBool,
     tokens: RwLock<Vec<Token>>,
+}
+
+/// Tokens that were read and are not in force yet.
+pub struct FreshTokens {
+    tokens: Vec<Token>,
+    open: bool,
 }
 
 struct Token {
@@ -71,25 +77,31 @@ impl Access {
         // A tag can be compared without the care that the token would need, and says nothing about it.
         let key = hmac::Key::generate(hmac::HMAC_SHA256, &SystemRandom::new()).map_err(|_| TokenError::NoRandom)?;
         let tokens = RwLock::new(read(&key, &config.tokens)?);
-        Ok(Self { key, files: config.tokens.clone(), open: config.is_open(), tokens })
+        Ok(Self { key, open: AtomicBool::new(config.is_open()), tokens })
     }
 
-    /// Reads the files again. The old tokens stay in force if one can't be used.
+    /// Reads the files again, or others. What is in force stays so until [`Access::put_in_force`].
     /// # Errors
     /// As [`Access::load`].
-    pub fn reload(&self) -> Result<(), TokenError> {
-        let tokens = read(&self.key, &self.files)?;
-        *self.tokens.write().unwrap_or_else(PoisonError::into_inner) = tokens;
-        Ok(())
+    pub fn read(&self, config: &config::Admin) -> Result<FreshTokens, TokenError> {
+        Ok(FreshTokens { tokens: read(&self.key, &config.tokens)?, open: config.is_open() })
+    }
+
+    /// From now on these tokens count, and no other.
+    pub fn put_in_force(&self, fresh: FreshTokens) {
+        // Closed first and opened last, so that no moment lets more callers in than before or after it.
+        self.open.fetch_and(fresh.open, Ordering::SeqCst);
+        *self.tokens.write().unwrap_or_else(PoisonError::into_inner) = fresh.tokens;
+        self.open.store(fresh.open, Ordering::SeqCst);
     }
 
     /// Whether `/api` answers without a token.
     pub fn is_open(&self) -> bool {
-        self.open
+        self.open.load(Ordering::SeqCst)
     }
 
     fn admit(&self, headers: &HeaderMap, peer: IpAddr) -> Result<Caller, Problem> {
-        if !self.open {
+        if !self.is_open() {
             return bearer(headers).and_then(|token| self.caller(token)).ok_or_else(unauthorized);
         }
         if !peer.to_canonical().is_loopback() {
@@ -116,7 +128,7 @@ impl Access {
 
 impl std::fmt::Debug for Access {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Access").field("files", &self.files).field("open", &self.open).finish_non_exhaustive()
+        f.debug_struct("Access").field("open", &self.open).finish_non_exhaustive()
     }
 }
 

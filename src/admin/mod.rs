@@ -17,7 +17,7 @@ use tokio::net::TcpListener;
 
 use crate::{health::Health, metrics::Metrics, store::Store};
 
-pub use access::{Access, TokenError, read_token};
+pub use access::{Access, FreshTokens, TokenError, read_token};
 pub use request::{LIMIT_MAX, check_reason};
 
 /// What the HTTP port shows, and to whom. Clones are the same port.

@@ -20,5 +20,6 @@ mod publish;
 mod recipe;
 mod relay;
 mod relay_alone;
+mod reload;
 mod support;
 mod transaction;
