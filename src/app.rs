@@ -11,6 +11,7 @@ use crate::health::{Component, Condition, Health};
 use crate::metrics::Metrics;
 use crate::relay::{self, Backoff, Credentials, Relay};
 use crate::report;
+use crate::service;
 use crate::session::listener::Listener;
 use crate::session::{Shared, Terms};
 use crate::signals::Signals;
@@ -69,6 +70,7 @@ pub enum AppError {
 /// [`AppError`], when a part can't start; then nothing was started.
 pub async fn run(config: Config, load: Load, level: Level) -> Result<(), AppError> {
     let mut signals = Signals::install().map_err(AppError::Signals)?;
+    service::start_signs_of_life();
     let health = Arc::new(Health::new());
     let metrics = Arc::new(Metrics::new());
     let certificates = Certificates::load(&config)?;
@@ -127,6 +129,7 @@ pub async fn run(config: Config, load: Load, level: Level) -> Result<(), AppErro
         tokio::spawn(listener.clone().serve(amqps, Some(tls)));
     }
     health.set(Component::Listener, Condition::Ready);
+    service::ready();
 
     let mut reloader = Reloader {
         load,
@@ -146,6 +149,7 @@ pub async fn run(config: Config, load: Load, level: Level) -> Result<(), AppErro
     }
     let Reloader { config, check_back, .. } = reloader;
     tracing::info!(sessions = listener.sessions(), "draining");
+    service::stopping(listener.sessions(), config.shutdown.grace);
     health.drain();
     let deadline = Instant::now() + config.shutdown.grace;
     let check_back = tokio::spawn(check_back.drain(config.shutdown.grace.min(CHECKS_GRACE_MAX)));

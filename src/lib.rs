@@ -9,6 +9,7 @@
 //! - [`store`]: what survives a crash.
 //! - [`config`]: what an operator can set, checked at the edge.
 //! - [`telemetry`] and [`signals`]: logs, and what the operator says while the proxy runs.
+//! - [`service`]: what the service manager is told.
 //! - [`metrics`] and [`health`]: what every part reports.
 //! - [`tls`]: certificates and trust, on both sides.
 //! - [`upstream`]: dialing RabbitMQ.
@@ -33,6 +34,7 @@ pub mod metrics;
 pub mod protocol;
 pub mod relay;
 pub mod report;
+pub mod service;
 pub mod session;
 pub mod signals;
 pub mod store;

@@ -6,6 +6,7 @@ use crate::admin::{Access, TokenError};
 use crate::check_back::{self, CheckBack, Parts};
 use crate::config::{Change, Config, ConfigError, Effect, Loaded};
 use crate::relay::Relay;
+use crate::service;
 use crate::session::{Shared, Terms};
 use crate::store::sqlite::SqliteStore;
 use crate::telemetry::Level;
@@ -46,10 +47,16 @@ impl Reloader {
     /// Reloads at each request. Never returns.
     pub(super) async fn serve(&mut self, requests: &mut mpsc::Receiver<()>) {
         while requests.recv().await.is_some() {
+            service::reloading();
             // Files are read, and perhaps from a slow disk.
-            if let Err(error) = block_in_place(|| self.reload()) {
-                for reason in error.to_string().lines() {
-                    tracing::error!(reason, "the configuration was not reloaded; the old one stays in force");
+            match block_in_place(|| self.reload()) {
+                Ok(()) => service::ready(),
+                Err(error) => {
+                    let reasons = error.to_string();
+                    service::not_reloaded(&reasons);
+                    for reason in reasons.lines() {
+                        tracing::error!(reason, "the configuration was not reloaded; the old one stays in force");
+                    }
                 }
             }
         }

@@ -21,5 +21,6 @@ mod recipe;
 mod relay;
 mod relay_alone;
 mod reload;
+mod service;
 mod support;
 mod transaction;
