@@ -1,5 +1,9 @@
 //! Builds every part in order, and ends them in the opposite order.
 
+mod reload;
+
+pub use reload::Load;
+
 use crate::admin::{Access, Admin, TokenError};
 use crate::check_back::{self, CheckBack};
 use crate::config::{Config, Loaded, ProxyProtocol, StoreUrl, Unroutable, UpstreamTls};
@@ -8,19 +12,21 @@ use crate::metrics::Metrics;
 use crate::relay::{self, Backoff, Credentials, Relay};
 use crate::report;
 use crate::roster::Roster;
-use crate::session::Shared;
+use crate::service;
 use crate::session::listener::Listener;
+use crate::session::{Shared, Terms};
 use crate::signals::Signals;
 use crate::store::sqlite::{OpenError, SqliteSettings, SqliteStore};
 use crate::store::{Outlet, StoreError};
+use crate::telemetry::Level;
 use crate::tls::{ClientTls, ServerTls, TlsError};
 use crate::upstream::Upstream;
+use reload::Reloader;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::net::TcpListener;
-use tokio::sync::mpsc;
 use tokio::time::{Instant, timeout_at};
 
 /// What the relay gets at least of the time to end, when running commits have used it up.
@@ -59,12 +65,14 @@ pub enum AppError {
     Read(#[from] StoreError),
 }
 
-/// Runs the proxy until it is told to end, and returns when everything has ended.
+/// Runs the proxy until it is told to end, and returns when everything has ended. At SIGHUP it is configured anew by
+/// `load`, and logs by `level`.
 /// # Errors
 /// [`AppError`], when a part can't start; then nothing was started.
-pub async fn run(loaded: Loaded) -> Result<(), AppError> {
+pub async fn run(loaded: Loaded, load: Load, level: Level) -> Result<(), AppError> {
     let config = &loaded.config;
     let mut signals = Signals::install().map_err(AppError::Signals)?;
+    service::start_signs_of_life();
     let health = Arc::new(Health::new());
     let metrics = Arc::new(Metrics::new());
     let roster = Arc::new(Roster::default());
@@ -109,16 +117,15 @@ pub async fn run(loaded: Loaded) -> Result<(), AppError> {
     };
     let check_back = CheckBack::start(&config.checker, &parts);
 
-    let shared = Shared::new(
-        config,
+    let sessions = Arc::new(Shared::new(
+        Terms::new(config, check_back::rules(&config.checker)),
         store.clone(),
         Arc::clone(&upstream),
         metrics,
         health.clone(),
         signals.shutdown.clone(),
-        Arc::new(check_back::rules(&config.checker)),
-    );
-    let listener = Listener::new(Arc::new(shared), config.listen.max_connections);
+    ));
+    let listener = Listener::new(Arc::clone(&sessions));
     tracing::info!(address = %config.listen.address, "AMQP port open");
     tokio::spawn(listener.clone().serve(amqp, None));
     if let (Some(amqps), Some(tls)) = (amqps, certificates.server.clone()) {
@@ -126,12 +133,28 @@ pub async fn run(loaded: Loaded) -> Result<(), AppError> {
         tokio::spawn(listener.clone().serve(amqps, Some(tls)));
     }
     health.set(Component::Listener, Condition::Ready);
+    service::ready();
 
+    let mut reloader = Reloader {
+        load,
+        level,
+        config: loaded.config,
+        certificates,
+        access,
+        admin,
+        relay: Arc::clone(&relay),
+        store: Arc::clone(&store),
+        sessions,
+        check_back,
+        checkers_need: parts,
+    };
     tokio::select! {
         () = signals.shutdown.requested() => {}
-        () = reload(&mut signals.reload, &certificates, &access) => {}
+        () = reloader.serve(&mut signals.reload) => {}
     }
+    let Reloader { config, check_back, .. } = reloader;
     tracing::info!(sessions = listener.sessions(), "draining");
+    service::stopping(listener.sessions(), config.shutdown.grace);
     health.drain();
     let deadline = Instant::now() + config.shutdown.grace;
     let check_back = tokio::spawn(check_back.drain(config.shutdown.grace.min(CHECKS_GRACE_MAX)));
@@ -151,7 +174,7 @@ pub async fn run(loaded: Loaded) -> Result<(), AppError> {
     Ok(())
 }
 
-/// What SIGHUP reads again.
+/// TLS wherever it is spoken.
 struct Certificates {
     server: Option<Arc<ServerTls>>,
     client: Option<Arc<ClientTls>>,
@@ -161,35 +184,29 @@ struct Certificates {
 
 impl Certificates {
     fn load(config: &Config) -> Result<Self, TlsError> {
-        let server = config.listen.tls().map(ServerTls::load).transpose()?.map(Arc::new);
+        let server = config.listen.tls().map(|tls| ServerTls::load(&tls)).transpose()?.map(Arc::new);
         let needs_client = config.upstream.urls.iter().any(|url| url.tls);
-        let client = needs_client.then(|| ClientTls::load(config.upstream.tls.clone())).transpose()?.map(Arc::new);
+        let client = needs_client.then(|| ClientTls::load(&config.upstream.tls)).transpose()?.map(Arc::new);
         let needs_checker = config.checker.iter().any(|checker| checker.url.as_ref().is_some_and(|url| url.tls));
         let system = UpstreamTls { ca: None };
-        let checker = needs_checker.then(|| ClientTls::load(system)).transpose()?.map(Arc::new);
+        let checker = needs_checker.then(|| ClientTls::load(&system)).transpose()?.map(Arc::new);
         Ok(Self { server, client, checker })
     }
 
-    fn reload(&self) -> Result<(), TlsError> {
-        self.server.as_ref().map_or(Ok(()), |server| server.reload())?;
-        self.client.as_ref().map_or(Ok(()), |client| client.reload())?;
-        self.checker.as_ref().map_or(Ok(()), |checker| checker.reload())
-    }
-}
-
-/// Reads certificates and tokens again at each SIGHUP. Never returns.
-async fn reload(requests: &mut mpsc::Receiver<()>, certificates: &Certificates, access: &Access) {
-    while requests.recv().await.is_some() {
-        match certificates.reload() {
-            Ok(()) => tracing::info!("certificates read again"),
-            Err(error) => tracing::error!(%error, "certificates not read again; the old ones stay in force"),
+    /// What is in use is replaced where it is; what was of no use before begins to be.
+    fn replace(&mut self, fresh: Self) {
+        if let (Some(server), Some(fresh)) = (&self.server, fresh.server) {
+            server.replace(&fresh);
         }
-        match access.reload() {
-            Ok(()) => tracing::info!("tokens read again"),
-            Err(error) => tracing::error!(%error, "tokens not read again; the old ones stay in force"),
+        if let (Some(client), Some(fresh)) = (&self.client, fresh.client) {
+            client.replace(&fresh);
+        }
+        match (&self.checker, fresh.checker) {
+            (Some(checker), Some(fresh)) => checker.replace(&fresh),
+            (None, fresh) => self.checker = fresh,
+            (Some(_), None) => {}
         }
     }
-    std::future::pending().await
 }
 
 fn upstream(config: &Config, tls: Option<Arc<ClientTls>>) -> Upstream {

@@ -4,6 +4,7 @@
 //! variables named `HALFWAY_` + path with `__` between levels (`HALFWAY_STORE__URL`). `config.toml` at the top of the
 //! repository documents every key; a test holds it and this file together.
 
+mod change;
 mod checker;
 mod load;
 mod validate;
@@ -20,6 +21,7 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
+pub use change::{Change, Effect};
 pub use checker::{Asked, Checker, CheckerMatch, WhenExhausted};
 pub use load::{ConfigError, Entry, Loaded, Origin, Problem, TOKEN_VARIABLE, load};
 pub use value::{HttpUrl, MessageSizeLimit, Secret, StoreUrl, UpstreamUrl, format_size};

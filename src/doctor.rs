@@ -132,7 +132,7 @@ async fn examine_checker(config: &Config, checker: &Checker, trust: Option<Arc<C
     let what = format!("checker {}", checker.name);
     let (verdict, text) = match checker.asked()? {
         Asked::Http { url, .. } => {
-            let tls = url.tls.then(|| ClientTls::load(UpstreamTls { ca: None })).transpose();
+            let tls = url.tls.then(|| ClientTls::load(&UpstreamTls { ca: None })).transpose();
             let reached = match tls {
                 Ok(tls) => check_back::reach(url, tls.as_ref(), checker.timeout).await,
                 Err(error) => Err(error.to_string()),
@@ -175,7 +175,7 @@ fn load_trust(config: &Config) -> Result<Option<Arc<ClientTls>>, String> {
     if !config.upstream.urls.iter().any(|url| url.tls) {
         return Ok(None);
     }
-    ClientTls::load(config.upstream.tls.clone()).map(|trust| Some(Arc::new(trust))).map_err(|error| error.to_string())
+    ClientTls::load(&config.upstream.tls).map(|trust| Some(Arc::new(trust))).map_err(|error| error.to_string())
 }
 
 /// Whether the folder of the store takes a synced write, and keeps it.

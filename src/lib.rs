@@ -10,6 +10,7 @@
 //! - [`store`]: what survives a crash.
 //! - [`config`]: what an operator can set, checked at the edge.
 //! - [`telemetry`] and [`signals`]: logs, and what the operator says while the proxy runs.
+//! - [`service`]: what the service manager is told.
 //! - [`metrics`] and [`health`]: what every part reports.
 //! - [`roster`]: what the parts that run tell of themselves, for people to look at.
 //! - [`tls`]: certificates and trust, on both sides.
@@ -37,6 +38,7 @@ pub mod protocol;
 pub mod relay;
 pub mod report;
 pub mod roster;
+pub mod service;
 pub mod session;
 pub mod signals;
 pub mod store;

@@ -33,11 +33,12 @@ fn run(command: Command) -> Result<ExitCode, Box<dyn Error>> {
     match command {
         Command::Serve(file) => {
             let loaded = config::load(file.config.as_deref())?;
-            telemetry::init(&loaded.config.log);
+            let level = telemetry::init(&loaded.config.log);
             for warning in &loaded.warnings {
                 tracing::warn!("{warning}");
             }
-            runtime()?.block_on(app::run(loaded))?;
+            let load = Box::new(move || config::load(file.config.as_deref()));
+            runtime()?.block_on(app::run(loaded, load, level))?;
         }
         Command::Config(ConfigCommand::Check(query)) => {
             let loaded = config::load(query.file.config.as_deref());

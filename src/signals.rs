@@ -1,5 +1,5 @@
 //! What the operator says by signals: SIGTERM or SIGINT drains, a second one ends at once, SIGHUP reads
-//! certificates and tokens again.
+//! the configuration again.
 
 use std::{io, process};
 

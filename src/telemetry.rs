@@ -3,26 +3,49 @@
 use std::io::{self, IsTerminal};
 
 use tracing::Subscriber;
-use tracing_subscriber::{EnvFilter, fmt::MakeWriter};
+use tracing_subscriber::{EnvFilter, fmt::MakeWriter, reload};
 
 use crate::config::{Log, LogFormat};
 
-/// Starts logging, once a process; a later call changes nothing.
-pub fn init(log: &Log) {
+/// Starts logging, once a process; a later call changes nothing, and neither does what it gives back.
+pub fn init(log: &Log) -> Level {
     let color = io::stderr().is_terminal();
+    let (subscriber, level) = subscriber(log, color, io::stderr);
     // The only error is that a subscriber is there already, which is what a test that starts twice wants.
-    let _ = tracing::subscriber::set_global_default(subscriber(log, color, io::stderr));
+    let _ = tracing::subscriber::set_global_default(subscriber);
+    level
 }
 
-fn subscriber<W>(log: &Log, color: bool, writer: W) -> Box<dyn Subscriber + Send + Sync>
+/// Changes what is logged while the process runs.
+pub struct Level(Box<dyn Fn(EnvFilter) -> Result<(), reload::Error> + Send + Sync>);
+
+impl Level {
+    /// From now on, what `level` lets through: see [`Log::level`].
+    pub fn change(&self, level: &str) {
+        // The configuration has parsed this text already.
+        if let Err(error) = self.0(EnvFilter::new(level)) {
+            tracing::error!(%error, "log.level stays what it was");
+        }
+    }
+}
+
+fn subscriber<W>(log: &Log, color: bool, writer: W) -> (Box<dyn Subscriber + Send + Sync>, Level)
 where
     W: for<'a> MakeWriter<'a> + Send + Sync + 'static,
 {
     // The configuration has parsed this text already.
     let builder = tracing_subscriber::fmt().with_env_filter(EnvFilter::new(&log.level)).with_writer(writer);
     match log.format {
-        LogFormat::Text => Box::new(builder.with_ansi(color).finish()),
-        LogFormat::Json => Box::new(builder.json().flatten_event(true).with_current_span(false).finish()),
+        LogFormat::Text => {
+            let builder = builder.with_ansi(color).with_filter_reloading();
+            let level = builder.reload_handle();
+            (Box::new(builder.finish()), Level(Box::new(move |filter| level.reload(filter))))
+        }
+        LogFormat::Json => {
+            let builder = builder.json().flatten_event(true).with_current_span(false).with_filter_reloading();
+            let level = builder.reload_handle();
+            (Box::new(builder.finish()), Level(Box::new(move |filter| level.reload(filter))))
+        }
     }
 }
 
@@ -50,7 +73,8 @@ mod tests {
         let sink = Sink::default();
         let writer = sink.clone();
         let log = Log { format, level: level.into() };
-        tracing::subscriber::with_default(subscriber(&log, false, move || writer.clone()), || {
+        let (subscriber, _) = subscriber(&log, false, move || writer.clone());
+        tracing::subscriber::with_default(subscriber, || {
             let _connection = tracing::info_span!("connection", id = 7, peer = "10.0.0.1:5").entered();
             let _channel = tracing::info_span!("channel", number = 3).entered();
             tracing::info!(transaction = "t1", "committed");
@@ -73,5 +97,23 @@ mod tests {
         assert_eq!(logged(LogFormat::Text, "info").lines().count(), 1);
         assert_eq!(logged(LogFormat::Text, "warn,halfway::telemetry=debug").lines().count(), 2);
         assert_eq!(logged(LogFormat::Text, "warn").lines().count(), 0);
+    }
+
+    #[test]
+    fn the_level_can_change() {
+        let sink = Sink::default();
+        let writer = sink.clone();
+        let log = Log { format: LogFormat::Json, level: "warn".into() };
+        let (subscriber, level) = subscriber(&log, false, move || writer.clone());
+        tracing::subscriber::with_default(subscriber, || {
+            for (next, text) in [("debug", "first"), ("off", "second"), ("info", "third")] {
+                tracing::info!(text);
+                level.change(next);
+            }
+            tracing::info!("fourth");
+        });
+        let text = String::from_utf8(sink.0.lock().expect("no test panics while it writes").clone()).expect("UTF-8");
+        let said = ["first", "second", "third", "fourth"].map(|word| text.contains(word));
+        assert_eq!(said, [false, true, false, true], "{text}");
     }
 }

@@ -62,61 +62,47 @@ pub enum TlsError {
 
 /// The TLS side of the listening port.
 #[derive(Debug)]
-pub struct ServerTls {
-    files: ListenTls,
-    current: RwLock<Arc<ServerConfig>>,
-}
+pub struct ServerTls(RwLock<Arc<ServerConfig>>);
 
 impl ServerTls {
     /// Reads certificate, key and, when there is one, the authorities of client certificates.
     /// # Errors
     /// [`TlsError`], naming the file.
-    pub fn load(files: ListenTls) -> Result<Self, TlsError> {
-        let current = RwLock::new(server_config(&files)?);
-        Ok(ServerTls { files, current })
+    pub fn load(files: &ListenTls) -> Result<Self, TlsError> {
+        server_config(files).map(RwLock::new).map(Self)
     }
 
     /// For the next connection: the certificates now in force.
     pub fn acceptor(&self) -> TlsAcceptor {
-        TlsAcceptor::from(read(&self.current))
+        TlsAcceptor::from(read(&self.0))
     }
 
-    /// Reads the files again. On an error everything stays as it was.
-    /// # Errors
-    /// As [`ServerTls::load`].
-    pub fn reload(&self) -> Result<(), TlsError> {
-        write(&self.current, server_config(&self.files)?);
-        Ok(())
+    /// From the next connection on, what `fresh` has loaded counts.
+    pub fn replace(&self, fresh: &Self) {
+        write(&self.0, read(&fresh.0));
     }
 }
 
 /// The TLS side of the connections to RabbitMQ.
 #[derive(Debug)]
-pub struct ClientTls {
-    trust: UpstreamTls,
-    current: RwLock<Arc<ClientConfig>>,
-}
+pub struct ClientTls(RwLock<Arc<ClientConfig>>);
 
 impl ClientTls {
     /// Reads the authorities: the file, or else those of the system.
     /// # Errors
     /// [`TlsError`], naming the file.
-    pub fn load(trust: UpstreamTls) -> Result<Self, TlsError> {
-        let current = RwLock::new(client_config(&trust)?);
-        Ok(ClientTls { trust, current })
+    pub fn load(trust: &UpstreamTls) -> Result<Self, TlsError> {
+        client_config(trust).map(RwLock::new).map(Self)
     }
 
     /// For the next connection: the authorities now in force.
     pub fn connector(&self) -> TlsConnector {
-        TlsConnector::from(read(&self.current))
+        TlsConnector::from(read(&self.0))
     }
 
-    /// Reads the authorities again. On an error everything stays as it was.
-    /// # Errors
-    /// As [`ClientTls::load`].
-    pub fn reload(&self) -> Result<(), TlsError> {
-        write(&self.current, client_config(&self.trust)?);
-        Ok(())
+    /// From the next connection on, what `fresh` has loaded counts.
+    pub fn replace(&self, fresh: &Self) {
+        write(&self.0, read(&fresh.0));
     }
 }
 
@@ -288,11 +274,11 @@ mod tests {
     async fn a_client_that_trusts_the_authority_connects_and_any_other_does_not() {
         let (folder, stranger) = (Folder::new(), Folder::new());
         folder.issue("one");
-        let server = ServerTls::load(folder.files()).expect("the files fit");
-        let client = ClientTls::load(UpstreamTls { ca: Some(folder.path("ca.pem")) }).expect("an authority");
+        let server = ServerTls::load(&folder.files()).expect("the files fit");
+        let client = ClientTls::load(&UpstreamTls { ca: Some(folder.path("ca.pem")) }).expect("an authority");
         talk(&server, &client, "localhost").await.expect("a handshake");
         talk(&server, &client, "elsewhere.example").await.expect_err("the certificate is for localhost");
-        let wary = ClientTls::load(UpstreamTls { ca: Some(stranger.path("ca.pem")) }).expect("an authority");
+        let wary = ClientTls::load(&UpstreamTls { ca: Some(stranger.path("ca.pem")) }).expect("an authority");
         talk(&server, &wary, "localhost").await.expect_err("the authority is another");
     }
 
@@ -301,27 +287,27 @@ mod tests {
         let folder = Folder::new();
         folder.issue("one");
         let files = ListenTls { client_ca: Some(folder.path("ca.pem")), ..folder.files() };
-        let server = ServerTls::load(files).expect("the files fit");
-        let client = ClientTls::load(UpstreamTls { ca: Some(folder.path("ca.pem")) }).expect("an authority");
+        let server = ServerTls::load(&files).expect("the files fit");
+        let client = ClientTls::load(&UpstreamTls { ca: Some(folder.path("ca.pem")) }).expect("an authority");
         talk(&server, &client, "localhost").await.expect_err("no client certificate");
     }
 
     #[tokio::test]
-    async fn reload_takes_new_files_and_keeps_the_old_ones_when_the_new_do_not_fit() {
+    async fn what_was_loaded_anew_counts_and_what_does_not_fit_is_not_loaded() {
         let folder = Folder::new();
         folder.issue("one");
-        let server = ServerTls::load(folder.files()).expect("the files fit");
-        let client = ClientTls::load(UpstreamTls { ca: Some(folder.path("ca.pem")) }).expect("an authority");
+        let server = ServerTls::load(&folder.files()).expect("the files fit");
+        let client = ClientTls::load(&UpstreamTls { ca: Some(folder.path("ca.pem")) }).expect("an authority");
         let first = talk(&server, &client, "localhost").await.expect("a handshake");
 
         folder.issue("two");
-        server.reload().expect("the new files fit");
+        server.replace(&ServerTls::load(&folder.files()).expect("the new files fit"));
         let second = talk(&server, &client, "localhost").await.expect("a handshake");
         assert_ne!(first, second);
 
         let key = KeyPair::generate().expect("a key");
         fs::write(folder.path("key.pem"), key.serialize_pem()).expect("written");
-        let error = server.reload().expect_err("the key is of another certificate").to_string();
+        let error = ServerTls::load(&folder.files()).expect_err("the key is of another certificate").to_string();
         assert!(error.contains("certificate.pem"), "{error}");
         assert_eq!(talk(&server, &client, "localhost").await.expect("a handshake"), second);
     }
@@ -330,7 +316,7 @@ mod tests {
     fn errors_name_the_file_and_never_show_it() {
         let folder = Folder::new();
         folder.issue("one");
-        let load = |files| ServerTls::load(files).expect_err("a bad file").to_string();
+        let load = |files| ServerTls::load(&files).expect_err("a bad file").to_string();
         let missing = load(ListenTls { key: folder.path("nothing.pem"), ..folder.files() });
         assert!(missing.starts_with("cannot read ") && missing.contains("nothing.pem"), "{missing}");
         let wrong = load(ListenTls { certificate: folder.path("key.pem"), ..folder.files() });

@@ -286,6 +286,29 @@ async fn past_its_size_it_is_full_until_there_is_room_again() {
 }
 
 #[tokio::test]
+async fn its_limits_can_change() {
+    static NOW: AtomicI64 = AtomicI64::new(1_000_000);
+    let folder = Folder::new();
+    let clock = || Timestamp(NOW.load(Ordering::Relaxed));
+    let settings = SqliteSettings { max_size: Some(1 << 30), clock, ..SqliteSettings::new(folder.db()) };
+    let store = SqliteStore::open(settings, Arc::new(Silent)).unwrap();
+    let old = origin();
+    store.park(old.clone(), batch(1_500_000)).await.unwrap();
+    store.rollback(old.id, None).await.unwrap();
+    now(store.commit(commit(&origin(), 1_500_000)).await);
+    let mut fullness = store.fullness();
+    assert!(!store.is_full());
+    let day = Duration::from_secs(24 * 60 * 60);
+    store.change_limits(1 << 20, day);
+    tokio::time::timeout(DEADLINE, fullness.wait_for(|full| *full)).await.unwrap().unwrap();
+    assert_eq!(stats(&folder.db()).unwrap().rolled_back, 1);
+    NOW.fetch_add(61_000, Ordering::Relaxed);
+    store.change_limits(1 << 30, Duration::from_secs(60));
+    tokio::time::timeout(DEADLINE, fullness.wait_for(|full| !full)).await.unwrap().unwrap();
+    eventually("the old one is forgotten", || stats(&folder.db()).unwrap().rolled_back == 0).await;
+}
+
+#[tokio::test]
 async fn idle_it_gives_back_the_log() {
     let folder = Folder::new();
     let store = open(&folder.db());

@@ -2,6 +2,7 @@
 
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Instant;
 use std::{fs, io};
@@ -47,11 +48,16 @@ pub enum TokenError {
 /// The tokens in force. They are not kept, only tags of them, made with a key of this process.
 pub struct Access {
     key: hmac::Key,
-    files: Vec<AdminToken>,
-    open: bool,
+    open: AtomicBool,
     tokens: RwLock<Vec<Token>>,
     sessions: Sessions,
     throttle: Throttle,
+}
+
+/// Tokens that were read and are not in force yet.
+pub struct FreshTokens {
+    tokens: Vec<Token>,
+    open: bool,
 }
 
 #[derive(Clone)]
@@ -76,25 +82,31 @@ impl Access {
         let key = hmac::Key::generate(hmac::HMAC_SHA256, &SystemRandom::new()).map_err(|_| TokenError::NoRandom)?;
         let tokens = RwLock::new(read(&key, &config.tokens)?);
         let (sessions, throttle) = (Sessions::default(), Throttle::default());
-        Ok(Self { key, files: config.tokens.clone(), open: config.is_open(), tokens, sessions, throttle })
+        Ok(Self { key, open: AtomicBool::new(config.is_open()), tokens, sessions, throttle })
     }
 
-    /// Reads the files again. The old tokens stay in force if one can't be used.
+    /// Reads the files again, or others. What is in force stays so until [`Access::put_in_force`].
     /// # Errors
     /// As [`Access::load`].
-    pub fn reload(&self) -> Result<(), TokenError> {
-        let tokens = read(&self.key, &self.files)?;
-        *self.tokens.write().unwrap_or_else(PoisonError::into_inner) = tokens;
-        Ok(())
+    pub fn read(&self, config: &config::Admin) -> Result<FreshTokens, TokenError> {
+        Ok(FreshTokens { tokens: read(&self.key, &config.tokens)?, open: config.is_open() })
+    }
+
+    /// From now on these tokens count, and no other.
+    pub fn put_in_force(&self, fresh: FreshTokens) {
+        // Closed first and opened last, so that no moment lets more callers in than before or after it.
+        self.open.fetch_and(fresh.open, Ordering::SeqCst);
+        *self.tokens.write().unwrap_or_else(PoisonError::into_inner) = fresh.tokens;
+        self.open.store(fresh.open, Ordering::SeqCst);
     }
 
     /// Whether `/api` answers without a token.
     pub fn is_open(&self) -> bool {
-        self.open
+        self.open.load(Ordering::SeqCst)
     }
 
     fn admit(&self, headers: &HeaderMap, peer: IpAddr) -> Result<Caller, Problem> {
-        if self.open {
+        if self.is_open() {
             return admit_local(headers, peer);
         }
         if !headers.contains_key(header::AUTHORIZATION) {
@@ -161,7 +173,7 @@ impl Access {
     /// Whether a caller who was let in a while ago would be let in again.
     pub(super) fn still_admits(&self, caller: &Caller) -> bool {
         match &caller.pass {
-            Pass::Open => self.open,
+            Pass::Open => self.is_open(),
             Pass::Token(tag) => self.token(tag).is_some(),
             Pass::Session(session) => {
                 self.sessions.token(session, Instant::now()).is_some_and(|token| self.token(&token).is_some())
@@ -186,7 +198,7 @@ fn admit_local(headers: &HeaderMap, peer: IpAddr) -> Result<Caller, Problem> {
 
 impl std::fmt::Debug for Access {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Access").field("files", &self.files).field("open", &self.open).finish_non_exhaustive()
+        f.debug_struct("Access").field("open", &self.open).finish_non_exhaustive()
     }
 }
 

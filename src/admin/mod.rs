@@ -28,7 +28,7 @@ use crate::store::system_clock;
 use crate::tx::id::Timestamp;
 use crate::{health::Health, metrics::Metrics, roster::Roster, store::Store};
 
-pub use access::{Access, TokenError, read_token};
+pub use access::{Access, FreshTokens, TokenError, read_token};
 pub use request::{LIMIT_MAX, check_reason};
 
 /// What the HTTP port shows, and to whom. Clones are the same port.

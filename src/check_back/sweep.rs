@@ -1,5 +1,5 @@
-//! At start: transactions in doubt that nobody would ask about get a checker by today's rules, so that a configuration
-//! that was changed counts for what is there already.
+//! At start, and when the checkers change: transactions in doubt that nobody would ask about get a checker by today's
+//! rules, so that a configuration that was changed counts for what is there already.
 
 use super::question::first_exchange;
 use crate::store::{Store, StoreError, Summary};
@@ -12,6 +12,10 @@ use tokio::time::sleep;
 const PAGE: usize = 500;
 /// Between two attempts at a store that fails.
 const RETRY: Duration = Duration::from_secs(1);
+
+/// Between two looks for late ones. A look touches all that wait for a person without a checker, so it is rare.
+const LATE_FIRST: Duration = Duration::from_secs(2);
+const LATE_MAX: Duration = Duration::from_secs(10 * 60);
 
 /// Goes through all that are without a checker, or with one that is not among `known`. Ends when it has seen them all.
 pub(super) async fn assign(store: &dyn Store, rules: &Rules, known: Vec<Arc<str>>) {
@@ -29,6 +33,17 @@ pub(super) async fn assign(store: &dyn Store, rules: &Rules, known: Vec<Arc<str>
     }
     if assigned > 0 {
         tracing::info!(transactions = assigned, "gave transactions in doubt a checker by the configuration");
+    }
+}
+
+/// Does the same again and again, with growing pauses, and does not end: a transaction that had begun when the checkers
+/// changed may be in doubt much later, with a checker that is gone.
+pub(super) async fn assign_late(store: &dyn Store, rules: &Rules, known: Vec<Arc<str>>) {
+    let mut pause = LATE_FIRST;
+    loop {
+        sleep(pause).await;
+        assign(store, rules, known.clone()).await;
+        pause = (pause * 2).min(LATE_MAX);
     }
 }
 

@@ -93,6 +93,8 @@ impl<A: Ask> Worker<A> {
             }
         }
         while self.running.join_next().await.is_some() {}
+        // Whoever is asked no more is not left alone for now.
+        self.context.counts.circuit_open.set(0);
     }
 
     /// Begins as many checks as are due and may begin; how long to wait until the next look.

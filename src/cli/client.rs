@@ -158,7 +158,7 @@ impl Client {
             Err(_) => return Err(unreachable(format!("no connection within {CONNECT:?}"))),
         };
         let answer = if self.url.https {
-            let tls = ClientTls::load(UpstreamTls::default()).map_err(|error| unreachable(error.to_string()))?;
+            let tls = ClientTls::load(&UpstreamTls::default()).map_err(|error| unreachable(error.to_string()))?;
             let name = server_name(host).map_err(|error| unreachable(error.to_string()))?;
             let stream = match timeout(CONNECT, tls.connector().connect(name, tcp)).await {
                 Ok(connected) => connected.map_err(|error| unreachable(error.to_string()))?,

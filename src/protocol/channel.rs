@@ -28,6 +28,7 @@ use crate::tx::id::TransactionId;
 use crate::tx::name::TransactionName;
 use crate::tx::outcome::{Forwarded, StoreError};
 use std::collections::{HashSet, VecDeque};
+use std::sync::Arc;
 use std::time::Instant;
 
 /// Probes that RabbitMQ may hold for one transaction: each costs it 3 to 6 kB until the next rollback.
@@ -301,7 +302,7 @@ impl Channel {
                 Err(text) => Body::Wrong(text),
             };
         }
-        if let Some(text) = half::too_large(header.len(), body_bytes, io) {
+        if let Some(text) = half::too_large(header.len(), body_bytes, self.transaction.settings(io), io) {
             return Body::Wrong(text);
         }
         // What can't be read goes as it is, for RabbitMQ to judge.
@@ -346,6 +347,7 @@ impl Channel {
         let (publish, header) = (receiving.publish, receiving.header.unwrap_or_default());
         if self.transaction.has_no_message() {
             io.commands.push_back(Command::Began);
+            self.transaction.settings = Some(Arc::clone(&io.settings));
         }
         if let Body::Decision(decision, name) = receiving.body {
             self.transaction.decisions.push((decision, name));
@@ -365,7 +367,7 @@ impl Channel {
                 self.transaction.mandatory |= Publish::parse(&publish).is_ok_and(|publish| publish.mandatory());
             }
         }
-        let limits = &io.settings;
+        let limits = self.transaction.settings(io);
         let native_bytes = self.transaction.native.len() as u64;
         let held_bytes = self.transaction.bytes + self.transaction.batch.bytes() as u64 + native_bytes;
         if self.transaction.messages > limits.messages_max {
@@ -597,7 +599,7 @@ impl Channel {
             named: transaction.named.clone(),
             batch: std::mem::take(&mut transaction.batch),
             parked: transaction.parked,
-            wait: transaction.mandatory || !io.settings.forward_wait.is_zero(),
+            wait: transaction.mandatory || !transaction.settings(io).forward_wait.is_zero(),
         });
         Outcome::Stay
     }
@@ -611,10 +613,11 @@ impl Channel {
             Ok(is_new) => is_new,
             Err(error) => return refuse_store(&error, id::TX_COMMIT),
         };
+        let settings = commit.transaction.settings(io);
         let wait = match (commit.transaction.mandatory, io.hurried || !is_new) {
             (_, true) => None,
-            (true, false) => Some(io.settings.mandatory_wait),
-            (false, false) => Some(io.settings.forward_wait).filter(|wait| !wait.is_zero()),
+            (true, false) => Some(settings.mandatory_wait),
+            (false, false) => Some(settings.forward_wait).filter(|wait| !wait.is_zero()),
         };
         let until = wait.filter(|_| commit.forwarded.is_none()).map(|wait| io.now + wait);
         self.settle(until, io)

@@ -25,10 +25,8 @@ pub struct Settings {
     pub messages_max: u64,
     /// Bytes in a transaction.
     pub bytes_max: u64,
-    /// Bytes of one message's body in a transaction. Set from RabbitMQ's version where the user set nothing.
-    pub message_bytes_max: u64,
-    /// Whether `message_bytes_max` follows RabbitMQ's version.
-    pub message_bytes_auto: bool,
+    /// Bytes of one message's body in a transaction; none: what RabbitMQ takes in its version.
+    pub message_bytes_max: Option<u64>,
     /// Bytes of a transaction that are gathered in memory before they are parked in the store.
     pub memory_bytes_max: usize,
     /// Who is asked about which named transaction.
@@ -165,8 +163,10 @@ pub struct Io {
     pub to_upstream: Vec<u8>,
     /// For the session.
     pub commands: VecDeque<Command>,
-    /// See [`Settings`].
-    pub settings: Settings,
+    /// See [`Settings`]. A transaction keeps those under which it began.
+    pub settings: Arc<Settings>,
+    /// Bytes of one message's body that RabbitMQ takes, as its version tells.
+    pub server_message_bytes_max: u64,
     /// The virtual host.
     pub vhost: String,
     /// The negotiated frame_max; 0 is no limit.
@@ -195,7 +195,8 @@ impl Io {
             to_client: Vec::new(),
             to_upstream: Vec::new(),
             commands: VecDeque::new(),
-            settings,
+            settings: Arc::new(settings),
+            server_message_bytes_max: u64::MAX,
             vhost: String::new(),
             frame_max: 0,
             server_frame_max: 0,

@@ -23,6 +23,7 @@ use crate::tx::id::TransactionId;
 use crate::tx::name::TransactionName;
 use crate::tx::outcome::{Forwarded, StoreError};
 use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 /// Largest frame payload taken from a client before it has logged in. RabbitMQ's own limit is 4,096 or 8,192 bytes; its
@@ -173,6 +174,14 @@ impl Connection {
             blocked: false,
             blocked_upstream: false,
         }
+    }
+
+    /// New limits, waits and checkers, for transactions that begin from now on. Who may log in was asked at the start, and
+    /// the control exchange stays what it was: a message to it may have begun.
+    pub fn change_settings(&mut self, settings: Settings) {
+        let old = &self.io.settings;
+        let (login, control_exchange) = (old.login.clone(), Arc::clone(&old.control_exchange));
+        self.io.settings = Arc::new(Settings { login, control_exchange, ..settings });
     }
 
     /// The next thing to do, in order.
@@ -739,10 +748,8 @@ impl Connection {
 
     fn start(&mut self, frame: &Frame<'_>) {
         let Ok(start) = Start::parse(frame.arguments()) else { return self.handle_upstream_lost() };
-        if self.io.settings.message_bytes_auto {
-            let version = handshake::property(start.server_properties, b"version");
-            self.io.settings.message_bytes_max = handshake::message_bytes_max(version.as_deref());
-        }
+        let version = handshake::property(start.server_properties, b"version");
+        self.io.server_message_bytes_max = handshake::message_bytes_max(version.as_deref());
         let mechanisms = self.io.settings.login.offer(start.mechanisms);
         Start { mechanisms: &mechanisms, ..start }.write(&mut self.io.to_client);
     }

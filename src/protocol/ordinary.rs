@@ -508,7 +508,7 @@ fn look(publish: &Publish<'_>, header: &[u8], io: &Io) -> Option<What> {
         Ok(None) => None,
         Err(text) => Some(What::Wrong(text)),
         Ok(Some(_)) if probe::is_native(publish, &properties) => Some(What::Wrong(half::NATIVE.into())),
-        Ok(Some(named)) => Some(match half::too_large(header.len(), body_bytes, io) {
+        Ok(Some(named)) => Some(match half::too_large(header.len(), body_bytes, &io.settings, io) {
             Some(text) => What::Wrong(text),
             None => What::Half(named),
         }),

@@ -1,6 +1,7 @@
 //! What a transactional channel has gathered since the last decision, and what of it has to be done again once RabbitMQ
 //! has judged and dropped the probes.
 
+use super::command::{Io, Settings};
 use crate::amqp::frame;
 use crate::amqp::method::{Settle, id};
 use crate::amqp::tags::TagSet;
@@ -21,6 +22,8 @@ const PROBE_KEYS_MAX: usize = 1_000;
 pub struct Transaction {
     /// Given to it with its first message.
     pub id: Option<TransactionId>,
+    /// The settings under which it began, once it has a message.
+    pub settings: Option<Arc<Settings>>,
     /// What the producer said of it, if its messages are to be durable as they come.
     pub named: Option<Arc<Named>>,
     /// Whether RabbitMQ is judging half messages of a named one, which are parked when it has.
@@ -53,6 +56,11 @@ impl Transaction {
     /// Whether there is nothing to decide about: no message, only acks perhaps.
     pub fn has_no_message(&self) -> bool {
         self.messages == 0 && self.native.is_empty() && self.decisions.is_empty()
+    }
+
+    /// Its limits and waits: what an operator changes meanwhile is for those that begin later.
+    pub fn settings<'a>(&'a self, io: &'a Io) -> &'a Settings {
+        self.settings.as_ref().unwrap_or(&io.settings)
     }
 
     /// Takes the name that a message carries.

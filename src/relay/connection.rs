@@ -88,7 +88,7 @@ impl Inbox {
 
 /// What the tasks of all virtual hosts share.
 pub(super) struct Shared {
-    pub(super) settings: Settings,
+    pub(super) settings: watch::Receiver<Settings>,
     pub(super) upstream: Arc<Upstream>,
     pub(super) store: Arc<dyn Store>,
     /// The first commit of this process: what is older may have been sent by an earlier one.
@@ -100,6 +100,7 @@ pub(super) struct Shared {
 pub(super) struct Vhost {
     name: Arc<str>,
     shared: Arc<Shared>,
+    settings: watch::Receiver<Settings>,
     inbox: Arc<Inbox>,
     status: Arc<VhostStatus>,
     draining: watch::Receiver<bool>,
@@ -166,6 +167,7 @@ impl Vhost {
         Self {
             name,
             draining: shared.draining.clone(),
+            settings: shared.settings.clone(),
             shared,
             inbox,
             status,
@@ -214,7 +216,7 @@ impl Vhost {
                 }
             };
             failures = u32::saturating_add(failures, 1);
-            let pause = self.shared.settings.retry.pause(failures);
+            let pause = self.settings.borrow().retry.pause(failures);
             tracing::warn!(vhost = %self.name, reason = %lost, ?pause, "the relay has no connection and tries again");
             self.status.set_link(match lost {
                 Lost::Login(LoginError::Refused(code, text)) => {
@@ -259,10 +261,11 @@ impl Vhost {
 
     /// `None`: the relay drains.
     async fn connect(&mut self, node: usize) -> Option<Result<(Connection, usize), Lost>> {
-        let Self { name, shared, draining, .. } = self;
+        let Self { name, shared, settings, draining, .. } = self;
+        let credentials = settings.borrow().credentials.clone();
         let connect = async {
             let (stream, number) = shared.upstream.connect_from(node, None).await?;
-            let connection = Connection::open(stream, &shared.settings.credentials, name).await?;
+            let connection = Connection::open(stream, &credentials, name).await?;
             Ok((connection, number))
         };
         tokio::select! {
@@ -328,6 +331,10 @@ impl Vhost {
         let (inbox, mut draining) = (Arc::clone(&self.inbox), self.draining.clone());
         loop {
             let now = Instant::now();
+            if self.settings.has_changed().is_ok_and(|changed| changed) {
+                let policy = self.settings.borrow_and_update().policy();
+                self.lanes.values_mut().for_each(|lane| lane.change_policy(policy.clone()));
+            }
             let drains = *draining.borrow_and_update();
             if !drains {
                 self.feed(wire, now);
@@ -371,7 +378,7 @@ impl Vhost {
             // There is no channel for the last number; `relay.lanes` is far below it.
             let Some(channel) = number.checked_add(1) else { continue };
             let lane = self.lanes.entry(*number).or_insert_with(|| {
-                let mut lane = Lane::new(channel, self.shared.settings.policy(), Arc::clone(&self.status));
+                let mut lane = Lane::new(channel, self.settings.borrow().policy(), Arc::clone(&self.status));
                 lane.connected(&mut wire.writer.out);
                 lane.set_blocked(self.blocked, now);
                 lane

@@ -195,6 +195,12 @@ impl Lane {
         }
     }
 
+    /// Works by this policy from now on; what is in flight beyond a smaller window stays there.
+    pub(super) fn change_policy(&mut self, policy: Policy) {
+        self.confirm_timeout = policy.confirm_timeout;
+        self.policy = policy;
+    }
+
     /// Takes a transaction that never left this process. Sequences rise.
     pub(super) fn add_committed(&mut self, committed: Committed) {
         let Committed { sequence, id, messages, forwarded: waiter, .. } = committed;

@@ -55,7 +55,7 @@ pub struct Settings {
 /// The part that publishes committed messages to RabbitMQ. Made first, because the store needs it as its [`Outlet`];
 /// works from [`Relay::start`] to [`Relay::drain`].
 pub struct Relay {
-    settings: Settings,
+    settings: watch::Sender<Settings>,
     upstream: Arc<Upstream>,
     status: Arc<RelayStatus>,
     budget: Arc<Budget>,
@@ -76,7 +76,7 @@ impl Relay {
     /// Makes a relay that does nothing yet but hold on to what it is given.
     pub fn new(settings: Settings, upstream: Arc<Upstream>) -> Self {
         Self {
-            settings,
+            settings: watch::Sender::new(settings),
             upstream,
             status: Arc::default(),
             budget: Budget::new(QUEUED_BYTES_MAX),
@@ -99,7 +99,7 @@ impl Relay {
     pub async fn start(&self, store: Arc<dyn Store>) -> Result<(), StoreError> {
         let lanes = store.lanes().await?;
         let shared = Arc::new(Shared {
-            settings: self.settings.clone(),
+            settings: self.settings.subscribe(),
             upstream: Arc::clone(&self.upstream),
             store,
             first_own: Arc::clone(&self.first_own),
@@ -114,6 +114,11 @@ impl Relay {
             self.inbox(&mut state, &lane.vhost).add_lane(lane.number);
         }
         Ok(())
+    }
+
+    /// Works by these settings from now on; a new account counts from the next connection on.
+    pub fn change_settings(&self, settings: Settings) {
+        self.settings.send_replace(settings);
     }
 
     /// Sends nothing more, waits at most `limit` for the answers to what is in flight, and ends. What was not sent stays

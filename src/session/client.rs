@@ -4,9 +4,9 @@
 //! back by itself: a client that reads slowly stops what is read *for it*, and nothing else. A silent session holds no
 //! buffer.
 
-use super::Shared;
 use super::buffers::{self, READ_BYTES};
 use super::heartbeat::{Due, Heartbeat};
+use super::{Shared, Terms};
 use crate::amqp::frame::{self, Split};
 use crate::health::{Component, Condition};
 use crate::metrics::{Outcome, Refused};
@@ -28,7 +28,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use tokio::io::{AsyncReadExt, AsyncWrite};
-use tokio::sync::oneshot;
+use tokio::sync::{oneshot, watch};
 use tokio::time::Sleep;
 
 /// Bytes waiting to be written to one side past which the other side is read no more.
@@ -43,6 +43,11 @@ pub(super) struct Session {
     number: u64,
     addresses: ClientAddresses,
     connection: Connection,
+    /// Tells when the terms are others than the connection has.
+    new_terms: watch::Receiver<Arc<Terms>>,
+    /// Over how many lanes its channels are spread: always the same, for order holds within a lane.
+    lanes: u16,
+    from_loopback: bool,
     client: Side,
     upstream: Option<Side>,
     dialing: Option<BoxFuture<'static, Result<Stream, ConnectError>>>,
@@ -93,7 +98,9 @@ impl Session {
         stream: Stream,
     ) -> Self {
         let now = Instant::now();
-        let until = now + shared.handshake_timeout;
+        let new_terms = shared.terms.subscribe();
+        let terms = shared.terms();
+        let until = now + terms.handshake_timeout;
         let events = FuturesUnordered::new();
         let mut shutdown = shared.shutdown.clone();
         events.push(Box::pin(async move {
@@ -101,7 +108,10 @@ impl Session {
             Event::Drain
         }) as BoxFuture<'static, Event>);
         Self {
-            connection: Connection::new(shared.settings(from_loopback), now, until),
+            connection: Connection::new(terms.settings(from_loopback), now, until),
+            new_terms,
+            lanes: terms.lanes,
+            from_loopback,
             number,
             addresses,
             client: Side::new(stream),
@@ -128,6 +138,11 @@ impl Session {
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         let now = Instant::now();
         self.connection.handle_time(now);
+        // Only whoever has something to do takes notice: a look costs less than a wait in every session.
+        if self.new_terms.has_changed().is_ok_and(|changed| changed) {
+            let settings = self.new_terms.borrow_and_update().settings(self.from_loopback);
+            self.connection.change_settings(settings);
+        }
         buffers::lend_output(&mut self.connection.io.to_client);
         buffers::lend_output(&mut self.connection.io.to_upstream);
         loop {
@@ -476,7 +491,7 @@ impl Session {
     fn origin(&self, channel: u16, id: TransactionId, named: Option<Arc<Named>>) -> Origin {
         let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         // Neighbouring channels and neighbouring connections go different ways.
-        let number = (self.number.wrapping_add(channel.into()) % u64::from(self.shared.lanes)) as u16;
+        let number = (self.number.wrapping_add(channel.into()) % u64::from(self.lanes)) as u16;
         Origin {
             id,
             user: Arc::clone(&self.user),

@@ -12,7 +12,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::watch;
 use tokio_rustls::TlsStream;
 
 /// A pause after accept failed, for want of file descriptors say: trying again at once would burn a core.
@@ -22,16 +22,39 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 #[derive(Debug, Clone)]
 pub struct Listener {
     shared: Arc<Shared>,
-    permits: Arc<Semaphore>,
-    connections_max: u32,
+    seats: Arc<Seats>,
     numbers: Arc<AtomicU64>,
 }
 
+/// Counts the clients that are there. The limit is not kept here, because it may change.
+#[derive(Debug, Default)]
+struct Seats(watch::Sender<usize>);
+
+/// One of them, until it is dropped.
+struct Seat(Arc<Seats>);
+
+impl Seats {
+    /// One more, if there are fewer than `max`.
+    fn take(self: &Arc<Self>, max: usize) -> Option<Seat> {
+        let is_free = self.0.send_if_modified(|taken| {
+            let is_free = *taken < max;
+            *taken += usize::from(is_free);
+            is_free
+        });
+        is_free.then(|| Seat(Arc::clone(self)))
+    }
+}
+
+impl Drop for Seat {
+    fn drop(&mut self) {
+        self.0.0.send_modify(|taken| *taken -= 1);
+    }
+}
+
 impl Listener {
-    /// Up to `connections_max` clients at a time, all ports together.
-    pub fn new(shared: Arc<Shared>, connections_max: u32) -> Self {
-        let permits = Arc::new(Semaphore::new(connections_max as usize));
-        Self { shared, permits, connections_max, numbers: Arc::default() }
+    /// Serves as `shared` says.
+    pub fn new(shared: Arc<Shared>) -> Self {
+        Self { shared, seats: Arc::default(), numbers: Arc::default() }
     }
 
     /// Accepts until the shutdown is requested.
@@ -54,20 +77,21 @@ impl Listener {
 
     /// Returns when every session has ended.
     pub async fn ended(&self) {
-        // Fails only on a closed semaphore, and nobody closes it.
-        let _ = self.permits.acquire_many(self.connections_max).await;
+        // Fails only without a sender, which is here.
+        let _ = self.seats.0.subscribe().wait_for(|taken| *taken == 0).await;
     }
 
     /// Sessions that have not ended.
     pub fn sessions(&self) -> usize {
-        self.connections_max as usize - self.permits.available_permits()
+        *self.seats.0.borrow()
     }
 
     fn admit(&self, tcp: TcpStream, peer: SocketAddr, tls: Option<Arc<ServerTls>>) {
         self.shared.metrics.connections_accepted.inc();
-        let Ok(permit) = Arc::clone(&self.permits).try_acquire_owned() else {
+        let terms = self.shared.terms();
+        let Some(seat) = self.seats.take(terms.connections_max) else {
             self.shared.metrics.refused(Refused::Limit);
-            tracing::warn!(%peer, limit = self.connections_max, "refused: listen.max_connections are open");
+            tracing::warn!(%peer, limit = terms.connections_max, "refused: listen.max_connections are open");
             return;
         };
         let number = self.numbers.fetch_add(1, Ordering::Relaxed) + 1;
@@ -75,28 +99,28 @@ impl Listener {
         tokio::spawn(async move {
             let gauge = shared.metrics.connections.clone();
             gauge.inc();
-            if let Err(error) = greet(shared, number, tcp, peer, tls, permit).await {
+            if let Err(error) = greet(shared, number, tcp, peer, tls).await {
                 tracing::debug!(connection = number, %peer, %error, "connection failed");
             }
             gauge.dec();
+            drop(seat);
         });
     }
 }
 
-/// Does TLS if the port has it, then runs the session. The permit is held until it ends.
+/// Does TLS if the port has it, then runs the session.
 async fn greet(
     shared: Arc<Shared>,
     number: u64,
     tcp: TcpStream,
     peer: SocketAddr,
     tls: Option<Arc<ServerTls>>,
-    _permit: OwnedSemaphorePermit,
 ) -> io::Result<()> {
     tcp.set_nodelay(true)?;
     let addresses = ClientAddresses { source: peer, destination: tcp.local_addr()? };
     let stream = match tls {
         None => Stream::Plain(tcp),
-        Some(tls) => match tokio::time::timeout(shared.handshake_timeout, tls.acceptor().accept(tcp)).await {
+        Some(tls) => match tokio::time::timeout(shared.terms().handshake_timeout, tls.acceptor().accept(tcp)).await {
             Ok(Ok(stream)) => Stream::Tls(Box::new(TlsStream::Server(stream))),
             failed => {
                 shared.metrics.refused(Refused::Tls);

@@ -19,6 +19,7 @@ use crate::upstream::Upstream;
 use std::fmt;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use tokio::sync::watch;
 use uuid::Builder;
 
 /// What all sessions share.
@@ -28,9 +29,16 @@ pub struct Shared {
     metrics: Arc<Metrics>,
     health: Arc<Health>,
     shutdown: Shutdown,
-    transaction: config::Transaction,
-    loopback_users: Vec<String>,
+    terms: watch::Sender<Arc<Terms>>,
+}
+
+/// The part of the configuration by which clients are served. It may change while they are.
+#[derive(Debug)]
+pub struct Terms {
+    connections_max: usize,
     handshake_timeout: Duration,
+    loopback_users: Vec<String>,
+    transaction: config::Transaction,
     lanes: u16,
     rules: Arc<Rules>,
     control_exchange: Arc<str>,
@@ -45,34 +53,46 @@ impl fmt::Debug for Shared {
 impl Shared {
     /// Puts together what sessions need.
     pub fn new(
-        config: &Config,
+        terms: Terms,
         store: Arc<dyn Store>,
         upstream: Arc<Upstream>,
         metrics: Arc<Metrics>,
         health: Arc<Health>,
         shutdown: Shutdown,
-        rules: Arc<Rules>,
     ) -> Self {
+        Self { store, upstream, metrics, health, shutdown, terms: watch::Sender::new(Arc::new(terms)) }
+    }
+
+    /// Serves by these terms from now on. A transaction that has begun keeps its limits, and a connection what it was
+    /// opened with: its lanes, its control exchange, its login.
+    pub fn change_terms(&self, terms: Terms) {
+        self.terms.send_replace(Arc::new(terms));
+    }
+
+    fn terms(&self) -> Arc<Terms> {
+        Arc::clone(&self.terms.borrow())
+    }
+}
+
+impl Terms {
+    /// By a configuration, and the rules of its checkers.
+    pub fn new(config: &Config, rules: Rules) -> Self {
         Self {
-            store,
-            upstream,
-            metrics,
-            health,
-            shutdown,
-            transaction: config.transaction.clone(),
-            loopback_users: config.listen.loopback_users.clone(),
+            connections_max: config.listen.max_connections as usize,
             handshake_timeout: config.listen.handshake_timeout,
+            loopback_users: config.listen.loopback_users.clone(),
+            transaction: config.transaction.clone(),
             lanes: config.relay.lanes,
-            rules,
+            rules: Arc::new(rules),
             control_exchange: config.transaction.control_exchange.as_str().into(),
         }
     }
 
     fn settings(&self, from_loopback: bool) -> Settings {
         let transaction = &self.transaction;
-        let (message_bytes_max, message_bytes_auto) = match transaction.max_message_size {
-            MessageSizeLimit::Bytes(bytes) => (bytes, false),
-            MessageSizeLimit::Auto => (u64::MAX, true),
+        let message_bytes_max = match transaction.max_message_size {
+            MessageSizeLimit::Bytes(bytes) => Some(bytes),
+            MessageSizeLimit::Auto => None,
         };
         Settings {
             login: LoginRules { from_loopback, loopback_users: self.loopback_users.clone() },
@@ -81,7 +101,6 @@ impl Shared {
             messages_max: transaction.max_messages,
             bytes_max: transaction.max_size,
             message_bytes_max,
-            message_bytes_auto,
             memory_bytes_max: usize::try_from(transaction.memory).unwrap_or(usize::MAX),
             rules: Arc::clone(&self.rules),
             control_exchange: Arc::clone(&self.control_exchange),

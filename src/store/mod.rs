@@ -291,7 +291,7 @@ impl NameFilter {
 
 impl Filter {
     /// Whether a transaction is wanted, as far as can be seen without its messages.
-    fn fits(&self, summary: &Summary) -> bool {
+    pub fn fits(&self, summary: &Summary) -> bool {
         let is = |wanted: &Option<String>, found: &str| wanted.as_deref().is_none_or(|wanted| wanted == found);
         let name = || self.name.as_ref().is_none_or(|name| summary.name.as_ref().is_some_and(|found| name.fits(found)));
         self.state.is_none_or(|state| state == summary.state)

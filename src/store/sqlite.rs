@@ -110,6 +110,12 @@ impl SqliteStore {
         &self.stats
     }
 
+    /// Works by these limits from now on: see [`SqliteSettings`].
+    pub fn change_limits(&self, max_size: u64, retention: Duration) {
+        // A writer that is gone has no use for the word.
+        let _ = self.writer.send(Call::ChangeLimits { max_size, retention });
+    }
+
     /// Finishes every call made before, moves the log into the file and lets go of it. Later calls are answered with
     /// [`StoreError::Closed`](super::StoreError::Closed). Blocks until done; a second call does nothing.
     pub fn close(&self) {

@@ -20,5 +20,7 @@ mod publish;
 mod recipe;
 mod relay;
 mod relay_alone;
+mod reload;
+mod service;
 mod support;
 mod transaction;

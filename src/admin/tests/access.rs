@@ -21,12 +21,20 @@ fn tokens(folder: &Path, files: &[(&str, &str, Role)]) -> config::Admin {
     config::Admin { tokens: files.iter().map(token).collect(), ..config::Admin::default() }
 }
 
+const TWO: [(&str, &str, Role); 2] =
+    [("alice.token", "secret-a\n", Role::Operator), ("bob", "secret-b\r\n", Role::Viewer)];
+
 pub(super) async fn with_tokens(folder: &Path) -> Port {
-    let files = [("alice.token", "secret-a\n", Role::Operator), ("bob", "secret-b\r\n", Role::Viewer)];
-    let port = Port::start(&tokens(folder, &files)).await;
+    let port = Port::start(&tokens(folder, &TWO)).await;
     port.admin.open(port.store.clone());
     port.store.add(State::InDoubt, "/", "alice", "order-1");
     port
+}
+
+/// Puts other tokens in force.
+pub(super) fn replace_tokens(port: &Port, folder: &Path, alice: &str, bob: &str) {
+    let config = tokens(folder, &[("alice.token", alice, Role::Operator), ("bob", bob, Role::Viewer)]);
+    port.admin.access.put_in_force(port.admin.access.read(&config).expect("usable"));
 }
 
 /// A status for each of: looking, deciding, asking.
@@ -125,16 +133,17 @@ async fn an_open_port_answers_to_names_of_this_machine_only() {
 async fn tokens_are_read_again_and_stay_if_they_can_not_be() {
     let folder = tempfile::tempdir().expect("a folder");
     let port = with_tokens(folder.path()).await;
+    let config = tokens(folder.path(), &TWO);
     let look = async |token: &str| {
         let value = format!("Bearer {token}");
         port.send("GET /api/transactions", &[("Host", "proxy"), ("Authorization", &value)], "").await.status
     };
     fs::write(folder.path().join("alice.token"), "new").expect("written");
     assert_eq!((look("secret-a").await, look("new").await), (200, 401));
-    port.admin.access.reload().expect("usable");
+    port.admin.access.put_in_force(port.admin.access.read(&config).expect("usable"));
     assert_eq!((look("secret-a").await, look("new").await), (401, 200));
     fs::write(folder.path().join("alice.token"), "\n").expect("written");
-    port.admin.access.reload().expect_err("empty");
+    assert!(port.admin.access.read(&config).is_err(), "it is empty");
     assert_eq!((look("new").await, look("secret-b").await), (200, 200));
 }
 

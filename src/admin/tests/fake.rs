@@ -145,12 +145,7 @@ impl Store for FakeStore {
     }
 
     fn transactions(&self, filter: Filter, after: i64, limit: usize) -> Reply<Listing> {
-        let fits = |row: &Summary| {
-            filter.state.is_none_or(|state| row.state == state)
-                && filter.vhost.as_deref().is_none_or(|vhost| *row.vhost == *vhost)
-                && filter.user.as_deref().is_none_or(|user| *row.user == *user)
-                && filter.name.as_deref().is_none_or(|name| row.name.as_ref().is_some_and(|row| row.as_str() == name))
-        };
+        let fits = |row: &Summary| filter.fits(row);
         self.answer(|rows| {
             let mut fitting = (1i64..).zip(rows.iter()).filter(|(place, row)| *place > after && fits(row));
             let page: Vec<_> = fitting.by_ref().take(limit).collect();

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use tokio::time::timeout;
 
-use super::access::with_tokens;
+use super::access::{replace_tokens, with_tokens};
 use super::*;
 use crate::roster::{Link, Standing};
 use crate::tx::id::Timestamp;
@@ -123,7 +123,6 @@ async fn a_stream_ends_with_the_token_it_was_opened_with() {
     let port = with_tokens(folder.path()).await;
     let (mut stream, mut buffer) = watch(&port, "Authorization: Bearer secret-b\r\n").await;
     assert!(next_event(&mut stream, &mut buffer, "overview").await.is_some());
-    std::fs::write(folder.path().join("bob"), "other").expect("written");
-    port.admin.access.reload().expect("usable");
+    replace_tokens(&port, folder.path(), "secret-a", "other");
     while next_event(&mut stream, &mut buffer, "overview").await.is_some() {}
 }

@@ -1,9 +1,6 @@
 //! Logging in and out with a browser, and what other sites can't do with it.
 
-use std::fs;
-use std::path::Path;
-
-use super::access::with_tokens;
+use super::access::{replace_tokens, with_tokens};
 use super::fake::id;
 use super::*;
 
@@ -71,13 +68,10 @@ async fn only_one_of_our_cookies_opens_and_an_authorization_goes_before_it() {
 async fn a_session_ends_with_its_token() {
     let folder = tempfile::tempdir().expect("a folder");
     let port = with_tokens(folder.path()).await;
-    let write = |folder: &Path, token: &str| fs::write(folder.join("alice.token"), token).expect("written");
     let cookie = log_in(&port, "secret-a").await;
-    write(folder.path(), "new");
-    port.admin.access.reload().expect("usable");
+    replace_tokens(&port, folder.path(), "new", "secret-b");
     assert_eq!(looks(&port, &cookie).await, 401);
-    write(folder.path(), "secret-a");
-    port.admin.access.reload().expect("usable");
+    replace_tokens(&port, folder.path(), "secret-a", "secret-b");
     assert_eq!(looks(&port, &cookie).await, 401, "it is over for good");
     assert_eq!(looks(&port, &log_in(&port, "secret-a").await).await, 200);
 }

@@ -30,8 +30,7 @@ pub(in super::super) fn settings() -> Settings {
         mandatory_wait: Duration::from_secs(30),
         messages_max: 100,
         bytes_max: 1 << 20,
-        message_bytes_max: 10_000,
-        message_bytes_auto: false,
+        message_bytes_max: Some(10_000),
         memory_bytes_max: 64 << 10,
         rules: Arc::default(),
         control_exchange: "halfway".into(),
@@ -621,7 +620,7 @@ fn both_sides_may_close_in_the_middle_of_a_delivery() {
 fn limits_are_channel_errors_with_a_name() {
     let cases: [(Settings, Vec<u8>, &str); 3] = [
         (
-            Settings { message_bytes_max: 3, ..settings() },
+            Settings { message_bytes_max: Some(3), ..settings() },
             publish(1, b"four"),
             "PRECONDITION_FAILED - message size 4 is larger than configured max size 3",
         ),

@@ -83,8 +83,8 @@ impl Upkeep {
             stats,
             full,
             bytes_max: settings.max_size,
-            page_bytes: sql.pragma_query_value(None, "page_size", |row| row.get::<_, u32>(0))?.into(),
             retention: settings.retention,
+            page_bytes: sql.pragma_query_value(None, "page_size", |row| row.get::<_, u32>(0))?.into(),
             log_pages,
             log_pages_before: 0,
             checkpoint_at: LOG_PAGES_MAX,
@@ -95,6 +95,13 @@ impl Upkeep {
         };
         upkeep.measure(sql);
         Ok(upkeep)
+    }
+
+    /// Works by these from now on.
+    pub(super) fn change_limits(&mut self, sql: &Connection, max_size: u64, retention: Duration) {
+        (self.bytes_max, self.retention) = (Some(max_size), retention);
+        self.measure(sql);
+        self.purge_soon();
     }
 
     /// When there is something to do next.

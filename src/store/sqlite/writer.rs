@@ -48,6 +48,7 @@ pub(super) type Answer<T> = oneshot::Sender<Result<T, StoreError>>;
 pub(super) enum Call {
     Request(Request),
     Delivered(Vec<Sequence>),
+    ChangeLimits { max_size: u64, retention: Duration },
     Close,
 }
 
@@ -249,6 +250,9 @@ impl Writer {
                 Call::Delivered(transactions) => {
                     self.delivered.extend(transactions.iter().map(|sequence| sequence.0));
                     self.write_at.get_or_insert_with(|| Instant::now() + DELETE_DELAY);
+                }
+                Call::ChangeLimits { max_size, retention } => {
+                    self.upkeep.change_limits(&self.sql, max_size, retention);
                 }
                 Call::Close => return false,
             }
