@@ -65,6 +65,7 @@ pub async fn run(config: Config) -> Result<(), AppError> {
     let mut signals = Signals::install().map_err(AppError::Signals)?;
     let health = Arc::new(Health::new());
     let metrics = Arc::new(Metrics::new());
+    metrics.store_limit_bytes.set(config.store.max_size.try_into().unwrap_or(i64::MAX));
     let certificates = Certificates::load(&config)?;
     let upstream = Arc::new(upstream(&config, certificates.client.clone()));
 
@@ -94,7 +95,7 @@ pub async fn run(config: Config) -> Result<(), AppError> {
     relay.start(store.clone()).await?;
     health.set(Component::Store, Condition::Ready);
     admin.open(store.clone());
-    let reporter = report::start(&health, &metrics, &store, &relay, &upstream);
+    let reporter = report::start(&health, &metrics, &store, &relay, &upstream, certificates.server.clone());
 
     let parts = check_back::Parts {
         store: store.clone(),
@@ -109,7 +110,7 @@ pub async fn run(config: Config) -> Result<(), AppError> {
         &config,
         store.clone(),
         Arc::clone(&upstream),
-        metrics,
+        Arc::clone(&metrics),
         health.clone(),
         signals.shutdown.clone(),
         Arc::new(check_back::rules(&config.checker)),
@@ -125,7 +126,7 @@ pub async fn run(config: Config) -> Result<(), AppError> {
 
     tokio::select! {
         () = signals.shutdown.requested() => {}
-        () = reload(&mut signals.reload, &certificates, &access) => {}
+        () = reload(&mut signals.reload, &certificates, &access, &metrics) => {}
     }
     tracing::info!(sessions = listener.sessions(), "draining");
     health.drain();
@@ -174,13 +175,15 @@ impl Certificates {
 }
 
 /// Reads certificates and tokens again at each SIGHUP. Never returns.
-async fn reload(requests: &mut mpsc::Receiver<()>, certificates: &Certificates, access: &Access) {
+async fn reload(requests: &mut mpsc::Receiver<()>, certificates: &Certificates, access: &Access, metrics: &Metrics) {
     while requests.recv().await.is_some() {
-        match certificates.reload() {
+        let (certificates, tokens) = (certificates.reload(), access.reload());
+        metrics.reloaded(certificates.is_ok() && tokens.is_ok());
+        match certificates {
             Ok(()) => tracing::info!("certificates read again"),
             Err(error) => tracing::error!(%error, "certificates not read again; the old ones stay in force"),
         }
-        match access.reload() {
+        match tokens {
             Ok(()) => tracing::info!("tokens read again"),
             Err(error) => tracing::error!(%error, "tokens not read again; the old ones stay in force"),
         }

@@ -6,6 +6,7 @@
 //! - [`amqp`]: bytes and AMQP rules, pure.
 //! - [`tx`]: half messages, and the states of a transaction, pure.
 //! - [`protocol`]: what one client connection says and is told, pure.
+//! - [`histogram`]: durations counted in buckets.
 //! - [`store`]: what survives a crash.
 //! - [`config`]: what an operator can set, checked at the edge.
 //! - [`telemetry`] and [`signals`]: logs, and what the operator says while the proxy runs.
@@ -29,6 +30,7 @@ pub mod cli;
 pub mod config;
 pub mod doctor;
 pub mod health;
+pub mod histogram;
 pub mod metrics;
 pub mod protocol;
 pub mod relay;

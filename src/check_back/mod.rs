@@ -118,7 +118,6 @@ impl CheckBack {
             timeout: checker.timeout,
             store: Arc::clone(&parts.store),
             clock: Arc::new(system_clock),
-            metrics: Arc::clone(&parts.metrics),
             counts: parts.metrics.checker(&checker.name),
         };
         let wake = Arc::new(Notify::new());
