@@ -146,7 +146,7 @@ async fn commits(options: &Options, writers: usize, messages: usize, body_bytes:
     latencies.sort_unstable();
     let percentile = |part: f64| latencies[((latencies.len() - 1) as f64 * part) as usize].as_secs_f64() * 1000.0;
     let stats = store.stats();
-    let group = stats.group_requests.load(Ordering::Relaxed) as f64 / stats.groups.load(Ordering::Relaxed) as f64;
+    let group = stats.group_requests.load(Ordering::Relaxed) as f64 / stats.groups.snapshot().count() as f64;
     let log = std::fs::metadata(folder.path().join("bench.db-wal")).map_or(0, |log| log.len()) >> 20;
     println!(
         "{writers:7}  {messages:8}  {body_bytes:7} {:8.0}  {:6.2}  {:6.2}  {:7.2}  {group:7.1}  {log:7}",

@@ -76,6 +76,7 @@ pub async fn run(loaded: Loaded, load: Load, level: Level) -> Result<(), AppErro
     let health = Arc::new(Health::new());
     let metrics = Arc::new(Metrics::new());
     let roster = Arc::new(Roster::default());
+    metrics.store_limit(config.store.max_size);
     let certificates = Certificates::load(config)?;
     let upstream = Arc::new(upstream(config, certificates.client.clone()));
 
@@ -106,7 +107,14 @@ pub async fn run(loaded: Loaded, load: Load, level: Level) -> Result<(), AppErro
     relay.start(store.clone()).await?;
     health.set(Component::Store, Condition::Ready);
     admin.open(store.clone());
-    let reporter = report::start(&health, &metrics, &store, &relay, &upstream, &roster);
+    let watched = report::Watched {
+        store: store.clone(),
+        relay: relay.status(),
+        upstream: Arc::clone(&upstream),
+        certificate: certificates.server.clone(),
+        roster: Arc::clone(&roster),
+    };
+    let reporter = report::start(&health, &metrics, watched);
 
     let parts = check_back::Parts {
         store: store.clone(),
@@ -121,7 +129,7 @@ pub async fn run(loaded: Loaded, load: Load, level: Level) -> Result<(), AppErro
         Terms::new(config, check_back::rules(&config.checker)),
         store.clone(),
         Arc::clone(&upstream),
-        metrics,
+        Arc::clone(&metrics),
         health.clone(),
         signals.shutdown.clone(),
     ));

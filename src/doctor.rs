@@ -8,16 +8,16 @@ use std::{
     path::{Path, PathBuf},
     process,
     sync::Arc,
-    time::{Duration, Instant},
+    time::{Duration, Instant, SystemTime},
 };
 
 use crate::{
-    admin::{Access, TokenError},
+    admin::{Access, TokenError, read_token},
     check_back,
     config::{self, Asked, Checker, Config, ProxyProtocol, Relay, StoreUrl, UpstreamTls, UpstreamUrl},
     relay::{self, Credentials, ProbeError},
     store::sqlite,
-    tls::ClientTls,
+    tls::{ClientTls, ServerTls},
     upstream::Upstream,
 };
 
@@ -33,18 +33,37 @@ pub struct Finding {
 }
 
 /// Whether something will do.
-#[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
+#[derive(Clone, Debug, Eq, PartialEq)]
 pub enum Verdict {
     /// It will.
     Fine,
     /// It will, with a limit that the text names.
-    Warning,
+    Warning(Advice),
     /// It won't.
-    Failed,
+    Failed(Advice),
+}
+
+/// What to make of trouble.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Advice {
+    /// Why it matters.
+    pub why: &'static str,
+    /// What mends it: a command, as far as one can.
+    pub cure: String,
 }
 
 impl Finding {
-    fn new(what: impl Into<String>, verdict: Verdict, text: impl Into<String>) -> Self {
+    fn fine(what: impl Into<String>, text: impl Into<String>) -> Self {
+        Finding { what: what.into(), verdict: Verdict::Fine, text: text.into() }
+    }
+
+    fn warning(what: impl Into<String>, text: impl Into<String>, why: &'static str, cure: impl Into<String>) -> Self {
+        let verdict = Verdict::Warning(Advice { why, cure: cure.into() });
+        Finding { what: what.into(), verdict, text: text.into() }
+    }
+
+    fn failed(what: impl Into<String>, text: impl Into<String>, why: &'static str, cure: impl Into<String>) -> Self {
+        let verdict = Verdict::Failed(Advice { why, cure: cure.into() });
         Finding { what: what.into(), verdict, text: text.into() }
     }
 }
@@ -53,7 +72,12 @@ impl Finding {
 pub async fn examine(config: &Config, vhosts: &[String]) -> Vec<Finding> {
     let mut findings = Vec::new();
     match load_trust(config) {
-        Err(text) => findings.push(Finding::new("trust in RabbitMQ's certificates", Verdict::Failed, text)),
+        Err(text) => findings.push(Finding::failed(
+            "trust in RabbitMQ's certificates",
+            text,
+            "no connection to an amqps:// node is made, so the proxy does not start",
+            "put the authority's certificate in PEM where upstream.tls.ca says, and let the proxy's user read it",
+        )),
         Ok(trust) => {
             for url in &config.upstream.urls {
                 findings.extend(examine_node(config, url, trust.clone(), vhosts).await);
@@ -66,8 +90,9 @@ pub async fn examine(config: &Config, vhosts: &[String]) -> Vec<Finding> {
     let StoreUrl::Sqlite(path) = &config.store.url;
     findings.push(examine_place(path));
     if path.exists() {
-        findings.push(examine_file(path));
+        findings.extend(examine_file(path, config.store.max_size));
     }
+    findings.extend(examine_certificate(config, SystemTime::now()));
     findings.extend(examine_tokens(&config.admin));
     findings
 }
@@ -75,9 +100,55 @@ pub async fn examine(config: &Config, vhosts: &[String]) -> Vec<Finding> {
 /// Whether the admin port's tokens can be used; nothing if it has none.
 fn examine_tokens(admin: &config::Admin) -> Option<Finding> {
     let what = "tokens of the admin port";
-    let usable = |_| Finding::new(what, Verdict::Fine, format!("{} usable", admin.tokens.len()));
-    let failed = |error: TokenError| Finding::new(what, Verdict::Failed, error.to_string());
+    let usable = |_| Finding::fine(what, format!("{} usable", admin.tokens.len()));
+    let failed = |error: TokenError| {
+        let cure = match &error {
+            TokenError::Unreadable { path, .. } | TokenError::Unusable { path, .. } => {
+                format!("openssl rand -hex 32 > {}", word(&path.display().to_string()))
+            }
+            TokenError::NoRandom => "see why the system gives none: a container without getrandom(2), say".into(),
+        };
+        Finding::failed(what, error.to_string(), "the proxy does not start", cure)
+    };
     (!admin.tokens.is_empty()).then(|| Access::load(admin).map_or_else(failed, usable))
+}
+
+/// Whether clients can be served over TLS, and for how long; nothing if they are not.
+fn examine_certificate(config: &Config, now: SystemTime) -> Option<Finding> {
+    let files = config.listen.tls()?;
+    let what = format!("certificate {}", files.certificate.display());
+    let cure = "put a new certificate, and its key, into the files of listen.tls, then send SIGHUP to the proxy";
+    let not_after = match ServerTls::load(&files) {
+        Ok(tls) => tls.not_after(),
+        Err(error) => return Some(Finding::failed(what, error.to_string(), "the proxy does not start", cure)),
+    };
+    let Some(not_after) = not_after else { return Some(Finding::fine(what, "fits its key")) };
+    let until = humantime::format_rfc3339_seconds(not_after);
+    Some(match not_after.duration_since(now) {
+        Err(_) => Finding::failed(what, format!("expired at {until}"), "clients refuse it, and can't connect", cure),
+        Ok(left) if left < EXPIRES_SOON => {
+            Finding::warning(what, format!("expires at {until}"), "from then on clients refuse it", cure)
+        }
+        Ok(_) => Finding::fine(what, format!("valid until {until}")),
+    })
+}
+
+/// What can't be used of the files that the configuration names, with the keys that name them: what would keep the proxy
+/// from starting.
+pub fn unusable_files(config: &Config) -> Vec<(&'static str, String)> {
+    let mut found = Vec::new();
+    if let Some(Err(error)) = config.listen.tls().map(|files| ServerTls::load(&files)) {
+        found.push(("listen.tls.certificate", error.to_string()));
+    }
+    if let Err(error) = load_trust(config) {
+        found.push(("upstream.tls.ca", error));
+    }
+    for token in &config.admin.tokens {
+        if let Err(error) = read_token(&token.token_file) {
+            found.push(("admin.tokens", error.to_string()));
+        }
+    }
+    found
 }
 
 /// Whether one node is reached, and what the relay's account may do there.
@@ -91,36 +162,70 @@ async fn examine_node(
     let upstream = Upstream::new(vec![url.clone()], trust, proxy_protocol, config.upstream.connect_timeout);
     let Relay { username, password, .. } = &config.relay;
     let credentials = Credentials { username: username.clone(), password: password.expose().to_owned() };
-    let mut findings = vec![Finding::new(format!("upstream {url}"), Verdict::Fine, "reached")];
+    let mut findings = vec![Finding::fine(format!("upstream {url}"), "reached")];
+    let account = word(username);
     for vhost in vhosts {
         let what = |part: &str| format!("upstream {url}, virtual host {vhost}, account {username}: {part}");
         match relay::probe_account(&upstream, &credentials, vhost).await {
             Err(ProbeError::Connect(error)) => {
-                findings[0] = Finding::new(format!("upstream {url}"), Verdict::Failed, error.to_string());
+                findings[0] = Finding::failed(
+                    format!("upstream {url}"),
+                    error.to_string(),
+                    "clients can't connect through it, and committed messages wait in the store",
+                    format!(
+                        "on that node: rabbitmq-diagnostics check_port_listener {}; or mend upstream.urls",
+                        url.port
+                    ),
+                );
                 break;
             }
             Err(ProbeError::Login(error)) => {
-                findings.push(Finding::new(what("login"), Verdict::Failed, error.to_string()));
+                findings.push(Finding::failed(
+                    what("login"),
+                    error.to_string(),
+                    "committed messages wait in the store until the relay's account is let in",
+                    format!(
+                        "rabbitmqctl authenticate_user {account}; if it is not there: rabbitmqctl add_user {account}; {}",
+                        permit(vhost, username)
+                    ),
+                ));
             }
             Ok(report) => {
-                findings.push(Finding::new(what("login"), Verdict::Fine, "accepted"));
-                let (verdict, text) = match (report.may_write_to_queues, report.impersonator) {
-                    (true, _) => {
-                        (Verdict::Fine, "permitted for the default exchange; others may have rules of their own")
-                    }
-                    (false, Some(_)) => (Verdict::Warning, "not permitted for the default exchange"),
-                    (false, None) => (Verdict::Failed, "not permitted for any exchange that is always there"),
-                };
-                findings.push(Finding::new(what("write"), verdict, text));
-                let (verdict, text) = match report.impersonator {
-                    Some(true) => (Verdict::Fine, "kept, whoever published"),
-                    Some(false) => (
-                        Verdict::Warning,
-                        "the tag `impersonator` is missing: messages with a user-id become dead letters",
+                findings.push(Finding::fine(what("login"), "accepted"));
+                const DEAD: &str = "committed messages that it may not write become dead letters";
+                findings.push(match (report.may_write_to_queues, report.impersonator) {
+                    (true, _) => Finding::fine(
+                        what("write"),
+                        "permitted for the default exchange; others may have rules of their own",
                     ),
-                    None => (Verdict::Warning, "could not be found out without write permission"),
-                };
-                findings.push(Finding::new(what("user-id"), verdict, text));
+                    (false, Some(_)) => Finding::warning(
+                        what("write"),
+                        "not permitted for the default exchange",
+                        DEAD,
+                        permit(vhost, username),
+                    ),
+                    (false, None) => Finding::failed(
+                        what("write"),
+                        "not permitted for any exchange that is always there",
+                        DEAD,
+                        permit(vhost, username),
+                    ),
+                });
+                findings.push(match report.impersonator {
+                    Some(true) => Finding::fine(what("user-id"), "kept, whoever published"),
+                    Some(false) => Finding::warning(
+                        what("user-id"),
+                        "the tag `impersonator` is missing",
+                        "messages with a user-id of somebody else become dead letters",
+                        format!("rabbitmqctl set_user_tags {account} impersonator   # and the tags that it has now"),
+                    ),
+                    None => Finding::warning(
+                        what("user-id"),
+                        "could not be found out without write permission",
+                        "messages with a user-id may become dead letters",
+                        format!("{}; then halfway doctor again", permit(vhost, username)),
+                    ),
+                });
             }
         }
     }
@@ -129,8 +234,9 @@ async fn examine_node(
 
 /// Whether a checker can be asked. It is not asked: a question about a transaction that is not there would puzzle it.
 async fn examine_checker(config: &Config, checker: &Checker, trust: Option<Arc<ClientTls>>) -> Option<Finding> {
+    const STAY: &str = "transactions in doubt that it knows about stay so until it answers";
     let what = format!("checker {}", checker.name);
-    let (verdict, text) = match checker.asked()? {
+    Some(match checker.asked()? {
         Asked::Http { url, .. } => {
             let tls = url.tls.then(|| ClientTls::load(&UpstreamTls { ca: None })).transpose();
             let reached = match tls {
@@ -138,8 +244,13 @@ async fn examine_checker(config: &Config, checker: &Checker, trust: Option<Arc<C
                 Err(error) => Err(error.to_string()),
             };
             match reached {
-                Ok(()) => (Verdict::Fine, format!("{}:{} takes connections", url.host, url.port)),
-                Err(error) => (Verdict::Failed, format!("{}:{} can't be reached: {error}", url.host, url.port)),
+                Ok(()) => Finding::fine(what, format!("{}:{} takes connections", url.host, url.port)),
+                Err(error) => Finding::failed(
+                    what,
+                    format!("{}:{} can't be reached: {error}", url.host, url.port),
+                    STAY,
+                    format!("start the service, or mend its url; from here: curl -v {}", word(&url.to_string())),
+                ),
             }
         }
         Asked::Amqp { vhost, queue } => {
@@ -150,13 +261,39 @@ async fn examine_checker(config: &Config, checker: &Checker, trust: Option<Arc<C
             let credentials = Credentials { username: username.clone(), password: password.expose().to_owned() };
             let place = format!("queue {queue} in virtual host {vhost}");
             match check_back::queue_exists(upstream, &credentials, vhost, queue, checker.timeout).await {
-                Ok(0) => (Verdict::Warning, format!("nobody consumes from {place} now")),
-                Ok(consumers) => (Verdict::Fine, format!("{place} has consumers: {consumers}")),
-                Err(error) => (Verdict::Failed, format!("{place}: {error}")),
+                Ok(0) => Finding::warning(
+                    what,
+                    format!("nobody consumes from {place} now"),
+                    STAY,
+                    format!("start an instance of the producer; then: rabbitmqctl list_consumers -p {}", word(vhost)),
+                ),
+                Ok(consumers) => Finding::fine(what, format!("{place} has consumers: {consumers}")),
+                Err(error) => Finding::failed(
+                    what,
+                    format!("{place}: {error}"),
+                    STAY,
+                    format!(
+                        "have the producer declare it; then: rabbitmqctl list_queues -p {} name consumers",
+                        word(vhost)
+                    ),
+                ),
             }
         }
-    };
-    Some(Finding::new(what, verdict, text))
+    })
+}
+
+/// The command that lets the relay's account publish.
+fn permit(vhost: &str, account: &str) -> String {
+    format!("rabbitmqctl set_permissions -p {} {} '^$' '.*' '^$'", word(vhost), word(account))
+}
+
+/// A text as one word of a shell.
+fn word(text: &str) -> String {
+    let is_plain = |c: char| c.is_ascii_alphanumeric() || "/._-:@%+=,".contains(c);
+    match !text.is_empty() && text.chars().all(is_plain) {
+        true => text.to_owned(),
+        false => format!("'{}'", text.replace('\'', "'\\''")),
+    }
 }
 
 /// Asks the proxy that runs with this configuration whether it lives.
@@ -188,7 +325,12 @@ fn examine_place(path: &Path) -> Finding {
     let took = match synced_write(folder) {
         Ok(took) => took.as_secs_f64() * 1000.0,
         Err(error) => {
-            return Finding::new(what, Verdict::Failed, format!("cannot write in {}: {error}", folder.display()));
+            return Finding::failed(
+                what,
+                format!("cannot write in {}: {error}", folder.display()),
+                "nothing can be committed, so the proxy does not start",
+                format!("as root: install -d -o USER {}, with the proxy's user", word(&folder.display().to_string())),
+            );
         }
     };
     let kind = fs::canonicalize(folder).ok().and_then(|folder| {
@@ -196,31 +338,57 @@ fn examine_place(path: &Path) -> Finding {
         file_system(&mounts, &folder)
     });
     match kind.as_deref() {
-        Some(kind @ ("tmpfs" | "ramfs")) => Finding::new(
+        Some(kind @ ("tmpfs" | "ramfs")) => Finding::failed(
             what,
-            Verdict::Failed,
-            format!("{kind} is memory: what is stored there does not survive a crash"),
+            format!("{kind} is memory"),
+            "what is committed there does not survive a crash",
+            "set store.url to a file on a local disk: HALFWAY_STORE__URL=sqlite:/var/lib/halfway/halfway.db",
         ),
-        Some("overlay") => {
-            Finding::new(what, Verdict::Warning, "lies in a container's own layer and is lost with it: use a volume")
-        }
+        Some("overlay") => Finding::warning(
+            what,
+            "lies in a container's own layer",
+            "what is committed there is lost with the container",
+            format!("docker run -v halfway:{} ..., or a volume of the pod", word(&folder.display().to_string())),
+        ),
         kind => {
             let kind = kind.unwrap_or("unknown file system");
-            Finding::new(what, Verdict::Fine, format!("{kind}, a synced write takes {took:.1} ms"))
+            Finding::fine(what, format!("{kind}, a synced write takes {took:.1} ms"))
         }
     }
 }
 
-/// Whether the file is a store that this version can read; `halfway store check` reads all of it.
-fn examine_file(path: &Path) -> Finding {
-    let what = format!("store {}", path.display());
-    match sqlite::stats(path) {
-        Ok(stats) => {
-            let text = format!("{} committed transactions wait, {} dead letters", stats.committed, stats.dead_letters);
-            Finding::new(what, Verdict::Fine, text)
+/// Whether the file is a store that this version can read, and what in it waits for a person; `halfway store check` reads
+/// all of it.
+fn examine_file(path: &Path, bytes_max: u64) -> Vec<Finding> {
+    let what = |part: &str| format!("store {}{part}", path.display());
+    let stats = match sqlite::stats(path) {
+        Ok(stats) => stats,
+        Err(error) => {
+            let why = "the proxy does not start on it";
+            let cure =
+                "halfway store check; if it is damaged, put a backup in its place, without -wal and -shm beside it";
+            return vec![Finding::failed(what(""), error.to_string(), why, cure)];
         }
-        Err(error) => Finding::new(what, Verdict::Failed, error.to_string()),
+    };
+    let text = format!("{} committed transactions wait, {} are in doubt", stats.committed, stats.in_doubt);
+    let mut findings = vec![Finding::fine(what(""), text)];
+    if stats.used_bytes > bytes_max / 100 * NEARLY_FULL_PERCENT {
+        findings.push(Finding::warning(
+            what(": size"),
+            format!("{} of {} are in use", bytesize::ByteSize(stats.used_bytes), bytesize::ByteSize(bytes_max)),
+            "at store.max_size publishers of transactions have to wait",
+            "halfway store stats tells what grows: a backlog, or what is in doubt; or raise store.max_size",
+        ));
     }
+    if stats.dead_letters > 0 {
+        findings.push(Finding::warning(
+            what(": dead letters"),
+            format!("{} wait for a person", stats.dead_letters),
+            "they are committed and reach RabbitMQ only when somebody has them tried again",
+            "halfway dead list; remove the cause; halfway dead retry --all --yes --reason TEXT",
+        ));
+    }
+    findings
 }
 
 fn synced_write(folder: &Path) -> io::Result<Duration> {
@@ -273,6 +441,9 @@ fn get(address: SocketAddr, path: &str) -> io::Result<String> {
     Ok(String::from_utf8_lossy(&answer).into_owned())
 }
 
+/// Of a certificate.
+const EXPIRES_SOON: Duration = Duration::from_secs(14 * 24 * 60 * 60);
+const NEARLY_FULL_PERCENT: u64 = 80;
 const PATIENCE: Duration = Duration::from_secs(3);
 const ANSWER_BYTES_MAX: u64 = 64 * 1024;
 
@@ -296,7 +467,7 @@ mod tests {
         synced_write(folder.path()).expect("a writable folder");
         assert_eq!(fs::read_dir(folder.path()).expect("readable").count(), 0);
         let finding = examine_place(&folder.path().join("missing/halfway.db"));
-        assert_eq!(finding.verdict, Verdict::Failed, "{finding:?}");
+        assert!(matches!(finding.verdict, Verdict::Failed(_)), "{finding:?}");
     }
 
     #[test]
@@ -304,7 +475,41 @@ mod tests {
         let folder = tempfile::tempdir().expect("a temporary folder");
         let path = folder.path().join("halfway.db");
         fs::write(&path, [7; 8192]).expect("written");
-        assert_eq!(examine_file(&path).verdict, Verdict::Failed);
+        assert!(matches!(examine_file(&path, 1)[0].verdict, Verdict::Failed(_)));
+    }
+
+    #[test]
+    fn what_a_shell_would_split_or_obey_is_quoted() {
+        assert_eq!(
+            ["relay", "/", "a b", "it's", "", "$(x)"].map(word),
+            ["relay", "/", "'a b'", "'it'\\''s'", "''", "'$(x)'"]
+        );
+    }
+
+    #[test]
+    fn a_certificate_is_looked_at_before_it_expires() {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let (certificate, key) = (folder.path().join("certificate.pem"), folder.path().join("key.pem"));
+        let mut params = rcgen::CertificateParams::new(["localhost".to_owned()]).expect("a DNS name");
+        params.not_after = rcgen::date_time_ymd(2031, 1, 1);
+        let own_key = rcgen::KeyPair::generate().expect("a key");
+        fs::write(&certificate, params.self_signed(&own_key).expect("a certificate").pem()).expect("written");
+        fs::write(&key, own_key.serialize_pem()).expect("written");
+        let mut config = Config::default();
+        assert_eq!(examine_certificate(&config, SystemTime::now()), None);
+        config.listen.tls_address = Some("127.0.0.1:1".parse().expect("an address"));
+        (config.listen.tls.certificate, config.listen.tls.key) = (Some(certificate), Some(key.clone()));
+        let on = |date: &str| {
+            let now = humantime::parse_rfc3339(date).expect("a date");
+            examine_certificate(&config, now).expect("a certificate").verdict
+        };
+        assert_eq!(on("2030-12-01T00:00:00Z"), Verdict::Fine);
+        assert!(matches!(on("2030-12-20T00:00:00Z"), Verdict::Warning(_)));
+        assert!(matches!(on("2031-01-01T00:00:01Z"), Verdict::Failed(_)));
+        assert_eq!(unusable_files(&config), []);
+        fs::write(&key, "no key").expect("written");
+        assert!(matches!(on("2030-12-01T00:00:00Z"), Verdict::Failed(_)));
+        assert_eq!(unusable_files(&config).len(), 1);
     }
 
     #[test]
@@ -314,7 +519,10 @@ mod tests {
         assert_eq!(examine_tokens(&config::Admin::default()), None);
         let token = config::AdminToken { token_file: token_file.clone(), role: config::Role::Viewer };
         let admin = config::Admin { tokens: vec![token], ..config::Admin::default() };
-        assert_eq!(examine_tokens(&admin).expect("a token").verdict, Verdict::Failed);
+        let Some(Finding { verdict: Verdict::Failed(Advice { cure, .. }), .. }) = examine_tokens(&admin) else {
+            panic!("it is not there")
+        };
+        assert_eq!(cure, format!("openssl rand -hex 32 > {}", token_file.display()));
         fs::write(&token_file, "secret\n").expect("written");
         assert_eq!(examine_tokens(&admin).expect("a token").verdict, Verdict::Fine);
     }

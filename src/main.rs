@@ -5,25 +5,29 @@ use std::{
     io::{self, stderr, stdout},
     num::NonZero,
     process::ExitCode,
+    sync::{Arc, atomic::Ordering},
 };
 
 use clap::Parser;
 use halfway::{
     app,
-    cli::{self, Cli, Command, ConfigCommand, Doctor, StoreCommand},
-    config::{self, StoreUrl},
+    cli::{self, Cli, Command, ConfigCommand, Doctor, Progress, Step, StoreCommand},
+    config::{self, ConfigError, Loaded, StoreUrl},
     doctor::{self, Verdict},
-    store::sqlite,
+    store::sqlite::{self, Checked},
     telemetry,
 };
 use serde_json::json;
 use tokio::runtime::Runtime;
 
 fn main() -> ExitCode {
-    match run(Cli::parse().command) {
+    let command = Cli::parse().command;
+    let for_a_program = command.is_for_a_program();
+    match run(command) {
         Ok(code) => code,
         Err(error) => {
-            eprintln!("halfway: {error}");
+            // Who can't be told can't be told that either.
+            let _ = cli::print_failure(&*error, for_a_program, stderr());
             ExitCode::FAILURE
         }
     }
@@ -41,7 +45,7 @@ fn run(command: Command) -> Result<ExitCode, Box<dyn Error>> {
             runtime()?.block_on(app::run(loaded, load, level))?;
         }
         Command::Config(ConfigCommand::Check(query)) => {
-            let loaded = config::load(query.file.config.as_deref());
+            let loaded = config::load(query.file.config.as_deref()).and_then(with_usable_files);
             cli::print_check(&loaded, query.json, stdout(), stderr())?;
             return Ok(if loaded.is_ok() { ExitCode::SUCCESS } else { ExitCode::FAILURE });
         }
@@ -56,9 +60,17 @@ fn run(command: Command) -> Result<ExitCode, Box<dyn Error>> {
             return Ok(if all_done { ExitCode::SUCCESS } else { ExitCode::FAILURE });
         }
         Command::Completions { shell } => cli::print_completions(shell, stdout())?,
+        Command::Man { to } => cli::write_manual(&to)?,
         Command::Store(command) => return store(&command),
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// The configuration, if what it names can be used too: what `serve` would stumble over.
+fn with_usable_files(loaded: Loaded) -> Result<Loaded, ConfigError> {
+    let found = doctor::unusable_files(&loaded.config);
+    let problems: Vec<_> = found.into_iter().map(|(key, text)| loaded.problem(key, text)).collect();
+    if problems.is_empty() { Ok(loaded) } else { Err(ConfigError::Problems(problems)) }
 }
 
 fn doctor(args: &Doctor) -> Result<ExitCode, Box<dyn Error>> {
@@ -69,7 +81,7 @@ fn doctor(args: &Doctor) -> Result<ExitCode, Box<dyn Error>> {
     }
     let findings = runtime()?.block_on(doctor::examine(&config, &args.vhost));
     cli::print_findings(&findings, args.query.json, stdout())?;
-    let failed = findings.iter().any(|finding| finding.verdict == Verdict::Failed);
+    let failed = findings.iter().any(|finding| matches!(finding.verdict, Verdict::Failed(_)));
     Ok(if failed { ExitCode::FAILURE } else { ExitCode::SUCCESS })
 }
 
@@ -78,12 +90,28 @@ fn store(command: &StoreCommand) -> Result<ExitCode, Box<dyn Error>> {
     let StoreUrl::Sqlite(path) = config::load(query.file.config.as_deref())?.config.store.url;
     match command {
         StoreCommand::Check(_) => {
-            let report = sqlite::check(&path)?;
+            let checked = Arc::new(Checked::default());
+            let look = {
+                let checked = Arc::clone(&checked);
+                move || Step {
+                    doing: "checking transactions",
+                    done: checked.done.load(Ordering::Relaxed),
+                    total: checked.total.load(Ordering::Relaxed),
+                }
+            };
+            let progress = Progress::start(look);
+            let report = sqlite::check_telling(&path, &checked)?;
+            drop(progress);
             cli::print_report(&report, query.json, stdout())?;
             return Ok(if report.problems.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE });
         }
         StoreCommand::Backup { to, .. } => {
+            let total = sqlite::stats(&path)?.file_bytes;
+            let target = to.clone();
+            let look = move || Step { doing: "copying bytes", done: sqlite::written(&target), total };
+            let progress = Progress::start(look);
             sqlite::backup(&path, to)?;
+            drop(progress);
             cli::print_report(&json!({"from": path, "to": to}), query.json, stdout())?;
         }
         StoreCommand::Stats(_) => cli::print_report(&sqlite::stats(&path)?, query.json, stdout())?,

@@ -1,8 +1,10 @@
 //! What the proxy counts: atomics, made once and shared by `Arc`. Every name begins with `halfway_`; times are seconds,
-//! sizes bytes.
+//! sizes bytes. A label has few values, whatever clients do: those of an enum, the checkers of the configuration, or the
+//! first virtual hosts (see [`Metrics::relay_state`]).
 
 use std::fmt;
-use std::sync::atomic::AtomicU64;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::SystemTime;
 
 use prometheus_client::{
     encoding::{EncodeLabelSet, EncodeLabelValue, EncodeMetric, MetricEncoder, NoLabelSet, text},
@@ -10,13 +12,22 @@ use prometheus_client::{
     registry::Registry,
 };
 
-use crate::histogram::{Histogram, LATENCIES};
+use crate::histogram::{AGES, Histogram, LATENCIES};
 use crate::tx::check_back::Answer;
+use crate::tx::decision::Actor;
 use crate::tx::state::State;
 
 /// Every metric. Increment the fields; [`Metrics::encode`] writes them for Prometheus.
 pub struct Metrics {
     registry: Registry,
+
+    /// Whether new clients should come here, as `/readyz` says: 0 or 1.
+    pub ready: Gauge,
+    reloads: Family<ResultLabel, Counter>,
+    last_reload_successful: Gauge,
+    last_reload_success: Seconds,
+    certificate_not_after: Family<KeyLabel, Seconds>,
+    admin_requests: Family<ClassLabel, Counter>,
 
     /// Client connections now.
     pub connections: Gauge,
@@ -35,12 +46,16 @@ pub struct Metrics {
     in_store: Family<StateLabel, Gauge>,
     /// How long the oldest transaction in doubt is so, in seconds; 0 if there is none.
     pub in_doubt_oldest_age_seconds: Gauge,
+    /// How long transactions were in doubt that were decided.
+    pub in_doubt_seconds: Histogram,
     /// From `tx.commit` to `tx.commit-ok`.
     pub commit_seconds: Histogram,
     /// Messages published in a transaction.
     pub messages_staged: Counter,
     /// Messages that RabbitMQ confirmed.
     pub messages_forwarded: Counter,
+    /// From the decision of a transaction to RabbitMQ's answer for its last message.
+    pub forward_seconds: Histogram,
     /// Mandatory messages that went back to their publisher.
     pub messages_returned: Counter,
     /// Messages that reached no queue, whatever became of them.
@@ -55,26 +70,41 @@ pub struct Metrics {
     relay_connected: Family<VhostLabel, Gauge>,
     relay_blocked: Family<VhostLabel, Gauge>,
     relay_stalled: Family<VhostLabel, Gauge>,
+    /// Transactions of which the store gave the relay bytes that are no messages.
+    pub relay_unreadable: Counter,
     /// Committed transactions that are not delivered yet.
     pub backlog_transactions: Gauge,
+    /// How long the oldest of them is committed, in seconds; 0 if there is none.
+    pub backlog_oldest_age_seconds: Gauge,
+    /// Times that a message became a dead letter.
+    pub dead_lettered_messages: Counter,
     /// Messages kept because RabbitMQ can't take them.
     pub dead_letters: Gauge,
 
     checks: Family<CheckLabel, Counter>,
+    check_seconds: Family<CheckerLabel, Histogram, fn() -> Histogram>,
     checks_exhausted: Family<CheckerLabel, Counter>,
     checker_circuit_open: Family<CheckerLabel, Gauge>,
 
-    /// Commits of the store, each of a whole group.
-    pub store_commits: Counter,
+    /// One commit of the store, of a whole group.
+    pub store_commit_seconds: Histogram,
     /// Calls that were answered by those commits.
     pub store_group_calls: Counter,
-    /// One commit of the store, in seconds.
-    pub store_commit_seconds: Counter<f64, AtomicU64>,
+    /// Calls that wait for the store.
+    pub store_waiting_calls: Gauge,
     /// Bytes in use in the store.
     pub store_used_bytes: Gauge,
-    /// Commits of the store that failed.
+    store_limit_bytes: Gauge,
+    /// Whether it is past its limit, and publishers of transactions wait: 0 or 1.
+    pub store_full: Gauge,
+    /// Whether its last commit failed: 0 or 1.
+    pub store_failing: Gauge,
+    /// Commits and chores of the store that failed.
     pub store_errors: Counter,
 }
+
+/// A time: seconds since 1970, with a fraction.
+type Seconds = Gauge<f64, AtomicU64>;
 
 /// Why a client connection was refused or given up before it was open.
 #[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
@@ -120,6 +150,8 @@ impl Outcome {
 pub struct CheckerCounts {
     /// Checks by what came of them.
     pub checks: CheckResults,
+    /// From a question to its answer, or to where it was given up.
+    pub seconds: Histogram,
     /// Transactions that it never knew about, and that wait for a person.
     pub exhausted: Counter,
     /// 1 while it is left alone because it does not answer.
@@ -155,6 +187,12 @@ impl Metrics {
     pub fn new() -> Self {
         let mut metrics = Metrics {
             registry: Registry::with_prefix("halfway"),
+            ready: Gauge::default(),
+            reloads: Family::default(),
+            last_reload_successful: Gauge::default(),
+            last_reload_success: Gauge::default(),
+            certificate_not_after: Family::default(),
+            admin_requests: Family::default(),
             connections: Gauge::default(),
             connections_accepted: Counter::default(),
             connections_refused: Family::default(),
@@ -165,9 +203,11 @@ impl Metrics {
             decisions: Family::default(),
             in_store: Family::default(),
             in_doubt_oldest_age_seconds: Gauge::default(),
+            in_doubt_seconds: Histogram::new(AGES),
             commit_seconds: Histogram::new(LATENCIES),
             messages_staged: Counter::default(),
             messages_forwarded: Counter::default(),
+            forward_seconds: Histogram::new(LATENCIES),
             messages_returned: Counter::default(),
             unroutable_messages: Counter::default(),
             relay_in_flight: Gauge::default(),
@@ -176,15 +216,22 @@ impl Metrics {
             relay_connected: Family::default(),
             relay_blocked: Family::default(),
             relay_stalled: Family::default(),
+            relay_unreadable: Counter::default(),
             backlog_transactions: Gauge::default(),
+            backlog_oldest_age_seconds: Gauge::default(),
+            dead_lettered_messages: Counter::default(),
             dead_letters: Gauge::default(),
             checks: Family::default(),
+            check_seconds: Family::new_with_constructor(|| Histogram::new(LATENCIES)),
             checks_exhausted: Family::default(),
             checker_circuit_open: Family::default(),
-            store_commits: Counter::default(),
+            store_commit_seconds: Histogram::new(LATENCIES),
             store_group_calls: Counter::default(),
-            store_commit_seconds: Counter::default(),
+            store_waiting_calls: Gauge::default(),
             store_used_bytes: Gauge::default(),
+            store_limit_bytes: Gauge::default(),
+            store_full: Gauge::default(),
+            store_failing: Gauge::default(),
             store_errors: Counter::default(),
         };
         metrics.register();
@@ -192,9 +239,20 @@ impl Metrics {
         for reason in REFUSALS {
             metrics.connections_refused.get_or_create(&RefusedLabel { reason }).inc_by(0);
         }
-        for source in SOURCES {
-            metrics.decisions.get_or_create(&SourceLabel { source }).inc_by(0);
+        for source in Actor::SOURCES {
+            metrics.decisions(source, 0);
         }
+        for result in [RELOADED, NOT_RELOADED] {
+            metrics.reloads.get_or_create(&ResultLabel { result }).inc_by(0);
+        }
+        for class in STATUS_CLASSES {
+            metrics.admin_requests.get_or_create(&ClassLabel { class }).inc_by(0);
+        }
+        for state in [State::Open, State::InDoubt, State::Committed] {
+            metrics.in_store(state).set(0);
+        }
+        metrics.last_reload_successful.set(1);
+        metrics.last_reload_success.set(since_1970(SystemTime::now()));
         for outcome in Outcome::ALL {
             metrics.transactions.get_or_create(&OutcomeLabel { outcome }).inc_by(0);
         }
@@ -208,6 +266,7 @@ impl Metrics {
         let result = |result| self.checks.get_or_create_owned(&CheckLabel { checker: checker(), result });
         CheckerCounts {
             checks: CheckResults(CHECK_RESULTS.map(result)),
+            seconds: self.check_seconds.get_or_create_owned(&label),
             exhausted: self.checks_exhausted.get_or_create_owned(&label),
             circuit_open: self.checker_circuit_open.get_or_create_owned(&label),
         }
@@ -228,9 +287,35 @@ impl Metrics {
         self.transactions.get_or_create(&OutcomeLabel { outcome }).get()
     }
 
-    /// Counts a decision about a named transaction that was the first, by the [source](crate::tx::decision::Actor::source) of who made it.
-    pub fn decision(&self, source: &'static str) {
-        self.decisions.get_or_create(&SourceLabel { source }).inc();
+    /// Shows how many first decisions about named transactions came from `source`, one of [`Actor::SOURCES`].
+    pub fn decisions(&self, source: &'static str, count: u64) {
+        self.decisions.get_or_create(&SourceLabel { source }).inner().store(count, Ordering::Relaxed);
+    }
+
+    /// Counts an attempt to take over a changed configuration.
+    pub fn reloaded(&self, done: bool) {
+        let result = if done { RELOADED } else { NOT_RELOADED };
+        self.reloads.get_or_create(&ResultLabel { result }).inc();
+        self.last_reload_successful.set(done.into());
+        if done {
+            self.last_reload_success.set(since_1970(SystemTime::now()));
+        }
+    }
+
+    /// Shows until when the certificate under a key of the configuration is valid.
+    pub fn certificate(&self, key: &'static str, not_after: SystemTime) {
+        self.certificate_not_after.get_or_create(&KeyLabel { key }).set(since_1970(not_after));
+    }
+
+    /// Shows `store.max_size`.
+    pub fn store_limit(&self, bytes: u64) {
+        self.store_limit_bytes.set(bytes.try_into().unwrap_or(i64::MAX));
+    }
+
+    /// Counts an answer of the admin port.
+    pub fn admin_request(&self, status: u16) {
+        let class = STATUS_CLASSES[usize::from(status / 100).clamp(1, STATUS_CLASSES.len()) - 1];
+        self.admin_requests.get_or_create(&ClassLabel { class }).inc();
     }
 
     /// The gauge of transactions in the store that stand like this.
@@ -238,7 +323,7 @@ impl Metrics {
         self.in_store.get_or_create_owned(&StateLabel { state: state.as_str() })
     }
 
-    /// The gauges of one virtual host, for the relay to keep.
+    /// The gauges of one virtual host. Each stays for ever, so the caller sees to it that there are not too many.
     pub fn relay_state(&self, vhost: &str) -> RelayState {
         let label = VhostLabel { vhost: vhost.to_owned() };
         RelayState {
@@ -255,10 +340,30 @@ impl Metrics {
         out
     }
 
+    /// The same in the text format that came before, whose media type is [`TEXT_CONTENT_TYPE`]: for those who don't ask
+    /// for the other by name.
+    pub fn encode_text(&self) -> String {
+        older_text(&self.encode())
+    }
+
     fn register(&mut self) {
         let build = Info::new([("version", env!("CARGO_PKG_VERSION"))]);
         let registry = &mut self.registry;
         registry.register("build", "The version that runs", build);
+        let start = Seconds::default();
+        start.set(since_1970(SystemTime::now()));
+        registry.register("process_start_time_seconds", "When the process started, since 1970", start);
+        registry.register("ready", "1 while new clients should come here, as /readyz says", self.ready.clone());
+        let help = "Attempts to take over a changed configuration, by result";
+        registry.register("config_reloads", help, self.reloads.clone());
+        let help = "1 if the last attempt to take over a changed configuration succeeded, or there was none";
+        registry.register("config_last_reload_successful", help, self.last_reload_successful.clone());
+        let help = "When the configuration in force was taken over, since 1970";
+        registry.register("config_last_reload_success_timestamp_seconds", help, self.last_reload_success.clone());
+        let help = "Until when a certificate, and what it stands on, is valid, since 1970";
+        registry.register("certificate_not_after_timestamp_seconds", help, self.certificate_not_after.clone());
+        let help = "Answers of the admin port, by the class of their status";
+        registry.register("admin_requests", help, self.admin_requests.clone());
 
         registry.register("connections", "Client connections now", self.connections.clone());
         let help = "Client connections accepted, refused ones included";
@@ -277,9 +382,13 @@ impl Metrics {
         registry.register("transactions_in_store", help, self.in_store.clone());
         let help = "How long the oldest transaction in doubt is so; 0 if there is none";
         registry.register("in_doubt_oldest_age_seconds", help, self.in_doubt_oldest_age_seconds.clone());
+        let help = "How long transactions were in doubt that were decided";
+        registry.register("in_doubt_seconds", help, self.in_doubt_seconds.clone());
         registry.register("commit_seconds", "From tx.commit to tx.commit-ok", self.commit_seconds.clone());
         registry.register("messages_staged", "Messages published in a transaction", self.messages_staged.clone());
         registry.register("messages_forwarded", "Messages that RabbitMQ confirmed", self.messages_forwarded.clone());
+        let help = "From the decision of a transaction to RabbitMQ's answer for its last message";
+        registry.register("forward_seconds", help, self.forward_seconds.clone());
         let help = "Mandatory messages that went back to their publisher";
         registry.register("messages_returned", help, self.messages_returned.clone());
         let help = "Messages that reached no queue, whatever became of them";
@@ -295,26 +404,35 @@ impl Metrics {
         registry.register("relay_blocked", help, self.relay_blocked.clone());
         let help = "1 while messages are in flight and confirms fail to come";
         registry.register("relay_stalled", help, self.relay_stalled.clone());
+        let help = "Transactions of which the store gave the relay bytes that are no messages";
+        registry.register("relay_unreadable_transactions", help, self.relay_unreadable.clone());
         let help = "Committed transactions that are not delivered yet";
         registry.register("backlog_transactions", help, self.backlog_transactions.clone());
+        let help = "How long the oldest of them is committed; 0 if there is none";
+        registry.register("backlog_oldest_age_seconds", help, self.backlog_oldest_age_seconds.clone());
+        let help = "Times that a message became a dead letter";
+        registry.register("dead_lettered_messages", help, self.dead_lettered_messages.clone());
         registry.register("dead_letters", "Messages kept, as RabbitMQ can't take them", self.dead_letters.clone());
 
         registry.register("checks", "Questions to checkers, by what came of them", self.checks.clone());
+        let help = "From a question to a checker to its answer, or to where it was given up";
+        registry.register("check_seconds", help, self.check_seconds.clone());
         let help = "Transactions that wait for a person, as their checker never knew";
         registry.register("checks_exhausted", help, self.checks_exhausted.clone());
         let help = "1 while a checker is left alone because it does not answer";
         registry.register("checker_circuit_open", help, self.checker_circuit_open.clone());
 
-        registry.register("store_commits", "Commits of the store, each of a whole group", self.store_commits.clone());
+        let help = "One commit of the store, each of a whole group of calls";
+        registry.register("store_commit_seconds", help, self.store_commit_seconds.clone());
         let help = "Calls that these commits answered";
         registry.register("store_group_calls", help, self.store_group_calls.clone());
-        registry.register(
-            "store_commit_seconds",
-            "Time that commits of the store took in all",
-            self.store_commit_seconds.clone(),
-        );
+        registry.register("store_waiting_calls", "Calls that wait for the store", self.store_waiting_calls.clone());
         registry.register("store_used_bytes", "Bytes in use in the store", self.store_used_bytes.clone());
-        registry.register("store_errors", "Commits of the store that failed", self.store_errors.clone());
+        registry.register("store_limit_bytes", "Bytes in use past which it is full", self.store_limit_bytes.clone());
+        let help = "1 while the store is past its limit, and publishers of transactions wait";
+        registry.register("store_full", help, self.store_full.clone());
+        registry.register("store_failing", "1 while the store can't write", self.store_failing.clone());
+        registry.register("store_errors", "Commits and chores of the store that failed", self.store_errors.clone());
     }
 }
 
@@ -375,6 +493,48 @@ impl EncodeLabelValue for Outcome {
     }
 }
 
+/// OpenMetrics as Prometheus wrote metrics before: a counter's name has its ending in the head too, and there are fewer
+/// types.
+fn older_text(openmetrics: &str) -> String {
+    let mut out = String::with_capacity(openmetrics.len());
+    let mut help = "";
+    for line in openmetrics.lines() {
+        if let Some(text) = line.strip_prefix("# HELP ") {
+            help = text.split_once(' ').map_or("", |(_, help)| help);
+        } else if let Some((name, kind)) = line.strip_prefix("# TYPE ").and_then(|text| text.split_once(' ')) {
+            let (ending, kind) = match kind {
+                "counter" => ("_total", kind),
+                "info" => ("_info", "gauge"),
+                _ => ("", kind),
+            };
+            out += &format!("# HELP {name}{ending} {help}\n# TYPE {name}{ending} {kind}\n");
+        } else if !line.starts_with('#') {
+            out += line;
+            out.push('\n');
+        }
+    }
+    out
+}
+
+fn since_1970(at: SystemTime) -> f64 {
+    at.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs_f64()
+}
+
+#[derive(Clone, Debug, EncodeLabelSet, Eq, Hash, PartialEq)]
+struct ResultLabel {
+    result: &'static str,
+}
+
+#[derive(Clone, Debug, EncodeLabelSet, Eq, Hash, PartialEq)]
+struct KeyLabel {
+    key: &'static str,
+}
+
+#[derive(Clone, Debug, EncodeLabelSet, Eq, Hash, PartialEq)]
+struct ClassLabel {
+    class: &'static str,
+}
+
 #[derive(Clone, Debug, EncodeLabelSet, Eq, Hash, PartialEq)]
 struct RefusedLabel {
     reason: Refused,
@@ -413,7 +573,12 @@ struct CheckLabel {
 
 /// The media type of [`Metrics::encode`].
 pub const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+/// The media type of [`Metrics::encode_text`].
+pub const TEXT_CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
 
+const RELOADED: &str = "success";
+const NOT_RELOADED: &str = "failure";
+const STATUS_CLASSES: [&str; 5] = ["1xx", "2xx", "3xx", "4xx", "5xx"];
 const REFUSALS: [Refused; 7] = [
     Refused::Limit,
     Refused::LoopbackUser,
@@ -423,8 +588,6 @@ const REFUSALS: [Refused; 7] = [
     Refused::Upstream,
     Refused::Draining,
 ];
-/// The sources of [`crate::tx::decision::Actor`] that decide about named transactions.
-const SOURCES: [&str; 5] = ["channel", "control", "checker", "exhausted", "operator"];
 const NO_ANSWER: &str = "no_answer";
 const CHECK_RESULTS: [&str; 5] = ["commit", "rollback", "unknown", "ongoing", NO_ANSWER];
 
@@ -453,7 +616,9 @@ mod tests {
         for word in ["commit", "rollback", "unknown", "ongoing"] {
             checker.checks.count(Answer::of(word));
         }
-        metrics.decision("checker");
+        metrics.decisions("checker", 1);
+        metrics.admin_request(404);
+        metrics.reloaded(false);
         metrics.transaction(Outcome::Committed);
         metrics.in_store(State::InDoubt).set(3);
         metrics.refused(Refused::Limit);
@@ -473,9 +638,26 @@ mod tests {
             "halfway_checks_total{checker=\"orders\",result=\"ongoing\"} 1",
             "halfway_checker_circuit_open{checker=\"orders\"} 0",
             "halfway_commit_seconds_bucket{le=\"0.0025\"} 1",
+            "halfway_commit_seconds_bucket{le=\"+Inf\"} 1",
+            "halfway_commit_seconds_count 1",
+            "halfway_commit_seconds_sum 0.002",
+            "halfway_admin_requests_total{class=\"4xx\"} 1",
+            "halfway_config_reloads_total{result=\"failure\"} 1",
+            "halfway_config_last_reload_successful 0",
             "halfway_relay_connected{vhost=\"a\\\"b\"} 1",
         ] {
             assert!(text.lines().any(|found| found == line), "{line} is missing in\n{text}");
         }
+    }
+
+    #[test]
+    fn the_older_text_has_heads_with_whole_names() {
+        let openmetrics = "# HELP halfway_a A.\n# TYPE halfway_a counter\nhalfway_a_total{b=\"c\"} 1\n\
+            # HELP halfway_d D.\n# TYPE halfway_d info\nhalfway_d_info{e=\"f\"} 1\n\
+            # HELP halfway_g G.\n# TYPE halfway_g gauge\nhalfway_g 2\n# EOF\n";
+        let text = "# HELP halfway_a_total A.\n# TYPE halfway_a_total counter\nhalfway_a_total{b=\"c\"} 1\n\
+            # HELP halfway_d_info D.\n# TYPE halfway_d_info gauge\nhalfway_d_info{e=\"f\"} 1\n\
+            # HELP halfway_g G.\n# TYPE halfway_g gauge\nhalfway_g 2\n";
+        assert_eq!(older_text(openmetrics), text);
     }
 }

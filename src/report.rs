@@ -2,13 +2,16 @@
 
 use crate::health::{Component, Condition, Health};
 use crate::metrics::Metrics;
-use crate::relay::{Link, Relay, RelayStatus, VhostSnapshot};
+use crate::relay::{Link, RelayStatus, VhostSnapshot};
 use crate::roster::{self, Roster, Standing};
 use crate::store::sqlite::{SqliteStore, Stats};
 use crate::store::{Store, system_clock};
+use crate::tls::ServerTls;
+use crate::tx::decision::Actor;
 use crate::tx::id::Timestamp;
 use crate::tx::state::State;
 use crate::upstream::Upstream;
+use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -17,31 +20,50 @@ use tokio::time::MissedTickBehavior;
 
 /// How often. Scraping and probing are slower than that.
 const EVERY: Duration = Duration::from_millis(250);
-/// How often RabbitMQ is dialed while it can't be reached and nobody else tries.
-const DIAL_EVERY: u32 = 4;
+/// How often RabbitMQ is dialed while it can't be reached and nobody else tries, and certificates are looked at.
+const SELDOM: u32 = 4;
+/// Virtual hosts that have series of their own; those that are in use later share one, so that however many there are
+/// Prometheus is not flooded.
+const VHOSTS_MAX: usize = 100;
+/// The label of the others.
+const OTHER_VHOSTS: &str = "(others)";
+
+/// What is looked at, and who is told beside health and metrics.
+pub struct Watched {
+    /// What it counts.
+    pub store: Arc<SqliteStore>,
+    /// How the relay is, in each virtual host.
+    pub relay: Arc<RelayStatus>,
+    /// Whether RabbitMQ can be reached.
+    pub upstream: Arc<Upstream>,
+    /// Until when the listener's certificate is valid.
+    pub certificate: Option<Arc<ServerTls>>,
+    /// For people to look at.
+    pub roster: Arc<Roster>,
+}
 
 /// Starts to report, until the task is aborted.
-pub fn start(
-    health: &Arc<Health>,
-    metrics: &Arc<Metrics>,
-    store: &Arc<SqliteStore>,
-    relay: &Relay,
-    upstream: &Arc<Upstream>,
-    roster: &Arc<Roster>,
-) -> JoinHandle<()> {
-    let roster = Arc::clone(roster);
-    let (health, metrics, store) = (Arc::clone(health), Arc::clone(metrics), Arc::clone(store));
-    let (status, upstream) = (relay.status(), Arc::clone(upstream));
+pub fn start(health: &Arc<Health>, metrics: &Arc<Metrics>, watched: Watched) -> JoinHandle<()> {
+    let (health, metrics) = (Arc::clone(health), Arc::clone(metrics));
+    let Watched { store, relay, upstream, certificate, roster } = watched;
     tokio::spawn(async move {
         let mut ticks = tokio::time::interval(EVERY);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut labelled = HashSet::new();
         for tick in 0.. {
             ticks.tick().await;
             report_store(&health, &metrics, &store);
-            let links = report_relay(&health, &metrics, &status);
+            let links = report_relay(&health, &metrics, &relay, &mut labelled);
             let oldest_doubt = Some(gauge(&store.stats().oldest_in_doubt)).filter(|since| *since > 0).map(Timestamp);
             roster.stand(Standing { oldest_doubt, links });
-            if tick % DIAL_EVERY == 0 && !health.is_ready(Component::Upstream) {
+            metrics.ready.set(health.report().is_ready().into());
+            if tick % SELDOM != 0 {
+                continue;
+            }
+            if let Some(not_after) = certificate.as_ref().and_then(|tls| tls.not_after()) {
+                metrics.certificate("listen.tls.certificate", not_after);
+            }
+            if !health.is_ready(Component::Upstream) {
                 let condition = match upstream.connect(None).await {
                     Ok(_) => Condition::Ready,
                     Err(error) => Condition::NotReady(error.to_string()),
@@ -54,11 +76,17 @@ pub fn start(
 
 fn report_store(health: &Health, metrics: &Metrics, store: &SqliteStore) {
     let stats: &Stats = store.stats();
-    metrics.store_commits.inner().store(read(&stats.groups), Ordering::Relaxed);
+    metrics.store_commit_seconds.show(&stats.groups);
+    metrics.in_doubt_seconds.show(&stats.doubts);
+    for (source, count) in Actor::SOURCES.into_iter().zip(&stats.decisions) {
+        metrics.decisions(source, read(count));
+    }
     metrics.store_group_calls.inner().store(read(&stats.group_requests), Ordering::Relaxed);
     metrics.store_errors.inner().store(read(&stats.errors), Ordering::Relaxed);
-    metrics.store_commit_seconds.inner().store((read(&stats.group_nanos) as f64 / 1e9).to_bits(), Ordering::Relaxed);
+    metrics.store_waiting_calls.set(gauge(&stats.queued));
     metrics.store_used_bytes.set(gauge(&stats.used_bytes));
+    metrics.store_full.set(store.is_full().into());
+    metrics.store_failing.set(stats.failing.load(Ordering::Relaxed).into());
     metrics.backlog_transactions.set(gauge(&stats.backlog));
     metrics.dead_letters.set(gauge(&stats.dead_letters));
     for (state, count) in
@@ -66,7 +94,10 @@ fn report_store(health: &Health, metrics: &Metrics, store: &SqliteStore) {
     {
         metrics.in_store(state).set(gauge(count));
     }
-    metrics.in_doubt_oldest_age_seconds.set(age_seconds(gauge(&stats.oldest_in_doubt), system_clock()));
+    let now = system_clock();
+    metrics.in_doubt_oldest_age_seconds.set(age_seconds(gauge(&stats.oldest_in_doubt), now));
+    let oldest_committed = if read(&stats.backlog) == 0 { 0 } else { gauge(&stats.oldest_committed) };
+    metrics.backlog_oldest_age_seconds.set(age_seconds(oldest_committed, now));
     let condition = match (store.is_full(), read(&stats.dead_letters)) {
         _ if stats.failing.load(Ordering::Relaxed) => Condition::NotReady("it can't write; see the log".into()),
         (true, _) => Condition::Degraded("past store.max_size: publishers of transactions wait".into()),
@@ -76,7 +107,12 @@ fn report_store(health: &Health, metrics: &Metrics, store: &SqliteStore) {
     health.set(Component::Store, condition);
 }
 
-fn report_relay(health: &Health, metrics: &Metrics, status: &RelayStatus) -> Vec<roster::Link> {
+fn report_relay(
+    health: &Health,
+    metrics: &Metrics,
+    status: &RelayStatus,
+    labelled: &mut HashSet<Arc<str>>,
+) -> Vec<roster::Link> {
     let vhosts = status.snapshot();
     let sum = |count: fn(&VhostSnapshot) -> u64| vhosts.iter().map(count).sum::<u64>();
     let counters = [
@@ -85,18 +121,23 @@ fn report_relay(health: &Health, metrics: &Metrics, status: &RelayStatus) -> Vec
         (&metrics.unroutable_messages, sum(|vhost| vhost.unroutable)),
         (&metrics.relay_nacks, sum(|vhost| vhost.nacked)),
         (&metrics.relay_reconnects, sum(|vhost| vhost.reconnects)),
+        (&metrics.relay_unreadable, sum(|vhost| vhost.unreadable)),
+        (&metrics.dead_lettered_messages, sum(|vhost| vhost.dead_lettered)),
     ];
     for (counter, count) in counters {
         counter.inner().store(count, Ordering::Relaxed);
     }
     metrics.relay_in_flight.set(sum(|vhost| vhost.in_flight).try_into().unwrap_or(i64::MAX));
+    metrics.forward_seconds.show(status.forwarded());
+    for (label, shown) in by_label(&vhosts, labelled) {
+        let state = metrics.relay_state(label);
+        state.connected.set(shown.connected.into());
+        state.blocked.set(shown.blocked.into());
+        state.stalled.set(shown.stalled.into());
+    }
     let mut troubles = Vec::new();
     let mut links = Vec::new();
     for vhost in &vhosts {
-        let state = metrics.relay_state(&vhost.vhost);
-        state.connected.set(matches!(vhost.link, Link::Connected | Link::Blocked(_)).into());
-        state.blocked.set(matches!(vhost.link, Link::Blocked(_)).into());
-        state.stalled.set((vhost.stalled_lanes > 0).into());
         let reason = trouble(vhost);
         troubles.extend(reason.iter().map(|why| format!("virtual host {}: {}: {why}", vhost.vhost, vhost.state())));
         let (name, in_flight) = (Arc::clone(&vhost.vhost), vhost.in_flight);
@@ -122,6 +163,29 @@ fn trouble(vhost: &VhostSnapshot) -> Option<String> {
     }
 }
 
+/// What the gauges of a label show.
+#[derive(Debug, PartialEq)]
+struct Shown {
+    connected: bool,
+    blocked: bool,
+    stalled: bool,
+}
+
+/// The state of each label: of a virtual host, or the worst of those that share one.
+fn by_label<'a>(vhosts: &'a [VhostSnapshot], labelled: &mut HashSet<Arc<str>>) -> BTreeMap<&'a str, Shown> {
+    let mut shown = BTreeMap::new();
+    for vhost in vhosts {
+        let has_own = labelled.contains(&vhost.vhost)
+            || (labelled.len() < VHOSTS_MAX && labelled.insert(Arc::clone(&vhost.vhost)));
+        let label = if has_own { &*vhost.vhost } else { OTHER_VHOSTS };
+        let of = shown.entry(label).or_insert(Shown { connected: true, blocked: false, stalled: false });
+        of.connected &= matches!(vhost.link, Link::Connected | Link::Blocked(_));
+        of.blocked |= matches!(vhost.link, Link::Blocked(_));
+        of.stalled |= vhost.stalled_lanes > 0;
+    }
+    shown
+}
+
 /// From `since`, in milliseconds since 1970, until `now`. 0 means that there is nothing to be old, and a clock that was set
 /// back makes nothing younger than new.
 fn age_seconds(since: i64, now: Timestamp) -> i64 {
@@ -139,6 +203,33 @@ fn gauge(counter: &AtomicU64) -> i64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn virtual_hosts_past_the_bound_share_one_label_and_the_worst_of_them_shows() {
+        let vhost = |number: usize, link: Link| VhostSnapshot {
+            vhost: format!("{number:03}").into(),
+            link,
+            in_flight: 0,
+            stalled_lanes: 0,
+            confirmed: 0,
+            nacked: 0,
+            returned: 0,
+            unroutable: 0,
+            dead_lettered: 0,
+            unreadable: 0,
+            reconnects: 0,
+        };
+        let mut labelled = HashSet::new();
+        let first: Vec<_> = (1..=VHOSTS_MAX).map(|number| vhost(number, Link::Connected)).collect();
+        assert_eq!(by_label(&first, &mut labelled).len(), VHOSTS_MAX);
+        let mut all = vec![vhost(0, Link::Connecting(None))];
+        all.extend(first);
+        all.push(vhost(999, Link::Connected));
+        let shown = by_label(&all, &mut labelled);
+        assert_eq!(shown.len(), VHOSTS_MAX + 1, "a name that comes first in the alphabet takes nobody's place");
+        assert_eq!(shown[OTHER_VHOSTS], Shown { connected: false, blocked: false, stalled: false });
+        assert!(shown["001"].connected);
+    }
 
     #[test]
     fn ages_are_whole_seconds_and_never_negative() {

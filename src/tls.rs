@@ -1,10 +1,13 @@
 //! TLS on both sides: the certificates of the listening port, and the trust in RabbitMQ's. Both are read from PEM files
 //! and read again on SIGHUP; connections that exist keep what they began with.
 
+mod validity;
+
 use std::{
     io,
     path::{Path, PathBuf},
     sync::{Arc, RwLock},
+    time::SystemTime,
 };
 
 use thiserror::Error;
@@ -62,24 +65,38 @@ pub enum TlsError {
 
 /// The TLS side of the listening port.
 #[derive(Debug)]
-pub struct ServerTls(RwLock<Arc<ServerConfig>>);
+pub struct ServerTls {
+    current: RwLock<Arc<Served>>,
+}
+
+/// What is in force.
+#[derive(Debug)]
+struct Served {
+    config: Arc<ServerConfig>,
+    not_after: Option<SystemTime>,
+}
 
 impl ServerTls {
     /// Reads certificate, key and, when there is one, the authorities of client certificates.
     /// # Errors
     /// [`TlsError`], naming the file.
     pub fn load(files: &ListenTls) -> Result<Self, TlsError> {
-        server_config(files).map(RwLock::new).map(Self)
+        Ok(Self { current: RwLock::new(server_config(files)?) })
     }
 
     /// For the next connection: the certificates now in force.
     pub fn acceptor(&self) -> TlsAcceptor {
-        TlsAcceptor::from(read(&self.0))
+        TlsAcceptor::from(Arc::clone(&read(&self.current).config))
+    }
+
+    /// Until when the certificate now in force, and those it stands on in its file, are valid.
+    pub fn not_after(&self) -> Option<SystemTime> {
+        read(&self.current).not_after
     }
 
     /// From the next connection on, what `fresh` has loaded counts.
     pub fn replace(&self, fresh: &Self) {
-        write(&self.0, read(&fresh.0));
+        write(&self.current, read(&fresh.current));
     }
 }
 
@@ -113,8 +130,9 @@ pub fn server_name(host: &str) -> Result<ServerName<'static>, TlsError> {
     ServerName::try_from(host.to_owned()).map_err(|_| TlsError::BadServerName(host.to_owned()))
 }
 
-fn server_config(files: &ListenTls) -> Result<Arc<ServerConfig>, TlsError> {
+fn server_config(files: &ListenTls) -> Result<Arc<Served>, TlsError> {
     let chain = certificates(&files.certificate)?;
+    let not_after = chain.iter().filter_map(|certificate| validity::not_after(certificate)).min();
     let key = PrivateKeyDer::from_pem_file(&files.key).map_err(|error| pem_error(&files.key, "private key", error))?;
     let builder = ServerConfig::builder_with_provider(provider())
         .with_safe_default_protocol_versions()
@@ -131,7 +149,7 @@ fn server_config(files: &ListenTls) -> Result<Arc<ServerConfig>, TlsError> {
     let config = builder
         .with_single_cert(chain, key)
         .map_err(|error| TlsError::Unfit { path: files.certificate.clone(), reason: error.to_string() })?;
-    Ok(Arc::new(config))
+    Ok(Arc::new(Served { config: Arc::new(config), not_after }))
 }
 
 fn client_config(trust: &UpstreamTls) -> Result<Arc<ClientConfig>, TlsError> {
@@ -299,6 +317,7 @@ mod tests {
         let server = ServerTls::load(&folder.files()).expect("the files fit");
         let client = ClientTls::load(&UpstreamTls { ca: Some(folder.path("ca.pem")) }).expect("an authority");
         let first = talk(&server, &client, "localhost").await.expect("a handshake");
+        assert!(server.not_after().is_some_and(|at| at > SystemTime::now()));
 
         folder.issue("two");
         server.replace(&ServerTls::load(&folder.files()).expect("the new files fit"));

@@ -823,3 +823,21 @@ async fn an_io_error_fails_commits_and_nothing_else() {
     };
     a_bad_disk(&folder, || limit("1500000"), || limit("unlimited"), |error| matches!(error, StoreError::Io(_))).await;
 }
+
+#[tokio::test]
+async fn the_age_of_the_backlog_is_that_of_its_oldest_transaction() {
+    let folder = Folder::new();
+    let store = open(&folder.db());
+    let oldest = || store.stats().oldest_committed.load(Ordering::Relaxed);
+    assert_eq!(oldest(), 0);
+    let first = now(store.commit(commit(&origin(), 10)).await);
+    eventually("the first is the oldest", || oldest() > 0).await;
+    let before = oldest();
+    tokio::time::sleep(Duration::from_millis(2)).await;
+    let second = now(store.commit(commit(&origin(), 10)).await);
+    store.delivered(vec![first]);
+    eventually("the second is the oldest", || oldest() > before).await;
+    store.delivered(vec![second]);
+    eventually("there is none", || oldest() == 0).await;
+    store.close();
+}

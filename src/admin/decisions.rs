@@ -73,9 +73,6 @@ async fn decide(
         let actor = Actor::Operator(who);
         let verdict = store.decide(target.clone(), decision, actor.clone(), Some(reason.to_string())).await;
         audit(&actor, &target, decision, &reason, &verdict);
-        if matches!(verdict, Ok(Verdict::Decided(_))) {
-            admin.metrics.decision(actor.source());
-        }
         verdict
     });
     let verdict =

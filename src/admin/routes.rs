@@ -3,8 +3,8 @@
 use axum::{
     Json, Router,
     extract::{DefaultBodyLimit, State},
-    http::{HeaderValue, StatusCode, header},
-    middleware::{from_fn_with_state, map_response},
+    http::{HeaderMap, HeaderValue, StatusCode, header},
+    middleware::{from_fn_with_state, map_response, map_response_with_state},
     response::{IntoResponse, Response},
     routing::{get, post},
 };
@@ -23,6 +23,7 @@ pub(super) fn router(admin: Admin) -> Router {
         .nest("/api", api(&admin))
         .fallback(no_such_path)
         .layer(map_response(pages::confine))
+        .layer(map_response_with_state(admin.clone(), count))
         .with_state(admin)
 }
 
@@ -82,6 +83,17 @@ async fn show_config(State(admin): State<Admin>) -> Json<view::Configuration> {
     Json(view::Configuration::from(&*admin.setup().entries))
 }
 
-async fn show_metrics(State(admin): State<Admin>) -> Response {
-    ([(header::CONTENT_TYPE, metrics::CONTENT_TYPE)], admin.metrics.encode()).into_response()
+/// In the format of OpenMetrics for those who ask for it by name, as Prometheus does; else in the one before.
+async fn show_metrics(State(admin): State<Admin>, headers: HeaderMap) -> Response {
+    let mut accepted = headers.get_all(header::ACCEPT).iter().filter_map(|value| value.to_str().ok());
+    let (kind, text) = match accepted.any(|value| value.contains("application/openmetrics-text")) {
+        true => (metrics::CONTENT_TYPE, admin.metrics.encode()),
+        false => (metrics::TEXT_CONTENT_TYPE, admin.metrics.encode_text()),
+    };
+    ([(header::CONTENT_TYPE, kind)], text).into_response()
+}
+
+async fn count(State(admin): State<Admin>, response: Response) -> Response {
+    admin.metrics.admin_request(response.status().as_u16());
+    response
 }

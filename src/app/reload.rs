@@ -50,7 +50,9 @@ impl Reloader {
         while requests.recv().await.is_some() {
             service::reloading();
             // Files are read, and perhaps from a slow disk.
-            match block_in_place(|| self.reload()) {
+            let reloaded = block_in_place(|| self.reload());
+            self.checkers_need.metrics.reloaded(reloaded.is_ok());
+            match reloaded {
                 Ok(()) => service::ready(),
                 Err(error) => {
                     let reasons = error.to_string();
@@ -87,6 +89,7 @@ impl Reloader {
 
     fn put_in_force(&mut self, config: Config) {
         self.level.change(&config.log.level);
+        self.checkers_need.metrics.store_limit(config.store.max_size);
         self.store.change_limits(config.store.max_size, config.transaction.retention);
         let settings = relay_settings(&config);
         self.checkers_need.credentials = settings.credentials.clone();

@@ -145,7 +145,6 @@ impl CheckBack {
             timeout: checker.timeout,
             store: Arc::clone(&parts.store),
             clock: Arc::new(system_clock),
-            metrics: Arc::clone(&parts.metrics),
             counts: parts.metrics.checker(&checker.name),
         };
         let worker = Worker::new(context, checker.concurrency as usize, checker.rate);

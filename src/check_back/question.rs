@@ -147,7 +147,16 @@ pub(super) mod tests {
         batch.push(HalfMessage { publish: &publish, header: &header, body });
         let id = TransactionId(Uuid::from_u128(1));
         let messages = batch.into_bytes().into();
-        Pack { sequence: Sequence(0), id, number: 0, first_index: 0, last: true, retried: false, messages }
+        Pack {
+            sequence: Sequence(0),
+            id,
+            number: 0,
+            first_index: 0,
+            last: true,
+            decided_at: None,
+            retried: false,
+            messages,
+        }
     }
 
     fn json(question: &Question) -> Value {

@@ -3,7 +3,7 @@
 use super::Clock;
 use super::ask::{Ask, NoAnswer};
 use super::question::{Question, READ_BYTES_MAX};
-use crate::metrics::{CheckerCounts, Metrics};
+use crate::metrics::CheckerCounts;
 use crate::store::{Check, Due, Reply, Store, StoreError, Summary};
 use crate::tx::check_back::{Answer, Asked, Breaker, Next, Pace, Permit, Policy, WhenExhausted};
 use crate::tx::decision::{Actor, Decision, Target, Verdict};
@@ -30,7 +30,6 @@ pub(super) struct Context<A> {
     pub(super) timeout: Duration,
     pub(super) store: Arc<dyn Store>,
     pub(super) clock: Clock,
-    pub(super) metrics: Arc<Metrics>,
     pub(super) counts: CheckerCounts,
 }
 
@@ -219,8 +218,11 @@ async fn ask<A: Ask>(context: &Context<A>, due: &Due) -> Result<Option<(Summary,
         && transaction.next_check_at.is_some_and(|at| at <= now);
     let Some(question) = Question::about(&transaction, &packs).filter(|_| is_due) else { return Ok(None) };
     let begun = Instant::now();
-    let answer = match timeout(context.timeout, context.asker.ask(&question)).await {
-        Ok(answer) => answer.map(|answer| (answer, begun.elapsed())),
+    let asked = timeout(context.timeout, context.asker.ask(&question)).await;
+    let took = begun.elapsed();
+    context.counts.seconds.observe(took);
+    let answer = match asked {
+        Ok(answer) => answer.map(|answer| (answer, took)),
         Err(_) => {
             Err(NoAnswer::new(format_args!("nothing came within {}", humantime::format_duration(context.timeout))))
         }
@@ -271,7 +273,6 @@ impl<A> Context<A> {
         let decide = || self.store.decide(Target::Id(id), decision, actor.clone(), Some(reason.clone()));
         match self.persist(id, decide).await {
             Some(Verdict::Decided(_)) => {
-                self.metrics.decision(actor.source());
                 tracing::info!(transaction = %id, decision = decision.as_str(), by = %actor, "decided");
             }
             Some(Verdict::Contradicted(fate)) => {

@@ -1,6 +1,8 @@
 //! `halfway dead`: dead letters looked at, tried again and discarded by hand, through the proxy that runs.
 
 use std::io::{self, Write};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::SystemTime;
 
 use clap::builder::NonEmptyStringValueParser;
@@ -9,6 +11,7 @@ use serde_json::{Value, json};
 
 use super::ask::{self, AskError, Reach, age, client, print, reason, terminal_width, text};
 use super::client::{Client, ClientError};
+use super::progress::{Progress, Step};
 use super::text::{Column, table};
 
 /// `halfway dead`.
@@ -22,6 +25,17 @@ pub enum DeadCommand {
     Retry(Retry),
     /// Forget a dead letter for good
     Discard(Discard),
+}
+
+impl DeadCommand {
+    pub(super) fn reach(&self) -> &Reach {
+        match self {
+            Self::List(List { reach, .. })
+            | Self::Show(Show { reach, .. })
+            | Self::Retry(Retry { reach, .. })
+            | Self::Discard(Discard { reach, .. }) => reach,
+        }
+    }
 }
 
 /// Which dead letters.
@@ -155,13 +169,19 @@ async fn retry_all(retry: &Retry, out: impl Write) -> Result<bool, AskError> {
     let found = ask::list(&client, PATH, &retry.only.filters(), usize::MAX).await?;
     let ids: Vec<String> = found["items"].as_array().into_iter().flatten().map(|item| text(item, "id")).collect();
     let (mut retried, mut refused) = (0, Vec::new());
+    let tried = Arc::new(AtomicU64::new(0));
+    let (seen, total) = (Arc::clone(&tried), ids.len() as u64);
+    let look = move || Step { doing: "retrying dead letters", done: seen.load(Ordering::Relaxed), total };
+    let progress = retry.yes.then(|| Progress::start(look));
     for id in ids.iter().filter(|_| retry.yes) {
         match decide(&client, id, "retry", &retry.reason).await {
             Ok(_) => retried += 1,
             Err(ClientError::Refused { text, .. }) => refused.push(json!({"id": id, "text": text})),
             Err(error) => return Err(error.into()),
         }
+        tried.fetch_add(1, Ordering::Relaxed);
     }
+    drop(progress);
     let all_done = refused.is_empty();
     let answer = json!({"found": ids.len(), "dry_run": !retry.yes, "retried": retried, "refused": refused});
     print(&retry.reach, &answer, out, |answer, out| {

@@ -3,12 +3,18 @@
 mod ask;
 mod client;
 pub mod dead;
+mod progress;
 mod text;
 pub mod tx;
 
+pub use ask::AskError;
+pub use progress::{Progress, Step};
+
 use std::{
+    error::Error,
+    fs,
     io::{self, Write},
-    path::PathBuf,
+    path::{Path, PathBuf},
 };
 
 use clap::{Args, CommandFactory, Parser, Subcommand};
@@ -16,8 +22,11 @@ use clap_complete::Shell;
 use serde::Serialize;
 use serde_json::{Value, json};
 
+use self::ask::terminal_width;
+use self::client::ClientError;
+use self::text::{shown, shown_json};
 use crate::{
-    config::{ConfigError, Loaded, Problem},
+    config::{ConfigError, Entry, Loaded, Problem},
     doctor::{Finding, Verdict},
 };
 
@@ -55,6 +64,29 @@ pub enum Command {
         #[arg(value_name = "SHELL")]
         shell: Shell,
     },
+    /// Write the manual's pages of all commands into a folder; for packages
+    #[command(hide = true)]
+    Man {
+        /// The folder; made if it is not there
+        #[arg(value_name = "DIR")]
+        to: PathBuf,
+    },
+}
+
+impl Command {
+    /// Whether a program reads what it prints.
+    pub fn is_for_a_program(&self) -> bool {
+        match self {
+            Command::Config(ConfigCommand::Check(query) | ConfigCommand::Show(query))
+            | Command::Doctor(Doctor { query, .. })
+            | Command::Store(
+                StoreCommand::Check(query) | StoreCommand::Backup { query, .. } | StoreCommand::Stats(query),
+            ) => query.json,
+            Command::Tx(command) => command.reach().query.json,
+            Command::Dead(command) => command.reach().query.json,
+            Command::Serve(_) | Command::Completions { .. } | Command::Man { .. } => false,
+        }
+    }
 }
 
 /// `halfway config`.
@@ -129,25 +161,25 @@ pub fn print_check(
     match (loaded, json) {
         (Ok(loaded), false) => {
             for warning in &loaded.warnings {
-                writeln!(err, "warning: {warning}")?;
+                writeln!(err, "warning: {}", shown_lines(&warning.to_string()))?;
             }
             match &loaded.file {
                 Some(path) => writeln!(out, "{} is valid.", path.display()),
                 None => writeln!(out, "There is no configuration file; defaults and environment are valid."),
             }
         }
-        (Err(error), false) => writeln!(err, "{error}"),
+        (Err(error), false) => writeln!(err, "{}", shown_lines(&error.to_string())),
         (Ok(loaded), true) => {
             let warnings: Vec<_> = loaded.warnings.iter().map(problem_json).collect();
             let answer = json!({"valid": true, "file": loaded.file, "problems": [], "warnings": warnings});
-            writeln!(out, "{answer}")
+            writeln!(out, "{}", shown_json(&answer))
         }
         (Err(error), true) => {
             let problems: Vec<_> = match error {
                 ConfigError::Problems(problems) => problems.iter().map(problem_json).collect(),
                 other => vec![json!({"key": null, "source": null, "text": other.to_string()})],
             };
-            writeln!(out, "{}", json!({"valid": false, "problems": problems}))
+            writeln!(out, "{}", shown_json(&json!({"valid": false, "problems": problems})))
         }
     }
 }
@@ -162,6 +194,34 @@ pub fn print_completions(shell: Shell, mut out: impl Write) -> io::Result<()> {
     out.write_all(&script)
 }
 
+/// Writes a manual page for each command: `halfway.1`, `halfway-tx.1`, `halfway-tx-commit.1` and so on.
+/// # Errors
+/// When the folder can't be made or a page not be written.
+pub fn write_manual(folder: &Path) -> io::Result<()> {
+    fs::create_dir_all(folder)?;
+    clap_mangen::generate_to(Cli::command(), folder)
+}
+
+/// Prints why a command failed: in words, or for a program as `{"error": ...}` or the proxy's own problem document.
+/// # Errors
+/// When the output can't be written.
+pub fn print_failure(error: &(dyn Error + 'static), json: bool, mut err: impl Write) -> io::Result<()> {
+    if !json {
+        return writeln!(err, "halfway: {}", shown_lines(&error.to_string()));
+    }
+    let problem = match error.downcast_ref::<AskError>() {
+        Some(AskError::Client(ClientError::Refused { problem, .. })) => Some(problem),
+        _ => None,
+    };
+    let told = problem.cloned().unwrap_or_else(|| json!({"error": error.to_string()}));
+    writeln!(err, "{}", shown_json(&told))
+}
+
+/// Several lines of ours, which may have others' texts in them.
+fn shown_lines(text: &str) -> String {
+    text.split('\n').map(shown).collect::<Vec<_>>().join("\n")
+}
+
 /// Prints the answer of `config show`.
 /// # Errors
 /// When the output can't be written.
@@ -172,34 +232,52 @@ pub fn print_config(loaded: &Loaded, json: bool, mut out: impl Write) -> io::Res
             .iter()
             .map(|entry| json!({"key": entry.key, "value": entry.value, "source": entry.origin.to_string()}))
             .collect();
-        return writeln!(out, "{}", Value::from(items));
+        return writeln!(out, "{}", shown_json(&Value::from(items)));
     }
-    let lines: Vec<_> = entries.iter().map(|entry| format!("{} = {}", entry.key, entry.value)).collect();
-    let width = lines.iter().map(|line| line.chars().count()).max().unwrap_or_default();
-    for (line, entry) in lines.iter().zip(&entries) {
-        writeln!(out, "{line:width$}  # {}", entry.origin)?;
-    }
-    Ok(())
+    let line = |entry: &Entry| (shown_json(&entry.value), shown(&entry.origin.to_string()));
+    let lines: Vec<_> = entries.iter().map(|entry| (&entry.key, line(entry))).collect();
+    let lines: Vec<_> = lines.into_iter().map(|(key, (value, origin))| (format!("{key} = {value}"), origin)).collect();
+    write_aligned(&lines, terminal_width(), out)
+}
+
+/// Lines of two parts, the second ones one below the other as far as a terminal has room for that.
+fn write_aligned(lines: &[(String, String)], terminal: Option<usize>, mut out: impl Write) -> io::Result<()> {
+    const BETWEEN: &str = "  # ";
+    let longest = |part: fn(&(String, String)) -> &String| {
+        lines.iter().map(|line| part(line).chars().count()).max().unwrap_or_default()
+    };
+    let room = terminal.map_or(usize::MAX, |width| width.saturating_sub(longest(|line| &line.1) + BETWEEN.len()));
+    let width = longest(|line| &line.0).min(room);
+    lines.iter().try_for_each(|(first, second)| writeln!(out, "{first:width$}{BETWEEN}{second}"))
 }
 
 /// Prints what the doctor found.
 /// # Errors
 /// When the output can't be written.
 pub fn print_findings(findings: &[Finding], json: bool, mut out: impl Write) -> io::Result<()> {
-    let word = |verdict| match verdict {
-        Verdict::Fine => "ok",
-        Verdict::Warning => "warning",
-        Verdict::Failed => "failed",
+    let told = |verdict: &Verdict| match verdict {
+        Verdict::Fine => ("ok", None),
+        Verdict::Warning(advice) => ("warning", Some(advice.clone())),
+        Verdict::Failed(advice) => ("failed", Some(advice.clone())),
     };
     if json {
         let items: Vec<_> = findings
             .iter()
-            .map(|finding| json!({"what": finding.what, "verdict": word(finding.verdict), "text": finding.text}))
+            .map(|finding| {
+                let (verdict, advice) = told(&finding.verdict);
+                let (why, cure) = advice.map(|advice| (advice.why, advice.cure)).unzip();
+                json!({"what": finding.what, "verdict": verdict, "text": finding.text, "why": why, "cure": cure})
+            })
             .collect();
-        return writeln!(out, "{}", Value::from(items));
+        return writeln!(out, "{}", shown_json(&Value::from(items)));
     }
     for finding in findings {
-        writeln!(out, "{:8} {}: {}", word(finding.verdict), finding.what, finding.text)?;
+        let (verdict, advice) = told(&finding.verdict);
+        writeln!(out, "{verdict:8} {}: {}", shown(&finding.what), shown(&finding.text))?;
+        if let Some(advice) = advice {
+            writeln!(out, "{:8} why:  {}", "", advice.why)?;
+            writeln!(out, "{:8} cure: {}", "", shown(&advice.cure))?;
+        }
     }
     Ok(())
 }
@@ -210,7 +288,7 @@ pub fn print_findings(findings: &[Finding], json: bool, mut out: impl Write) -> 
 pub fn print_report(report: &impl Serialize, json: bool, mut out: impl Write) -> io::Result<()> {
     let report = serde_json::to_value(report).map_err(io::Error::other)?;
     if json {
-        return writeln!(out, "{report}");
+        return writeln!(out, "{}", shown_json(&report));
     }
     for (name, value) in report.as_object().into_iter().flatten() {
         match value {
@@ -230,7 +308,7 @@ pub fn print_report(report: &impl Serialize, json: bool, mut out: impl Write) ->
 fn in_words(value: &Value) -> String {
     match value {
         Value::Null => "none".into(),
-        Value::String(text) => text.clone(),
+        Value::String(text) => shown(text),
         Value::Object(fields) => {
             let fields: Vec<_> = fields.iter().map(|(name, value)| format!("{name} {}", in_words(value))).collect();
             fields.join(", ")
@@ -246,6 +324,7 @@ fn problem_json(problem: &Problem) -> Value {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::doctor::Advice;
 
     #[test]
     fn the_arguments_are_well_formed() {
@@ -322,15 +401,67 @@ mod tests {
 
     #[test]
     fn findings_are_printed_for_people_and_for_programs() {
-        let finding = Finding { what: "store a.db".into(), verdict: Verdict::Warning, text: "it is in \"tmp\"".into() };
+        let advice = Advice { why: "it goes", cure: "mount\u{1b}[2J it".into() };
+        let verdict = Verdict::Warning(advice);
+        let finding = Finding { what: "store a.db".into(), verdict, text: "it is in \"tmp\"".into() };
         let print = |json| {
             let mut out = Vec::new();
             print_findings(std::slice::from_ref(&finding), json, &mut out).expect("writing to a Vec does not fail");
             String::from_utf8(out).expect("UTF-8")
         };
-        assert_eq!(print(false), "warning  store a.db: it is in \"tmp\"\n");
+        let lines =
+            ["warning  store a.db: it is in \"tmp\"", "         why:  it goes", "         cure: mount\\u{1b}[2J it"];
+        assert_eq!(print(false).lines().collect::<Vec<_>>(), lines);
+        assert!(!print(true).contains('\u{1b}'));
         let json: Value = serde_json::from_str(&print(true)).expect("JSON");
-        assert_eq!(json, json!([{"what": "store a.db", "verdict": "warning", "text": "it is in \"tmp\""}]));
+        let expected = json!([{
+            "what": "store a.db", "verdict": "warning", "text": "it is in \"tmp\"", "why": "it goes",
+            "cure": "mount\u{1b}[2J it",
+        }]);
+        assert_eq!(json, expected);
+    }
+
+    #[test]
+    fn settings_are_aligned_as_far_as_there_is_room() {
+        let lines = [("a = 1", "default"), ("a_long_key = \"a long value\"", "a.toml")];
+        let lines = lines.map(|(first, second)| (first.to_owned(), second.to_owned()));
+        let print = |terminal| {
+            let mut out = Vec::new();
+            write_aligned(&lines, terminal, &mut out).expect("writing to a Vec does not fail");
+            String::from_utf8(out).expect("UTF-8")
+        };
+        let wide = "a = 1                        # default\na_long_key = \"a long value\"  # a.toml\n";
+        assert_eq!(print(None), wide);
+        assert_eq!(print(Some(80)), wide);
+        assert_eq!(print(Some(24)), "a = 1          # default\na_long_key = \"a long value\"  # a.toml\n");
+    }
+
+    #[test]
+    fn failures_are_told_to_people_and_to_programs() {
+        let print = |error: &(dyn Error + 'static), json| {
+            let mut err = Vec::new();
+            print_failure(error, json, &mut err).expect("writing to a Vec does not fail");
+            String::from_utf8(err).expect("UTF-8")
+        };
+        let error = io::Error::other("no \u{202e}such thing");
+        assert_eq!(print(&error, false), "halfway: no \\u{202e}such thing\n");
+        assert_eq!(print(&error, true), "{\"error\":\"no \\u202esuch thing\"}\n");
+        let problem = json!({"status": 404, "detail": "gone"});
+        let refused = AskError::Client(ClientError::Refused { text: "gone".into(), problem: problem.clone() });
+        assert_eq!(print(&refused, false), "halfway: gone\n");
+        assert_eq!(serde_json::from_str::<Value>(&print(&refused, true)).expect("JSON"), problem);
+    }
+
+    #[test]
+    fn every_command_has_a_page_in_the_manual() {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        write_manual(&folder.path().join("man1")).expect("written");
+        let page = |name: &str| fs::read_to_string(folder.path().join("man1").join(name)).expect("a page");
+        assert!(page("halfway.1").contains("halfway\\-tx(1)") || page("halfway.1").contains("tx"));
+        assert!(page("halfway-tx-commit.1").contains("Why, for its history"));
+        for name in ["serve", "config-check", "doctor", "dead-retry", "store-backup", "completions"] {
+            assert!(page(&format!("halfway-{name}.1")).contains(".TH"), "{name}");
+        }
     }
 
     #[test]

@@ -38,7 +38,7 @@ pub(super) fn shown_json(value: &serde_json::Value) -> String {
 }
 
 /// The first `width` characters; the last one tells if there are more.
-fn cut(text: &str, width: usize) -> String {
+pub(super) fn cut(text: &str, width: usize) -> String {
     if text.chars().count() <= width {
         return text.to_owned();
     }

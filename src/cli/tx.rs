@@ -30,6 +30,18 @@ pub enum TxCommand {
     Check(Show),
 }
 
+impl TxCommand {
+    pub(super) fn reach(&self) -> &Reach {
+        match self {
+            Self::List(List { reach, .. })
+            | Self::Show(Show { reach, .. })
+            | Self::Check(Show { reach, .. })
+            | Self::Commit(Decide { reach, .. })
+            | Self::Rollback(Decide { reach, .. }) => reach,
+        }
+    }
+}
+
 /// `halfway tx list`.
 #[derive(Args, Debug)]
 pub struct List {

@@ -54,6 +54,12 @@ impl Loaded {
         };
         leaves(&self.config).into_iter().map(|(key, value)| Entry { origin: origin(&key), key, value }).collect()
     }
+
+    /// What was found out only later about a key, told like everything else that is wrong.
+    pub fn problem(&self, key: &str, text: String) -> Problem {
+        let origin = self.origins.get(key).cloned().unwrap_or(Origin::Default);
+        Problem { origin, key: key.to_owned(), text }
+    }
 }
 
 /// One line of `halfway config show`.

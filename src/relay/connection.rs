@@ -10,7 +10,7 @@ use crate::amqp::frame::{self, Frame};
 use crate::amqp::method::{self, Close, id};
 use crate::amqp::reply_code::ReplyCode;
 use crate::amqp::wire::{Malformed, Reader};
-use crate::store::{Committed, DeadLetter, Pack, Sequence, Store, StoreError};
+use crate::store::{Committed, DeadLetter, Pack, Sequence, Store, StoreError, system_clock};
 use crate::upstream::{ConnectError, Upstream};
 use futures_util::future::BoxFuture;
 use futures_util::stream::{FuturesUnordered, StreamExt};
@@ -468,9 +468,12 @@ impl Vhost {
                 let (Some(queue), Some(lane)) = (queues.get_mut(&lane), self.lanes.get_mut(&lane)) else { return };
                 queue.page(&packs, PAGE_BYTES);
                 let first_own = Sequence(self.shared.first_own.load(Ordering::Relaxed));
+                let (now, clock) = (Instant::now(), system_clock());
                 for pack in packs {
                     let possible_duplicate = pack.sequence < first_own;
-                    lane.add_pack(pack, possible_duplicate);
+                    let age = pack.decided_at.map_or(0, |at| clock.0.saturating_sub(at.0).max(0)).unsigned_abs();
+                    let decided = now.checked_sub(Duration::from_millis(age)).unwrap_or(now);
+                    lane.add_pack(pack, possible_duplicate, decided);
                 }
             }
             Answer::Page { lane, packs: Err(error) } => {
@@ -500,7 +503,7 @@ impl Vhost {
                     tracing::error!(vhost = %self.name, lane, %error, "the store does not know the transaction of a dead letter");
                 }
                 if let Some(lane) = self.lanes.get_mut(&lane) {
-                    lane.dead_letter_kept(letter.sequence);
+                    lane.dead_letter_kept(letter.sequence, Instant::now());
                 }
             }
         }

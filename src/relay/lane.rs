@@ -71,6 +71,7 @@ impl From<Malformed> for Fault {
 #[derive(Debug)]
 struct Transaction {
     id: TransactionId,
+    decided: Instant,
     waiter: Option<Waiter>,
     /// Messages that were cut from it and have neither an answer nor a durable dead letter.
     unanswered: usize,
@@ -203,18 +204,18 @@ impl Lane {
 
     /// Takes a transaction that never left this process. Sequences rise.
     pub(super) fn add_committed(&mut self, committed: Committed) {
-        let Committed { sequence, id, messages, forwarded: waiter, .. } = committed;
+        let Committed { sequence, id, decided, messages, forwarded: waiter, .. } = committed;
         let messages = messages.expect("a transaction without its messages is read from the store");
-        self.begin(sequence, id, waiter);
+        self.begin(sequence, id, decided, waiter);
         self.add_stretch(Stretch { sequence, next_index: 0, last: true, messages, possible_duplicate: false });
     }
 
-    /// Takes a part of a transaction, read from the store.
-    pub(super) fn add_pack(&mut self, pack: Pack, possible_duplicate: bool) {
-        let Pack { sequence, id, number, first_index, last, retried, messages } = pack;
+    /// Takes a part of a transaction that was decided at `decided`, read from the store.
+    pub(super) fn add_pack(&mut self, pack: Pack, possible_duplicate: bool, decided: Instant) {
+        let Pack { sequence, id, number, first_index, last, retried, messages, .. } = pack;
         let possible_duplicate = possible_duplicate || retried;
         if number == 0 {
-            self.begin(sequence, id, None);
+            self.begin(sequence, id, decided, None);
         }
         // The rest of a transaction that can't be read is passed over.
         if self.transactions.contains_key(&sequence) {
@@ -231,8 +232,8 @@ impl Lane {
         }
     }
 
-    fn begin(&mut self, sequence: Sequence, id: TransactionId, waiter: Option<Waiter>) {
-        let transaction = Transaction { id, waiter, unanswered: 0, cut: false, returned: Vec::new() };
+    fn begin(&mut self, sequence: Sequence, id: TransactionId, decided: Instant, waiter: Option<Waiter>) {
+        let transaction = Transaction { id, decided, waiter, unanswered: 0, cut: false, returned: Vec::new() };
         self.transactions.insert(sequence, transaction);
     }
 
@@ -334,11 +335,11 @@ impl Lane {
         if self.pace == Pace::Settling || full {
             return None;
         }
-        self.again.pop_first().map(|(_, message)| message).or_else(|| self.cut())
+        self.again.pop_first().map(|(_, message)| message).or_else(|| self.cut(now))
     }
 
     /// Cuts the next message that was never sent.
-    fn cut(&mut self) -> Option<Message> {
+    fn cut(&mut self, now: Instant) -> Option<Message> {
         loop {
             let stretch = self.unsent.front_mut()?;
             let sequence = stretch.sequence;
@@ -358,7 +359,7 @@ impl Lane {
                 None => {
                     transaction.cut |= stretch.last;
                     self.drop_stretch();
-                    self.finish_if_done(sequence);
+                    self.finish_if_done(sequence, now);
                     continue;
                 }
             };
@@ -435,7 +436,7 @@ impl Lane {
             count += 1;
             self.in_flight_bytes -= message.bytes.len();
             if taken {
-                self.answered(message);
+                self.answered(message, now);
             } else {
                 let message = Message { possible_duplicate: true, returned: None, ..message };
                 self.again.insert((message.sequence, message.id.index), message);
@@ -464,7 +465,7 @@ impl Lane {
     }
 
     /// RabbitMQ has confirmed a message; perhaps it gave it back before.
-    fn answered(&mut self, mut message: Message) {
+    fn answered(&mut self, mut message: Message, now: Instant) {
         if let Some(returned) = message.returned.take() {
             let half = message.parse();
             let mandatory = forward::is_mandatory(half);
@@ -484,22 +485,23 @@ impl Lane {
                 return self.bury(message, code, text);
             }
         }
-        self.message_done(message.sequence);
+        self.message_done(message.sequence, now);
     }
 
-    fn message_done(&mut self, sequence: Sequence) {
+    fn message_done(&mut self, sequence: Sequence, now: Instant) {
         if let Some(transaction) = self.transactions.get_mut(&sequence) {
             transaction.unanswered -= 1;
-            self.finish_if_done(sequence);
+            self.finish_if_done(sequence, now);
         }
     }
 
-    fn finish_if_done(&mut self, sequence: Sequence) {
+    fn finish_if_done(&mut self, sequence: Sequence, now: Instant) {
         let done = |transaction: &Transaction| transaction.cut && transaction.unanswered == 0;
         if self.transactions.get(&sequence).is_some_and(done)
             && let Some(mut transaction) = self.transactions.remove(&sequence)
         {
             self.delivered.push(sequence);
+            self.status.forwarded.observe(now.saturating_duration_since(transaction.decided));
             if let Some(waiter) = transaction.waiter {
                 transaction.returned.sort_unstable_by_key(|(index, _)| *index);
                 let returned = transaction.returned.into_iter().map(|(_, message)| message).collect();
@@ -531,9 +533,9 @@ impl Lane {
     }
 
     /// The store keeps a dead letter of this transaction.
-    pub(super) fn dead_letter_kept(&mut self, sequence: Sequence) {
+    pub(super) fn dead_letter_kept(&mut self, sequence: Sequence, now: Instant) {
         self.dead_letters_waiting -= 1;
-        self.message_done(sequence);
+        self.message_done(sequence, now);
     }
 
     fn returned_if_whole(&mut self) {

@@ -217,6 +217,7 @@ mod tests {
             sequence: Sequence(sequence),
             id: TransactionId(Uuid::from_u128(sequence as u128)),
             lane: Lane { vhost: "/".into(), number: 0 },
+            decided: std::time::Instant::now(),
             messages: in_memory.then(|| Bytes::from_static(&[0; BYTES])),
             forwarded: Some(sender),
         };
@@ -236,6 +237,7 @@ mod tests {
                 number,
                 first_index: number,
                 last: number == 1,
+                decided_at: None,
                 retried: false,
                 messages: Bytes::from_static(&[0; BYTES / 2]),
             };

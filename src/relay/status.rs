@@ -1,5 +1,6 @@
 //! What the relay does at the moment, for health, metrics and people: cheap to write, cheap to read.
 
+use crate::histogram::{Histogram, LATENCIES};
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -45,15 +46,15 @@ pub(super) struct Counters {
 pub(super) struct VhostStatus {
     link: Mutex<Link>,
     pub(super) counters: Counters,
-}
-
-impl Default for VhostStatus {
-    fn default() -> Self {
-        Self { link: Mutex::new(Link::Connecting(None)), counters: Counters::default() }
-    }
+    /// From the decision of a transaction to RabbitMQ's last answer, of all virtual hosts.
+    pub(super) forwarded: Histogram,
 }
 
 impl VhostStatus {
+    pub(super) fn new(forwarded: Histogram) -> Self {
+        Self { link: Mutex::new(Link::Connecting(None)), counters: Counters::default(), forwarded }
+    }
+
     pub(super) fn set_link(&self, link: Link) {
         *self.link.lock().unwrap_or_else(PoisonError::into_inner) = link;
     }
@@ -65,15 +66,28 @@ pub(super) fn add(counter: &AtomicU64, count: u64) {
 }
 
 /// The state of the relay, shared by all who show it.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct RelayStatus {
     vhosts: Mutex<BTreeMap<Arc<str>, Arc<VhostStatus>>>,
+    forwarded: Histogram,
+}
+
+impl Default for RelayStatus {
+    fn default() -> Self {
+        Self { vhosts: Mutex::default(), forwarded: Histogram::new(LATENCIES) }
+    }
 }
 
 impl RelayStatus {
+    /// From the decision of a transaction to RabbitMQ's answer for its last message.
+    pub fn forwarded(&self) -> &Histogram {
+        &self.forwarded
+    }
+
     pub(super) fn vhost(&self, name: &Arc<str>) -> Arc<VhostStatus> {
         let mut vhosts = self.vhosts.lock().unwrap_or_else(PoisonError::into_inner);
-        Arc::clone(vhosts.entry(Arc::clone(name)).or_default())
+        let status = vhosts.entry(Arc::clone(name));
+        Arc::clone(status.or_insert_with(|| Arc::new(VhostStatus::new(self.forwarded.clone()))))
     }
 
     /// Every virtual host that had a committed transaction since the start, by name.

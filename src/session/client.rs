@@ -78,8 +78,7 @@ enum Ending {
 
 enum Event {
     Parked(u16, TransactionId, Result<(), StoreError>),
-    /// And whether it is a named one's.
-    Committed(u16, TransactionId, Result<bool, StoreError>, bool),
+    Committed(u16, TransactionId, Result<bool, StoreError>),
     Decided(u16, Ticket, TransactionName, Result<Verdict, StoreError>),
     Forwarded(u16, TransactionId, Option<Forwarded>),
     /// Rolled back or left in doubt.
@@ -182,10 +181,7 @@ impl Session {
             progress = true;
             match event {
                 Event::Parked(channel, id, result) => self.connection.handle_parked(channel, id, result),
-                Event::Committed(channel, id, result, named) => {
-                    if named && matches!(result, Ok(true)) {
-                        self.shared.metrics.decision(Actor::Channel.source());
-                    }
+                Event::Committed(channel, id, result) => {
                     if let Err(error) = &result {
                         tracing::error!(connection = self.number, channel, transaction = %id, %error, "commit failed");
                     }
@@ -196,9 +192,6 @@ impl Session {
                 }
                 Event::Forwarded(_, _, None) => {}
                 Event::Decided(channel, ticket, name, result) => {
-                    if matches!(result, Ok(Verdict::Decided(_))) {
-                        self.shared.metrics.decision(Actor::Control.source());
-                    }
                     self.connection.handle_decided(channel, ticket, &name, result);
                 }
                 Event::RolledBack(channel, id, result) => {
@@ -396,13 +389,12 @@ impl Session {
                 Command::Commit { channel, transaction, named, batch, parked, wait } => {
                     self.shared.metrics.messages_staged.inc_by(batch.messages().into());
                     let (sender, receiver) = oneshot::channel();
-                    let is_named = named.is_some();
                     let origin = self.origin(channel, transaction, named);
                     let commit = Commit { origin, batch, parked, forwarded: wait.then_some(sender) };
                     let reply = self.shared.store.commit(commit);
                     self.events.push(Box::pin(async move {
                         let result = reply.await.map(|committing| matches!(committing, Committing::Now(_)));
-                        Event::Committed(channel, transaction, result, is_named)
+                        Event::Committed(channel, transaction, result)
                     }));
                     if wait {
                         self.events

@@ -16,6 +16,7 @@ use crate::tx::name::TransactionName;
 use crate::tx::state::State;
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
 use tokio::sync::watch;
 
 /// The same contract as a store on disk, but for what survives a crash. Answers every call at once.
@@ -238,6 +239,7 @@ impl Row {
                 number,
                 first_index,
                 last,
+                decided_at: self.decided.as_ref().map(|(at, _)| *at),
                 retried: false,
                 messages: bytes.clone(),
             };
@@ -406,7 +408,7 @@ impl Held {
         row.decide(State::Committed, now, actor, reason);
         let (id, lane) = (row.origin.id, row.origin.lane.clone());
         let sequence = Sequence(self.insert(row));
-        Committed { sequence, id, lane, messages: None, forwarded: None }
+        Committed { sequence, id, lane, decided: Instant::now(), messages: None, forwarded: None }
     }
 
     /// A name has one fate, and it is another attempt's.

@@ -27,7 +27,7 @@ use bytes::Bytes;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
 use tokio::sync::{oneshot, watch};
 use wildmatch::WildMatch;
 
@@ -82,6 +82,8 @@ pub struct Committed {
     pub id: TransactionId,
     /// Its way.
     pub lane: Lane,
+    /// When the decision was durable.
+    pub decided: Instant,
     /// All its messages (see [`crate::tx::batch::iter`]), or `None` if the store must be asked for them, because some
     /// were parked earlier.
     pub messages: Option<Bytes>,
@@ -109,6 +111,8 @@ pub struct Pack {
     pub first_index: u32,
     /// Whether it is the transaction's last.
     pub last: bool,
+    /// When the transaction was committed; none: it is undecided.
+    pub decided_at: Option<Timestamp>,
     /// Whether it is a dead letter's once more: RabbitMQ may have some copies of it.
     pub retried: bool,
     /// The messages: see [`crate::tx::batch::iter`].

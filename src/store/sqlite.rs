@@ -26,7 +26,9 @@ mod writer;
 
 pub use open::OpenError;
 pub use stats::Stats;
-pub use tools::{CheckReport, LaneBacklog, StoreStats, ToolError, backup, check, stats};
+pub use tools::{
+    CheckReport, Checked, LaneBacklog, StoreStats, ToolError, backup, check, check_telling, stats, written,
+};
 
 use self::reader::{Question, Reader};
 use self::writer::{Call, Request, Writer};

@@ -62,17 +62,26 @@ pub enum Actor {
 }
 
 impl Actor {
+    /// Every label that decisions are counted under, in the order of [`Actor::kind`].
+    pub const SOURCES: [&'static str; 8] =
+        ["channel", "control", "checker", "exhausted", "operator", "attempt", "restart", "relay"];
+
     /// The label that decisions are counted under.
     pub fn source(&self) -> &'static str {
+        Self::SOURCES[self.kind()]
+    }
+
+    /// Its place in [`Actor::SOURCES`].
+    pub fn kind(&self) -> usize {
         match self {
-            Self::Channel => "channel",
-            Self::Control => "control",
-            Self::Checker(_) => "checker",
-            Self::Exhausted(_) => "exhausted",
-            Self::Operator(_) => "operator",
-            Self::Attempt(_) => "attempt",
-            Self::Restart => "restart",
-            Self::Relay => "relay",
+            Self::Channel => 0,
+            Self::Control => 1,
+            Self::Checker(_) => 2,
+            Self::Exhausted(_) => 3,
+            Self::Operator(_) => 4,
+            Self::Attempt(_) => 5,
+            Self::Restart => 6,
+            Self::Relay => 7,
         }
     }
 

@@ -90,8 +90,13 @@ fn the_doctor_tells_what_the_relays_account_lacks() {
     assert!(code.is_some(), "{good:?}");
 
     let guest = [("HALFWAY_RELAY__USERNAME", "guest"), ("HALFWAY_RELAY__PASSWORD", "guest")];
+    let guest_account = guest;
     let (_, guest) = report(&guest);
     assert!(guest[3].starts_with("warning ") && guest[3].contains("impersonator"), "{guest:?}");
+    let mut command = Command::new(env!("CARGO_BIN_EXE_halfway"));
+    let told = command.args(["doctor", "--config"]).arg(proxy.configuration()).envs(guest_account).output();
+    let told = text(&told.expect("the binary can be started").stdout);
+    assert!(told.contains("         cure: rabbitmqctl set_user_tags guest impersonator"), "{told}");
 
     let (code, wrong) = report(&[("HALFWAY_RELAY__PASSWORD", "wrong")]);
     assert_eq!(code, Some(1));
@@ -215,7 +220,9 @@ fn a_transaction_in_doubt_is_found_and_decided_by_hand() {
     assert_eq!(asked.status.code(), Some(1), "there is no checker");
     let history = text(&proxy.command(&["tx", "show", &id]).stdout);
     assert!(history.contains("operator local: never ordered"), "{history}");
-    assert_eq!(proxy.metric("halfway_decisions_total"), 1.0);
+    wait_until(deadline(Duration::from_secs(10)), "the decision to be counted", || {
+        proxy.metric("halfway_decisions_total") == 1.0
+    });
     assert!(proxy.log().contains("decision by hand"), "{}", proxy.log());
     wait_until(deadline(Duration::from_secs(10)), "the gauge to follow", || {
         proxy
@@ -286,6 +293,125 @@ fn a_proxy_that_is_not_there_an_unknown_id_and_a_wrong_token_are_told_apart() {
     assert_eq!(halfway(&["tx", "list", "--url", "nowhere"], &[]).status.code(), Some(2));
     assert_eq!(halfway(&["tx", "commit", ID], &[]).status.code(), Some(2), "a reason is needed");
     assert!(!proxy.log().contains("secret\n"), "{}", proxy.log());
+}
+
+#[test]
+fn config_check_looks_into_the_files_that_are_named() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let missing = |name: &str| folder.path().join(name).display().to_string();
+    let proxy = Proxy::prepare(
+        broker().port,
+        &[
+            ("listen.tls_address", "'127.0.0.1:1'"),
+            ("listen.tls.certificate", &format!("'{}'", missing("certificate"))),
+            ("listen.tls.key", &format!("'{}'", missing("key"))),
+            ("upstream.urls", "['amqps://127.0.0.1:1']"),
+            ("upstream.tls.ca", &format!("'{}'", missing("ca"))),
+            ("admin.tokens", &format!("[{{ token_file = '{}', role = 'viewer' }}]", missing("token"))),
+        ],
+    );
+    let checked = proxy.command(&["config", "check"]);
+    assert_eq!(checked.status.code(), Some(1));
+    let said = text(&checked.stderr);
+    for (key, file) in [("listen.tls.certificate", "certificate"), ("upstream.tls.ca", "ca"), ("admin.tokens", "token")]
+    {
+        assert!(said.contains(&format!("`{key}`: cannot read {}", missing(file))), "{said}");
+    }
+    let json = json_of(&proxy.command(&["config", "check", "--json"]));
+    assert_eq!((&json["valid"], json["problems"].as_array().map(Vec::len)), (&json!(false), Some(3)));
+    std::fs::write(missing("token"), "two words").expect("written");
+    let said = text(&proxy.command(&["config", "check"]).stderr);
+    assert!(said.contains("`admin.tokens`") && !said.contains("two words"), "{said}");
+}
+
+/// What a terminal may obey, or show in another order.
+fn is_harmless(text: &str) -> bool {
+    !text.chars().any(|c| (c.is_control() && c != '\n') || ('\u{202a}'..='\u{202e}').contains(&c))
+}
+
+#[test]
+fn every_command_tells_programs_json_and_nobody_a_terminals_escape() {
+    const NAME: &str = "order \u{1b}[2J\u{202e}17";
+    let mut proxy = Proxy::prepare(broker().port, &[]);
+    let id = park(&proxy, NAME);
+    proxy.resume();
+    let named = ["--user", "alice", "--name", NAME];
+    let why = ["--reason", "a \u{1b}]0;title\u{7} of\u{202e} mine"];
+    let copy = proxy.folder().join("copy.db").display().to_string();
+    // What a command needs, and whether it succeeds.
+    let commands: [(&[&str], bool); 18] = [
+        (&["config", "check"], true),
+        (&["config", "show"], true),
+        (&["tx", "list"], true),
+        (&["tx", "show", &id], true),
+        (&[&["tx", "show"], &named[..]].concat(), true),
+        (&["tx", "check", &id], false),
+        (&[&["tx", "rollback"], &named[..], &why].concat(), true),
+        (&[&["tx", "rollback", &id], &why[..]].concat(), true),
+        (&[&["tx", "commit", &id], &why[..]].concat(), false),
+        (&["tx", "show", &id], true),
+        (&["dead", "list"], true),
+        (&["dead", "show", "7"], false),
+        (&[&["dead", "retry", "7"], &why[..]].concat(), false),
+        (&[&["dead", "retry", "--all"], &why[..]].concat(), true),
+        (&[&["dead", "discard", "7"], &why[..]].concat(), false),
+        (&["store", "check"], true),
+        (&["store", "stats"], true),
+        (&["store", "backup", &copy], true),
+    ];
+    for (command, succeeds) in commands {
+        let people = proxy.command(command);
+        if command[1] == "backup" {
+            std::fs::remove_file(&copy).expect("it was made");
+        }
+        let program = proxy.command(&[command, &["--json"]].concat());
+        for (output, is_json) in [(people, false), (program, true)] {
+            assert_eq!(output.status.success(), succeeds, "{command:?}: {}", text(&output.stderr));
+            let (said, failed) = (text(&output.stdout), text(&output.stderr));
+            assert!(is_harmless(&said) && is_harmless(&failed), "{command:?}: {said}{failed}");
+            assert_eq!(succeeds, !said.is_empty(), "{command:?}");
+            assert_eq!(succeeds, failed.is_empty(), "{command:?}: {failed}");
+            if is_json {
+                let told = if succeeds { &said } else { &failed };
+                let told: Value =
+                    serde_json::from_str(told).unwrap_or_else(|error| panic!("{command:?}: {error}: {told}"));
+                assert!(succeeds || told["detail"].is_string(), "{command:?}: {told}");
+            }
+        }
+    }
+}
+
+#[test]
+fn long_work_shows_on_a_terminal_how_far_it_is_and_nowhere_else() {
+    let proxy = Proxy::prepare(broker().port, &[]);
+    park(&proxy, "order-1");
+    let backup = ["store", "backup", &proxy.folder().join("copy.db").display().to_string()].join(" ");
+    for (command, doing) in [("store check", "checking transactions"), (&backup, "copying bytes [")] {
+        let arguments: Vec<_> = command.split(' ').collect();
+        if command == "store check" {
+            assert!(proxy.command(&arguments).stderr.is_empty());
+        }
+        // `script` is a terminal for what it runs.
+        let line = format!("{} {command} --config {}", env!("CARGO_BIN_EXE_halfway"), proxy.configuration().display());
+        let terminal = Command::new("script").args(["-qec", &line, "/dev/null"]).output().expect("script is there");
+        assert_eq!(terminal.status.code(), Some(0), "{}", text(&terminal.stdout));
+        let shown = text(&terminal.stdout);
+        assert!(shown.contains(&format!("\r{doing}")), "{shown:?}");
+        assert!(
+            shown.rfind("\r\u{1b}[K").is_some_and(|at| !shown[at..].contains(doing)),
+            "the line is gone: {shown:?}"
+        );
+    }
+}
+
+#[test]
+fn the_manual_has_a_page_for_each_command() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let made = halfway(&["man", &folder.path().join("man1").display().to_string()], &[]);
+    assert_eq!(made.status.code(), Some(0), "{}", text(&made.stderr));
+    let page = std::fs::read_to_string(folder.path().join("man1/halfway-tx-commit.1")).expect("a page");
+    assert!(page.contains("Why, for its history"), "{page}");
+    assert!(!text(&halfway(&["--help"], &[]).stdout).contains("  man "), "it is for packages");
 }
 
 #[test]

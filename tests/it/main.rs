@@ -15,6 +15,7 @@ mod dead;
 mod faults;
 mod fidelity;
 mod half;
+mod monitoring;
 mod process;
 mod publish;
 mod recipe;

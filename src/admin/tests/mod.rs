@@ -136,8 +136,17 @@ async fn life_is_told_apart_from_readiness_and_metrics_are_in_their_format() {
     let answer = port.get("/healthz").await;
     assert!(answer.status == 200 && answer.body == "ok\n", "{answer:?}");
     port.admin.metrics.connections.inc();
-    let answer = port.get("/metrics").await;
-    let format = "\r\ncontent-type: application/openmetrics-text; version=1.0.0";
-    assert!(answer.head.contains(format), "{answer:?}");
-    assert!(answer.body.contains("\nhalfway_connections 1\n"), "{answer:?}");
+    // As Prometheus asks.
+    let accept = "application/openmetrics-text;version=1.0.0;q=0.5,text/plain;version=0.0.4;q=0.3";
+    let openmetrics = port.send("GET /metrics", &[("Host", "localhost"), ("Accept", accept)], "").await;
+    let older = port.get("/metrics").await;
+    for (answer, format, counter) in [
+        (openmetrics, "application/openmetrics-text; version=1.0.0", "\n# TYPE halfway_connections_accepted counter\n"),
+        (older, "text/plain; version=0.0.4", "\n# TYPE halfway_connections_accepted_total counter\n"),
+    ] {
+        assert!(answer.head.contains(&format!("\r\ncontent-type: {format}")), "{answer:?}");
+        assert!(answer.body.contains("\nhalfway_connections 1\n") && answer.body.contains(counter), "{answer:?}");
+    }
+    let text = port.get("/metrics").await.body;
+    assert!(text.contains("\nhalfway_admin_requests_total{class=\"2xx\"} 3\n"), "each answer counts: {text}");
 }

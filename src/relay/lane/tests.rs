@@ -6,6 +6,7 @@ use crate::amqp::method::{Publish, Return};
 use crate::amqp::properties::tests::empty;
 use crate::amqp::properties::{Properties, copy_entries};
 use crate::amqp::table;
+use crate::histogram::{Histogram, LATENCIES};
 use crate::relay::status::Counters;
 use crate::store::Lane as LaneName;
 use crate::tx::batch::Batch;
@@ -70,6 +71,7 @@ fn pack(sequence: i64, number: u32, count: u32, last: bool) -> Pack {
         number,
         first_index,
         last,
+        decided_at: None,
         retried: false,
         messages,
     }
@@ -77,7 +79,7 @@ fn pack(sequence: i64, number: u32, count: u32, last: bool) -> Pack {
 
 impl Rabbit {
     fn new(policy: Policy) -> Self {
-        let status = Arc::new(VhostStatus::default());
+        let status = Arc::new(VhostStatus::new(Histogram::new(LATENCIES)));
         let mut rabbit = Self {
             lane: Lane::new(CHANNEL, policy, Arc::clone(&status)),
             now: Instant::now(),
@@ -112,6 +114,7 @@ impl Rabbit {
             sequence: Sequence(sequence),
             id: transaction_id(sequence),
             lane: LaneName { vhost: "/".into(), number: CHANNEL - 1 },
+            decided: self.now,
             messages: Some(messages(count, mandatory)),
             forwarded: Some(sender),
         });
@@ -264,17 +267,34 @@ fn a_transaction_that_is_confirmed_early_does_not_wait_for_the_one_before() {
 #[test]
 fn a_transaction_in_packs_is_delivered_with_its_last() {
     let mut rabbit = Rabbit::new(policy(100, false));
-    rabbit.lane.add_pack(pack(1, 0, 2, false), true);
+    rabbit.lane.add_pack(pack(1, 0, 2, false), true, rabbit.now);
     assert_eq!(rabbit.got(), [(1, 0, true), (1, 1, true)]);
     rabbit.ack_all();
     assert!(rabbit.delivered().is_empty());
-    rabbit.lane.add_pack(pack(1, 1, 2, true), true);
+    rabbit.lane.add_pack(pack(1, 1, 2, true), true, rabbit.now);
     let (sender, mut receiver) = oneshot::channel();
     rabbit.lane.attach(Sequence(1), sender);
     assert_eq!(rabbit.got(), [(1, 2, true), (1, 3, true)]);
     rabbit.ack_all();
     assert_eq!(rabbit.delivered(), [1]);
     assert_eq!(receiver.try_recv(), Ok(Forwarded::default()));
+}
+
+#[test]
+fn how_long_forwarding_takes_is_counted_from_the_decision_to_the_last_answer() {
+    let mut rabbit = Rabbit::new(policy(100, false));
+    rabbit.commit(1, 2);
+    rabbit.read();
+    rabbit.ack(1);
+    assert_eq!(rabbit.status.forwarded.snapshot().count(), 0);
+    rabbit.wait(Duration::from_millis(700));
+    rabbit.ack(2);
+    let decided = rabbit.now.checked_sub(Duration::from_secs(4)).unwrap();
+    rabbit.lane.add_pack(pack(2, 0, 1, true), false, decided);
+    rabbit.read();
+    rabbit.ack(3);
+    let counted = rabbit.status.forwarded.snapshot().buckets.into_iter().filter(|(_, count)| *count > 0);
+    assert_eq!(counted.collect::<Vec<_>>(), [(1.0, 1), (5.0, 1)]);
 }
 
 #[test]
@@ -326,7 +346,7 @@ fn the_message_that_closes_the_channel_is_found_and_the_rest_goes_on() {
     assert_eq!((sequence_of(&got[0]), got[0].id.index), (2, 1));
     rabbit.ack(1);
     assert!(rabbit.delivered().is_empty(), "the dead letter is not durable yet");
-    rabbit.lane.dead_letter_kept(Sequence(2));
+    rabbit.lane.dead_letter_kept(Sequence(2), rabbit.now);
     assert_eq!(rabbit.delivered(), [2]);
     rabbit.commit(3, 3);
     assert_eq!(rabbit.got().len(), 3, "pipelined again");
@@ -350,7 +370,7 @@ fn a_whole_window_that_is_refused_costs_a_round_trip_a_message() {
         rabbit.read();
         rabbit.refuse();
         for (sequence, ..) in rabbit.dead_letters() {
-            rabbit.lane.dead_letter_kept(Sequence(sequence));
+            rabbit.lane.dead_letter_kept(Sequence(sequence), rabbit.now);
         }
         rounds += 1;
     }
@@ -474,7 +494,7 @@ fn a_message_that_reaches_no_queue_is_dropped_or_kept() {
         if keep {
             assert!(rabbit.delivered().is_empty());
             assert_eq!(rabbit.dead_letters(), [(1, 1, 312)]);
-            rabbit.lane.dead_letter_kept(Sequence(1));
+            rabbit.lane.dead_letter_kept(Sequence(1), rabbit.now);
         }
         assert_eq!(rabbit.delivered(), [1]);
         assert_eq!(rabbit.receivers.get_mut(&1).unwrap().try_recv(), Ok(Forwarded::default()));
@@ -504,11 +524,11 @@ fn what_can_not_be_sent_is_kept_and_what_can_not_be_read_is_passed_over() {
     let mut batch = Batch::default();
     batch.push(HalfMessage { publish: b"\0\0\0\0\0", header: &large, body: b"" });
     let messages = batch.into_bytes().into();
-    rabbit.lane.add_pack(Pack { messages, ..pack(1, 0, 1, true) }, false);
+    rabbit.lane.add_pack(Pack { messages, ..pack(1, 0, 1, true) }, false, rabbit.now);
     let messages = messages_cut_short();
-    rabbit.lane.add_pack(Pack { messages, last: false, ..pack(2, 0, 1, true) }, false);
-    rabbit.lane.add_pack(pack(2, 1, 1, true), false);
-    rabbit.lane.add_pack(pack(3, 0, 1, true), false);
+    rabbit.lane.add_pack(Pack { messages, last: false, ..pack(2, 0, 1, true) }, false, rabbit.now);
+    rabbit.lane.add_pack(pack(2, 1, 1, true), false, rabbit.now);
+    rabbit.lane.add_pack(pack(3, 0, 1, true), false, rabbit.now);
     assert_eq!(rabbit.got(), [(2, 0, false), (3, 0, false)]);
     rabbit.ack_all();
     assert_eq!(rabbit.dead_letters(), [(1, 0, 501)]);
@@ -588,7 +608,7 @@ proptest! {
             }
             for (sequence, index, _) in rabbit.dead_letters() {
                 dead.push((sequence, index));
-                rabbit.lane.dead_letter_kept(Sequence(sequence));
+                rabbit.lane.dead_letter_kept(Sequence(sequence), rabbit.now);
             }
             delivered.extend(rabbit.delivered());
         }

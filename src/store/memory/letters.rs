@@ -8,6 +8,7 @@ use crate::store::{
 use crate::tx::decision::Actor;
 use crate::tx::id::{Timestamp, TransactionId};
 use crate::tx::state::State;
+use std::time::Instant;
 
 /// A dead letter that is kept.
 pub(super) struct Kept {
@@ -74,7 +75,14 @@ impl Held {
         let row = self.row(of);
         row.note(now, "retry", actor, Some(&about(index, reason)));
         let (id, lane) = (row.origin.id, row.origin.lane.clone());
-        Ok(Some(Committed { sequence: Sequence(sequence), id, lane, messages: None, forwarded: None }))
+        Ok(Some(Committed {
+            sequence: Sequence(sequence),
+            id,
+            lane,
+            decided: Instant::now(),
+            messages: None,
+            forwarded: None,
+        }))
     }
 
     pub(super) fn discard(
@@ -119,6 +127,7 @@ impl Held {
                 number: 0,
                 first_index: kept.letter.index,
                 last: true,
+                decided_at: None,
                 retried: true,
                 messages: kept.letter.message.clone(),
             };

@@ -1,7 +1,7 @@
 //! What people and the check-back read: who is due, lists, a transaction with its history and its messages. Each answer
 //! is short, because the relay's pages wait behind it.
 
-use super::reader::packs_of;
+use super::reader::{Of, packs_of};
 use super::rows::{id, key, pack_keys, state};
 use crate::store::{Due, DueNow, Event, Filter, Listing, NameFilter, Pack, Sequence, Summary};
 use crate::tx::batch::FRONT_BYTES;
@@ -328,18 +328,18 @@ pub(super) fn messages(
     let sql = Transaction::new_unchecked(sql, TransactionBehavior::Deferred)?;
     let Some(place) = place(&sql, id)? else { return Ok(Vec::new()) };
     let mut statement = sql.prepare_cached(
-        "SELECT number, packs, body FROM transactions NOT INDEXED
+        "SELECT number, packs, body, decided_at FROM transactions NOT INDEXED
          WHERE sequence = ?1 AND state IN ('open', 'in_doubt', 'committed')",
     )?;
     let mut rows = statement.query([place])?;
     let Some(row) = rows.next()? else { return Ok(Vec::new()) };
-    let sequence = Sequence(place);
+    let transaction = Of { sequence: Sequence(place), id, decided_at: row.get::<_, Option<i64>>(3)?.map(Timestamp) };
     match row.get::<_, Option<i64>>(0)? {
-        Some(number) => packs_of(&sql, sequence, id, number, row.get(1)?, from, bytes_max),
+        Some(number) => packs_of(&sql, transaction, number, row.get(1)?, from, bytes_max),
         None if from > 0 => Ok(Vec::new()),
         None => {
             let messages = Bytes::copy_from_slice(row.get_ref(2)?.as_blob()?);
-            Ok(vec![Pack { sequence, id, number: 0, first_index: 0, last: true, retried: false, messages }])
+            Ok(vec![transaction.whole(messages)])
         }
     }
 }

@@ -96,7 +96,7 @@ fn page(sql: &Connection, lane: &Lane, after: Option<Cursor>, bytes_max: usize) 
     };
     let from = after.map_or(0, |cursor| cursor.sequence.0);
     let mut statement = sql.prepare_cached(
-        "SELECT sequence, id, number, packs, body FROM transactions INDEXED BY committed
+        "SELECT sequence, id, number, packs, body, decided_at FROM transactions INDEXED BY committed
          WHERE state = 'committed' AND lane = ?1 AND sequence >= ?2 ORDER BY sequence",
     )?;
     let mut rows = statement.query([lane, from])?;
@@ -104,13 +104,14 @@ fn page(sql: &Connection, lane: &Lane, after: Option<Cursor>, bytes_max: usize) 
     while let Some(row) = rows.next()? {
         let sequence = Sequence(row.get(0)?);
         let id = TransactionId(Uuid::from_bytes(row.get(1)?));
+        let transaction = Of { sequence, id, decided_at: row.get::<_, Option<i64>>(5)?.map(Timestamp) };
         let read = after.filter(|cursor| cursor.sequence == sequence).map(|cursor| cursor.pack);
         let has_room = match row.get::<_, Option<i64>>(2)? {
-            Some(number) => page.add_packs(&sql, sequence, id, number, row.get(3)?, read)?,
+            Some(number) => page.add_packs(&sql, transaction, number, row.get(3)?, read)?,
             None if read.is_some() => true,
             None => {
                 let messages = Bytes::copy_from_slice(row.get_ref(4)?.as_blob()?);
-                page.add(Pack { sequence, id, number: 0, first_index: 0, last: true, retried: false, messages })
+                page.add(transaction.whole(messages))
             }
         };
         if !has_room {
@@ -123,16 +124,31 @@ fn page(sql: &Connection, lane: &Lane, after: Option<Cursor>, bytes_max: usize) 
 /// The packs of one transaction from pack number `from` on, until they add up to `bytes_max`.
 pub(super) fn packs_of(
     sql: &Connection,
-    sequence: Sequence,
-    id: TransactionId,
+    transaction: Of,
     number: i64,
     packs: u32,
     from: u32,
     bytes_max: usize,
 ) -> rusqlite::Result<Vec<Pack>> {
     let mut page = Page { packs: Vec::new(), bytes: 0, bytes_max };
-    page.add_packs(sql, sequence, id, number, packs, from.checked_sub(1))?;
+    page.add_packs(sql, transaction, number, packs, from.checked_sub(1))?;
     Ok(page.packs)
+}
+
+/// Whose packs are read.
+#[derive(Clone, Copy)]
+pub(super) struct Of {
+    pub(super) sequence: Sequence,
+    pub(super) id: TransactionId,
+    pub(super) decided_at: Option<Timestamp>,
+}
+
+impl Of {
+    /// All of its messages, which stand in its row.
+    pub(super) fn whole(self, messages: Bytes) -> Pack {
+        let Of { sequence, id, decided_at } = self;
+        Pack { sequence, id, number: 0, first_index: 0, last: true, decided_at, retried: false, messages }
+    }
 }
 
 struct Page {
@@ -152,12 +168,12 @@ impl Page {
     fn add_packs(
         &mut self,
         sql: &Connection,
-        sequence: Sequence,
-        id: TransactionId,
+        transaction: Of,
         number: i64,
         packs: u32,
         read: Option<u32>,
     ) -> rusqlite::Result<bool> {
+        let Of { sequence, id, decided_at } = transaction;
         let (first, last) = pack_keys(number).into_inner();
         let retried = letters::is_retry(sql, sequence)?;
         let from = read.map_or(0, |pack| i64::from(pack) + 1);
@@ -172,6 +188,7 @@ impl Page {
                 number: place,
                 first_index: row.get(1)?,
                 last: place + 1 == packs,
+                decided_at,
                 retried,
                 messages: Bytes::copy_from_slice(row.get_ref(2)?.as_blob()?),
             };

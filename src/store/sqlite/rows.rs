@@ -100,11 +100,12 @@ pub(super) struct Row {
     pub(super) packs: u32,
     pub(super) messages: u32,
     pub(super) bytes: i64,
+    pub(super) in_doubt_at: Option<i64>,
 }
 
 /// The columns of a [`Row`], of `transactions` as `t` and `lanes` as `l`.
 pub(super) const ROW_COLUMNS: &str = "t.sequence, t.id, t.state, t.name, t.user, l.vhost, l.number, t.decided_at,
-    t.decided_by, coalesce(t.number, 0), t.packs, t.messages, t.bytes";
+    t.decided_by, coalesce(t.number, 0), t.packs, t.messages, t.bytes, t.in_doubt_at";
 
 impl Row {
     pub(super) fn read(row: &rusqlite::Row<'_>) -> rusqlite::Result<Self> {
@@ -121,6 +122,7 @@ impl Row {
             packs: row.get(10)?,
             messages: row.get(11)?,
             bytes: row.get(12)?,
+            in_doubt_at: row.get(13)?,
         })
     }
 }
@@ -140,6 +142,10 @@ pub(super) struct Tally {
     pub(super) backlog: i64,
     /// Whether packs have to be deleted.
     pub(super) garbage: bool,
+    /// First decisions about named transactions, by [`Actor::kind`].
+    pub(super) decisions: [u64; Actor::SOURCES.len()],
+    /// How long those were in doubt that were decided.
+    pub(super) doubts: Vec<Duration>,
 }
 
 impl Tally {
@@ -342,7 +348,7 @@ impl<'a> Rows<'a> {
         if more > 0 {
             self.pack(row.number, row.packs.into(), row.messages, &messages)?;
         }
-        self.left(row, State::Committed);
+        self.left(row, State::Committed, actor);
         self.note(row.id, State::Committed.as_str(), actor, reason)?;
         let sequence = Sequence(sequence);
         Ok(Released { sequence, id: row.id, lane: row.lane.clone(), packs: row.packs + more })
@@ -375,14 +381,21 @@ impl<'a> Rows<'a> {
             ":now": self.now.0, ":actor": actor.to_string(), ":answers": actor.answers(), ":sequence": row.sequence,
         })?;
         decided_once(changed)?;
-        self.left(row, State::RolledBack);
+        self.left(row, State::RolledBack, actor);
         self.discard(row)?;
         self.note(row.id, State::RolledBack.as_str(), actor, reason)
     }
 
-    fn left(&mut self, row: &Row, next: State) {
-        if row.name.is_some() {
-            self.tally.moved(Some(row.state), next);
+    fn left(&mut self, row: &Row, next: State, actor: &Actor) {
+        if row.name.is_none() {
+            return;
+        }
+        self.tally.moved(Some(row.state), next);
+        self.tally.decisions[actor.kind()] += 1;
+        if let (State::InDoubt, Some(since)) = (row.state, row.in_doubt_at) {
+            // A clock that was set back makes no doubt shorter than none.
+            let age = self.now.0.saturating_sub(since).max(0);
+            self.tally.doubts.push(Duration::from_millis(age.unsigned_abs()));
         }
     }
 

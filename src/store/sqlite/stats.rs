@@ -1,22 +1,21 @@
 //! What the store counts about itself, for the metrics.
 
+use super::rows::Tally;
+use crate::histogram::{AGES, Histogram, LATENCIES};
+use crate::tx::decision::Actor;
 use crate::tx::id::Timestamp;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 /// Counters and gauges, each right by itself; two of them read together may be a group apart.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Stats {
     /// Transactions that became durable as committed.
     pub commits: AtomicU64,
-    /// SQL transactions that answered somebody. `group_requests / groups` is how many share a sync.
-    pub groups: AtomicU64,
-    /// Calls answered by them.
+    /// SQL transactions that answered somebody, from the first statement to the end of the sync.
+    pub groups: Histogram,
+    /// Calls answered by them: so many share a sync, divided by their number.
     pub group_requests: AtomicU64,
-    /// Nanoseconds that they took in all, from the first statement to the end of the sync.
-    pub group_nanos: AtomicU64,
-    /// Nanoseconds of the last.
-    pub group_nanos_last: AtomicU64,
     /// SQL transactions that failed, and chores that did.
     pub errors: AtomicU64,
     /// Whether the last SQL transaction failed. While it did, one is tried every second, asked for or not, so that this
@@ -36,15 +35,51 @@ pub struct Stats {
     pub in_doubt: AtomicU64,
     /// Since when the oldest of them is: milliseconds since 1970-01-01 UTC; 0: there is none.
     pub oldest_in_doubt: AtomicU64,
+    /// Since when the oldest undelivered transaction is committed, as of the last look: the same.
+    pub oldest_committed: AtomicU64,
+    /// First decisions about named transactions that became durable, by [`Actor::kind`].
+    pub decisions: [AtomicU64; Actor::SOURCES.len()],
+    /// How long transactions were in doubt that were decided.
+    pub doubts: Histogram,
+}
+
+impl Default for Stats {
+    fn default() -> Self {
+        Self {
+            commits: AtomicU64::default(),
+            groups: Histogram::new(LATENCIES),
+            group_requests: AtomicU64::default(),
+            errors: AtomicU64::default(),
+            failing: AtomicBool::default(),
+            queued: AtomicU64::default(),
+            used_bytes: AtomicU64::default(),
+            backlog: AtomicU64::default(),
+            dead_letters: AtomicU64::default(),
+            open_named: AtomicU64::default(),
+            in_doubt: AtomicU64::default(),
+            oldest_in_doubt: AtomicU64::default(),
+            oldest_committed: AtomicU64::default(),
+            decisions: Default::default(),
+            doubts: Histogram::new(AGES),
+        }
+    }
 }
 
 impl Stats {
     pub(super) fn group(&self, requests: usize, took: Duration) {
-        let nanos = took.as_nanos().try_into().unwrap_or(u64::MAX);
-        add(&self.groups, 1);
+        self.groups.observe(took);
         add(&self.group_requests, requests as u64);
-        add(&self.group_nanos, nanos);
-        set(&self.group_nanos_last, nanos);
+    }
+
+    /// Decisions that are durable.
+    pub(super) fn decided(&self, tally: &Tally) {
+        for (counter, count) in self.decisions.iter().zip(tally.decisions) {
+            // Nearly all are zero, and a zero needs no turn at the memory.
+            if count > 0 {
+                add(counter, count);
+            }
+        }
+        tally.doubts.iter().for_each(|age| self.doubts.observe(*age));
     }
 }
 

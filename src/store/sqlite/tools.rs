@@ -11,6 +11,7 @@ use rusqlite::{Connection, ErrorCode, Transaction, TransactionBehavior};
 use serde::Serialize;
 use std::fs::File;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 use uuid::Uuid;
 
 /// Findings told of one damaged file; more would say the same.
@@ -31,6 +32,15 @@ pub enum ToolError {
     /// Writing the backup failed.
     #[error("the backup could not be written: {0}")]
     Write(#[from] std::io::Error),
+}
+
+/// How far a check is, for somebody who looks on.
+#[derive(Debug, Default)]
+pub struct Checked {
+    /// Transactions looked at.
+    pub done: AtomicU64,
+    /// Transactions to look at; 0 while SQLite's own structures are looked at, which comes first.
+    pub total: AtomicU64,
 }
 
 /// What `halfway store check` found.
@@ -153,6 +163,16 @@ fn none_if_no_row<T>(error: rusqlite::Error) -> rusqlite::Result<Option<T>> {
     if error == rusqlite::Error::QueryReturnedNoRows { Ok(None) } else { Err(error) }
 }
 
+/// How many bytes of a backup are written, for somebody who looks on.
+pub fn written(target: &Path) -> u64 {
+    std::fs::metadata(partial(target)).map_or(0, |file| file.len())
+}
+
+/// The name of a backup that is not whole yet.
+fn partial(target: &Path) -> PathBuf {
+    beside(target, ".partial")
+}
+
 /// Copies the store as it is at one moment to a new file, while proxies go on. The log grows meanwhile.
 ///
 /// # Errors
@@ -162,7 +182,7 @@ pub fn backup(path: &Path, target: &Path) -> Result<(), ToolError> {
         return Err(ToolError::Exists(target.into()));
     }
     let sql = open(path)?;
-    let partial = beside(target, ".partial");
+    let partial = partial(target);
     let copied = copy(&sql, &partial).and_then(|()| {
         std::fs::rename(&partial, target)?;
         // The new name has to be as durable as what it names.
@@ -198,9 +218,18 @@ fn copy(sql: &Connection, partial: &Path) -> Result<(), ToolError> {
 /// # Errors
 /// The file can't be opened or read. What is wrong in it is told in the report.
 pub fn check(path: &Path) -> Result<CheckReport, ToolError> {
+    check_telling(path, &Checked::default())
+}
+
+/// The same as [`check`], telling meanwhile how far it is.
+///
+/// # Errors
+/// As [`check`].
+pub fn check_telling(path: &Path, checked: &Checked) -> Result<CheckReport, ToolError> {
     let sql = open(path)?;
     let sql = Transaction::new_unchecked(&sql, TransactionBehavior::Deferred)?;
-    let mut check = Check { sql: &sql, schema: schema_version(&sql, path)?, report: CheckReport::default() };
+    let schema = schema_version(&sql, path)?;
+    let mut check = Check { sql: &sql, schema, report: CheckReport::default(), checked };
     check.structure()?;
     // With broken pages everything behind would only repeat it.
     if check.report.problems.is_empty() {
@@ -272,6 +301,7 @@ struct Check<'a> {
     sql: &'a Connection,
     schema: i64,
     report: CheckReport,
+    checked: &'a Checked,
 }
 
 impl Check<'_> {
@@ -336,6 +366,10 @@ impl Check<'_> {
     }
 
     fn transactions(&mut self) -> rusqlite::Result<()> {
+        const KEPT: &str = "state IN ('open', 'in_doubt', 'committed')";
+        let count = format!("SELECT count(*) FROM transactions WHERE {KEPT}");
+        let total = self.sql.query_row(&count, [], |row| row.get::<_, i64>(0))?;
+        self.checked.total.store(total.unsigned_abs(), Ordering::Relaxed);
         // A letter that is tried again is the only message of its row, under its old place.
         let first_index = match self.schema {
             0..3 => "NULL",
@@ -343,7 +377,7 @@ impl Check<'_> {
         };
         let mut statement = self.sql.prepare(&format!(
             "SELECT id, messages, bytes, number, packs, body, coalesce({first_index}, 0) FROM transactions
-             WHERE state IN ('open', 'in_doubt', 'committed') ORDER BY sequence",
+             WHERE {KEPT} ORDER BY sequence",
         ))?;
         let mut rows = statement.query([])?;
         while let Some(row) = rows.next()? {
@@ -364,6 +398,7 @@ impl Check<'_> {
                 })
             });
             self.report.transactions += 1;
+            self.checked.done.store(self.report.transactions, Ordering::Relaxed);
             self.report.messages += found.messages.unsigned_abs();
             if let Some(problem) = problem {
                 self.problem(format!("transaction {id} {problem}"));

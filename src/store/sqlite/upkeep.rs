@@ -39,6 +39,10 @@ const PURGED_TRANSACTIONS: usize = 512;
 /// How often to look how full the file is, while it is far from full.
 const MEASURE_INTERVAL: Duration = Duration::from_millis(50);
 
+/// How often to look for the oldest undelivered transaction, while commits come. Less than [`IDLE`], so that the last look
+/// sees what the last commit changed.
+const LOOK_INTERVAL: Duration = Duration::from_millis(900);
+
 /// Hundredths of the limit from which to look after every commit.
 const MEASURE_ALWAYS_PERCENT: u64 = 90;
 
@@ -61,6 +65,8 @@ pub(super) struct Upkeep {
     empty_log_at: Option<Instant>,
     purge_at: Instant,
     measured_at: Instant,
+    /// When the oldest undelivered transaction was looked for last.
+    looked_at: Option<Instant>,
     /// Bytes of messages that came since.
     unmeasured_bytes: u64,
 }
@@ -79,7 +85,7 @@ impl Upkeep {
             Ok(())
         }))?;
         let now = Instant::now();
-        let upkeep = Self {
+        let mut upkeep = Self {
             stats,
             full,
             bytes_max: settings.max_size,
@@ -91,9 +97,11 @@ impl Upkeep {
             empty_log_at: Some(now + IDLE),
             purge_at: now,
             measured_at: now,
+            looked_at: None,
             unmeasured_bytes: 0,
         };
         upkeep.measure(sql);
+        upkeep.look_for_oldest(sql, now);
         Ok(upkeep)
     }
 
@@ -113,6 +121,8 @@ impl Upkeep {
     pub(super) fn work(&mut self, sql: &Connection, now: Timestamp) {
         if self.empty_log_at.is_some_and(|at| at <= Instant::now()) {
             self.empty_log(sql);
+            // What the last commits changed.
+            self.look_for_oldest(sql, Instant::now());
         }
         if self.purge_at <= Instant::now() {
             self.purge(sql, now);
@@ -133,6 +143,7 @@ impl Upkeep {
             self.unmeasured_bytes = 0;
             self.measure(sql);
         }
+        self.look_for_oldest(sql, now);
         self.empty_log_at = Some(now + IDLE);
         let pages = self.log_pages.load(Ordering::Relaxed);
         if pages < self.log_pages_before {
@@ -213,10 +224,34 @@ impl Upkeep {
         });
     }
 
+    /// Looks since when the oldest undelivered transaction is committed, if that is not known well enough.
+    fn look_for_oldest(&mut self, sql: &Connection, now: Instant) {
+        if self.looked_at.is_some_and(|at| now < at + LOOK_INTERVAL) {
+            return;
+        }
+        self.looked_at = Some(now);
+        match oldest_committed(sql) {
+            Ok(oldest) => set(&self.stats.oldest_committed, milliseconds(oldest)),
+            Err(error) => tracing::warn!(%error, "the store could not look for the oldest that is committed"),
+        }
+    }
+
     fn failed(&self, chore: &str, error: &rusqlite::Error) {
         add(&self.stats.errors, 1);
         tracing::warn!(%error, chore, "a chore of the store failed; it will be tried again");
     }
+}
+
+/// When the oldest undelivered transaction was committed: each lane has its own first one at the head of an index.
+fn oldest_committed(sql: &Connection) -> rusqlite::Result<Option<Timestamp>> {
+    let oldest = sql
+        .prepare_cached(
+            "SELECT min(oldest) FROM (SELECT (SELECT decided_at FROM transactions INDEXED BY committed
+                 WHERE state = 'committed' AND transactions.lane = lanes.lane ORDER BY sequence LIMIT 1) AS oldest
+             FROM lanes)",
+        )?
+        .query_row([], |row| row.get::<_, Option<i64>>(0))?;
+    Ok(oldest.map(Timestamp))
 }
 
 fn is_full(was: bool, used: u64, max: u64) -> bool {

@@ -175,8 +175,11 @@ impl Writer {
     ) -> rusqlite::Result<Self> {
         let mut book = Book::read(&sql)?;
         let sql_tx = Transaction::new_unchecked(&sql, TransactionBehavior::Immediate)?;
-        let (rolled_back, in_doubt) = Rows::new(&sql_tx, &mut book, (settings.clock)()).after_restart()?;
+        let mut rows = Rows::new(&sql_tx, &mut book, (settings.clock)());
+        let (rolled_back, in_doubt) = rows.after_restart()?;
+        let tally = rows.tally;
         sql_tx.commit()?;
+        stats.decided(&tally);
         if rolled_back + in_doubt > 0 {
             tracing::info!(rolled_back, in_doubt, "ended what was open when the proxy ended");
         }
@@ -326,8 +329,8 @@ impl Writer {
 
     /// Hands on what was committed, then answers. In this order because what RabbitMQ takes long for goes first.
     fn answer(&mut self, answered: impl Iterator<Item = (Request, Outcome)>) {
-        let mut committed = Vec::new();
-        let answered = answered.map(|(request, outcome)| self.hand_on(request, outcome, &mut committed));
+        let (now, mut committed) = (Instant::now(), Vec::new());
+        let answered = answered.map(|(request, outcome)| self.hand_on(request, outcome, now, &mut committed));
         let replies = answered.collect::<Vec<_>>();
         add(&self.stats.backlog, committed.len() as u64);
         if !committed.is_empty() {
@@ -336,7 +339,7 @@ impl Writer {
         replies.into_iter().for_each(Told::send);
     }
 
-    fn hand_on(&mut self, request: Request, outcome: Outcome, committed: &mut Vec<Committed>) -> Told {
+    fn hand_on(&mut self, request: Request, outcome: Outcome, now: Instant, committed: &mut Vec<Committed>) -> Told {
         match request {
             Request::Park { answer, .. } => {
                 let outcome = match outcome {
@@ -358,7 +361,7 @@ impl Writer {
                 Outcome::Committed(released) => {
                     let sequence = released.sequence;
                     let messages = (released.packs == 0).then_some(messages.bytes);
-                    committed.push(self.release(released, messages, forwarded));
+                    committed.push(self.release(released, now, messages, forwarded));
                     Told::Commit(answer, Ok(Committing::Now(sequence)))
                 }
                 Outcome::CommittedBefore => Told::Commit(answer, Ok(Committing::Before)),
@@ -371,7 +374,7 @@ impl Writer {
                     {
                         self.recent.take(fate.id);
                     }
-                    committed.extend(released.map(|released| self.release(released, None, None)));
+                    committed.extend(released.map(|released| self.release(released, now, None, None)));
                     Told::Verdict(answer, Ok(verdict))
                 }
                 other => Told::Verdict(answer, Err(refusal(other))),
@@ -382,7 +385,7 @@ impl Writer {
             },
             Request::Retry { answer, .. } | Request::Discard { answer, .. } => match outcome {
                 Outcome::Retried(Released { sequence, id, lane, .. }) => {
-                    committed.push(Committed { sequence, id, lane, messages: None, forwarded: None });
+                    committed.push(Committed { sequence, id, lane, decided: now, messages: None, forwarded: None });
                     Told::Letter(answer, Ok(Some(id)))
                 }
                 Outcome::Discarded(id) => Told::Letter(answer, Ok(Some(id))),
@@ -395,6 +398,7 @@ impl Writer {
     fn release(
         &mut self,
         released: Released,
+        decided: Instant,
         messages: Option<Bytes>,
         forwarded: Option<oneshot::Sender<Forwarded>>,
     ) -> Committed {
@@ -402,7 +406,7 @@ impl Writer {
         add(&self.stats.commits, 1);
         // What is remembered of it is its first pack.
         let messages = messages.or_else(|| self.recent.take(id).filter(|_| packs == 1));
-        Committed { sequence, id, lane, messages, forwarded }
+        Committed { sequence, id, lane, decided, messages, forwarded }
     }
 
     fn refuse(&mut self, request: Request, error: StoreError) {
@@ -454,6 +458,7 @@ impl Writer {
         add_signed(&self.stats.in_doubt, tally.in_doubt);
         add_signed(&self.stats.dead_letters, tally.letters);
         add_signed(&self.stats.backlog, tally.backlog);
+        self.stats.decided(tally);
         if tally.doubts_changed {
             match Rows::oldest_doubt(&self.sql) {
                 Ok(oldest) => set(&self.stats.oldest_in_doubt, milliseconds(oldest)),

@@ -155,7 +155,7 @@ fn a_group_shares_one_sql_transaction() {
     bench.write(requests);
     let sequences: Vec<_> = answers.into_iter().map(|answered| place(answer(answered))).collect();
     assert!(sequences.is_sorted());
-    assert_eq!(bench.stat(|stats| &stats.groups), 1);
+    assert_eq!(bench.writer.stats.groups.snapshot().count(), 1);
     assert_eq!(bench.stat(|stats| &stats.group_requests), 50);
     assert_eq!(bench.stat(|stats| &stats.commits), 50);
     assert_eq!(bench.stat(|stats| &stats.backlog), 50);
@@ -434,4 +434,38 @@ fn a_statement_is_parsed_once_in_a_connections_life() {
     let first = round(0);
     assert!(first > 0);
     assert_eq!(round(1), first);
+}
+
+/// Named transactions are counted where their decisions are durable: whoever asked may be gone by then, and a rollback is a
+/// decision like any other.
+#[test]
+fn decisions_are_counted_whoever_waits_for_their_answers() {
+    let mut bench = Bench::new();
+    let [first, second, third] = ["a", "b", "c"].map(|name| named(name, true));
+    bench.write([park(&first, 10).0, park(&second, 10).0, park(&third, 10).0]);
+    // Nobody waits for any of these.
+    bench.write([commit(&first, 10, true).0, rollback(&second).0, abandon(&third).0]);
+    let plain = origin(0);
+    bench.write([decide(&third, Decision::Commit).0, decide(&third, Decision::Commit).0, commit(&plain, 10, false).0]);
+    let counts = bench.writer.stats.decisions.each_ref().map(|count| count.load(Ordering::Relaxed));
+    let expected = Actor::SOURCES.map(|source| match source {
+        "channel" => 2,
+        "control" => 1,
+        _ => 0,
+    });
+    assert_eq!(counts, expected);
+    assert_eq!(bench.writer.stats.doubts.snapshot().count(), 1, "the third alone was in doubt");
+}
+
+#[test]
+fn a_decision_that_is_not_durable_is_not_counted() {
+    let mut bench = Bench::new();
+    let first = named("a", true);
+    bench.write([park(&first, 10).0]);
+    let lock = bench.lock_out();
+    bench.write([commit(&first, 10, true).0]);
+    assert_eq!(bench.stat(|stats| &stats.decisions[Actor::Channel.kind()]), 0);
+    drop(lock);
+    bench.write([commit(&first, 10, true).0]);
+    assert_eq!(bench.stat(|stats| &stats.decisions[Actor::Channel.kind()]), 1);
 }
