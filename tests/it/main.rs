@@ -17,6 +17,7 @@ mod fidelity;
 mod half;
 mod process;
 mod publish;
+mod quick_starts;
 mod recipe;
 mod relay;
 mod relay_alone;
