@@ -384,7 +384,7 @@ fn known_keys() -> Keys {
 }
 
 /// Every key of `config` with its value, as it would stand in a file. Tables in a list are numbered from 0.
-fn leaves(config: &impl Serialize) -> Keys {
+pub(super) fn leaves(config: &impl Serialize) -> Keys {
     fn walk(prefix: String, value: Json, keys: &mut Keys) {
         match value {
             Json::Object(table) => {
@@ -434,7 +434,7 @@ impl Provider for Layer {
     }
 }
 
-type Keys = BTreeMap<String, Json>;
+pub(super) type Keys = BTreeMap<String, Json>;
 
 /// Lists whose items are tables, and the keys of these tables.
 const LISTS_OF_TABLES: [(&str, &[&str]); 1] = [("admin.tokens", &["token_file", "role"])];
