@@ -443,9 +443,7 @@ impl TypedMetric for Histogram {
 impl EncodeMetric for Histogram {
     fn encode(&self, mut encoder: MetricEncoder<'_>) -> fmt::Result {
         let snapshot = self.snapshot();
-        // The encoder knows the last bucket by the largest number that is not infinite.
-        let buckets: Vec<_> = snapshot.buckets.iter().map(|(bound, count)| (bound.min(f64::MAX), *count)).collect();
-        encoder.encode_histogram::<NoLabelSet>(snapshot.sum, snapshot.count(), &buckets, None)
+        encoder.encode_histogram::<NoLabelSet>(snapshot.sum, snapshot.count(), &snapshot.buckets, None)
     }
 
     fn metric_type(&self) -> MetricType {
