@@ -3,11 +3,11 @@
 #
 #   tests/setup.sh pika    pika alone
 #   tests/setup.sh demo    this, RabbitMQ, and a C compiler for the build
-#   tests/setup.sh         these, amqplib for Node, PostgreSQL with psycopg, and Prometheus' promtool
+#   tests/setup.sh         these, PostgreSQL with psycopg, Prometheus' promtool, and the clients of docs/clients
 #   tests/setup.sh all     these, a C++ compiler for the fuzz targets, and HAProxy for the benchmarks
 #
-# RabbitMQ, PostgreSQL, Node, Prometheus and HAProxy come from Debian, pika and psycopg go to .venv, amqplib to
-# tests/clients/node_modules.
+# RabbitMQ, PostgreSQL, Prometheus, HAProxy, the languages and the clients for Java, Go and PHP come from Debian; pika,
+# Celery and psycopg go to .venv, amqplib to tests/clients/node_modules.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 case ${1:-test} in
@@ -49,6 +49,12 @@ need 1 rabbitmq-server test -x /usr/lib/rabbitmq/bin/rabbitmq-server
 need 1 "gcc libc6-dev" command -v cc
 need 2 "nodejs npm" command -v npm
 need 2 prometheus command -v promtool
+need 2 default-jdk-headless command -v javac
+need 2 librabbitmq-client-java test -f /usr/share/java/amqp-client.jar
+need 2 golang-go command -v go
+need 2 golang-github-rabbitmq-amqp091-go-dev test -d /usr/share/gocode/src/github.com/rabbitmq/amqp091-go
+need 2 php-cli command -v php
+need 2 php-amqplib test -f /usr/share/php/PhpAmqpLib/autoload.php
 need 2 postgresql compgen -G '/usr/lib/postgresql/*/bin/initdb'
 need 3 g++ command -v c++
 need 3 haproxy test -x /usr/sbin/haproxy
@@ -61,8 +67,8 @@ if ! .venv/bin/python -c 'import pika' 2>/dev/null; then
     .venv/bin/pip install --quiet --disable-pip-version-check "pika>=1.3,<2"
 fi
 
-if [ $level -ge 2 ] && ! .venv/bin/python -c 'import psycopg' 2>/dev/null; then
-    .venv/bin/pip install --quiet --disable-pip-version-check "psycopg[binary]>=3.1,<4"
+if [ $level -ge 2 ] && ! .venv/bin/python -c 'import celery, psycopg' 2>/dev/null; then
+    .venv/bin/pip install --quiet --disable-pip-version-check "celery>=5.3,<6" "psycopg[binary]>=3.1,<4"
 fi
 
 lock=tests/clients/package-lock.json

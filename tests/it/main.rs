@@ -18,6 +18,7 @@ mod half;
 mod monitoring;
 mod process;
 mod publish;
+mod quick_starts;
 mod recipe;
 mod relay;
 mod relay_alone;
