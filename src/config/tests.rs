@@ -2,6 +2,8 @@ use std::{fs, path::PathBuf, time::Duration};
 
 use super::{load::load_from, *};
 
+mod reference;
+
 fn load_text(text: &str, variables: &[(&str, &str)]) -> Result<Loaded, ConfigError> {
     let folder = tempfile::tempdir().expect("a temporary folder");
     let path = folder.path().join("halfway.toml");
@@ -18,28 +20,6 @@ fn problems(text: &str, variables: &[(&str, &str)]) -> Vec<String> {
 
 fn origin(loaded: &Loaded, key: &str) -> Origin {
     loaded.entries().into_iter().find(|entry| entry.key == key).expect("a known key").origin
-}
-
-#[test]
-fn the_documented_file_has_every_key_with_its_default() {
-    assert_is_complete(include_str!("../../config.toml"));
-}
-
-#[test]
-fn the_documentation_has_every_key_with_its_default() {
-    // A row reads: | `key` | `default` | meaning |
-    let rows = include_str!("../../docs/configuration.md").lines().filter_map(|line| line.strip_prefix("| `"));
-    let keys = rows.filter_map(|row| row.split_once("` | `")).filter(|(key, _)| key.contains('.'));
-    let lines: Vec<_> = keys.map(|(key, rest)| format!("{key} = {}", &rest[..rest.find('`').unwrap_or(0)])).collect();
-    assert_is_complete(&lines.join("\n"));
-}
-
-fn assert_is_complete(file: &str) {
-    let loaded = load_text(file, &[]).expect("valid");
-    assert_eq!(loaded.config, Config::default());
-    for entry in loaded.entries() {
-        assert!(matches!(entry.origin, Origin::File(_)), "{} is missing", entry.key);
-    }
 }
 
 #[test]
@@ -354,19 +334,4 @@ fn a_checkers_secret_comes_from_a_variable_or_a_file_and_is_never_shown() {
     assert_eq!(problems(&with_file, &[]), ["checker.0.secret_file: is empty"]);
     let error = load_text(&format!("{text}secret_file = '/nowhere/secret'"), &[]).expect_err("no such file");
     assert!(error.to_string().contains("checker.0.secret_file"), "{error}");
-}
-
-#[test]
-fn every_key_of_a_checker_is_documented() {
-    for (name, file) in
-        [("config.toml", include_str!("../../config.toml")), ("docs", include_str!("../../docs/configuration.md"))]
-    {
-        let serde_json::Value::Object(keys) = serde_json::to_value(Checker::with_every_key()).expect("JSON") else {
-            panic!("a table")
-        };
-        for key in keys.keys() {
-            let is_there = file.contains(&format!("# {key} = ")) || file.contains(&format!("| `{key}` |"));
-            assert!(is_there, "{key} is missing in {name}");
-        }
-    }
 }
