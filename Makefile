@@ -1,6 +1,6 @@
 # What a newcomer types. Each target installs what it needs; see tests/setup.sh.
 
-.PHONY: help build demo test fuzz bench fmt lint
+.PHONY: help build demo test fuzz bench book fmt lint
 
 # How long each fuzz target runs: seconds, or a number of inputs (30000x) that are the same each time.
 FOR ?= 30
@@ -24,6 +24,10 @@ fuzz: ## Feed the protocol core with anything, FOR seconds (30) each target
 bench: ## Measure against RabbitMQ itself and HAProxy; see docs/performance.md
 	@tests/setup.sh all
 	cargo bench --locked
+
+book: ## Build the documents as a book, target/book/index.html
+	command -v mdbook >/dev/null || cargo install --locked mdbook
+	mdbook build docs
 
 fmt: ## Format the code
 	cargo fmt

@@ -82,18 +82,6 @@ fn nothing_is_left_to_do_and_no_machine_is_named() {
 }
 
 #[test]
-fn links_in_the_documents_lead_somewhere() {
-    for path in files(&root()).into_iter().filter(|path| path.extension().is_some_and(|end| end == "md")) {
-        let folder = path.parent().expect("a file is in a folder").to_owned();
-        let dead = dead_links(&read(&path), |target| folder.join(target).exists());
-        assert_eq!(dead, Vec::<String>::new(), "in {}", path.display());
-    }
-    let exists = |target: &str| target == "docs/a.md";
-    let text = "[a](docs/a.md#part) [b](docs/b.md) [c](https://example.org/c) [d](#here)";
-    assert_eq!(dead_links(text, exists), ["docs/b.md"]);
-}
-
-#[test]
 fn the_documents_name_every_metric_and_every_dependency() {
     let metrics = halfway::metrics::Metrics::new();
     metrics.relay_state("/");
@@ -205,14 +193,6 @@ fn left_over(text: &str) -> Vec<String> {
         concat!("/tm", "p/"),
     ];
     text.lines().filter(|line| words.iter().any(|word| line.contains(word))).map(String::from).collect()
-}
-
-/// Targets of Markdown links to files that are not there.
-fn dead_links(text: &str, exists: impl Fn(&str) -> bool) -> Vec<String> {
-    let targets = text.split("](").skip(1).filter_map(|rest| rest.split(')').next());
-    let files = targets.filter(|target| !target.contains("://") && !target.starts_with('#'));
-    let files = files.map(|target| target.split('#').next().unwrap_or_default());
-    files.filter(|target| !exists(target)).map(String::from).collect()
 }
 
 /// The names in an exposition as Prometheus shows them: counters and infos with their endings.

@@ -10,12 +10,13 @@ from shop import app, invoice, pack
 # An ordinary task: it goes straight to RabbitMQ.
 pack.delay("order 1", "a book")
 
-# A named transaction, for a database and tasks: the tasks of one name are run together, or not at all.
+# A named transaction, for a database and tasks: the tasks of one name are run together,
+# or not at all.
 half = {"x-half-transaction": "order-4"}
 invoice.apply_async(("order 4", "90 EUR"), headers=half)
 pack.apply_async(("order 4", "a table"), headers=half)
-# The tasks are durable, and no worker sees them. Here the database commits. Should this program die now, Halfway asks its
-# checker what became of order 4.
+# The tasks are durable, and no worker sees them. Here the database commits. Should this
+# program die now, Halfway asks its checker what became of order 4.
 with app.producer_pool.acquire(block=True) as producer:
     producer.publish(b"", exchange="halfway", routing_key="commit", headers=half)
 

@@ -78,7 +78,8 @@ func run(address string) error {
 	if err := channel.Tx(); err != nil {
 		return err
 	}
-	// Here the database commits. Should this program die now, Halfway asks its checker what became of order 4.
+	// Here the database commits. Should this program die now, Halfway asks its
+	// checker what became of order 4.
 	if err := channel.TxCommit(); err != nil {
 		return err
 	}

@@ -41,7 +41,8 @@ public class QuickStart {
             BasicProperties half = durable.builder().headers(Map.of("x-half-transaction", "order-4")).build();
             channel.basicPublish("", "parcels", half, "order 4: a table".getBytes(UTF_8));
             channel.txSelect(); // the prepare barrier: the message is durable, and nobody sees it
-            // Here the database commits. Should this program die now, Halfway asks its checker what became of order 4.
+            // Here the database commits. Should this program die now, Halfway asks its
+            // checker what became of order 4.
             channel.txCommit();
 
             for (String queue : new String[] {"invoices", "parcels"}) {

@@ -19,11 +19,13 @@ await channel.waitForConfirms();
 const order4 = { persistent: true, headers: { 'x-half-transaction': 'order-4' } };
 channel.sendToQueue('parcels', Buffer.from('order 4: a table'), order4);
 await channel.waitForConfirms(); // the message is durable, and nobody sees it
-// Here the database commits. Should this program die now, Halfway asks its checker what became of order 4.
+// Here the database commits. Should this program die now, Halfway asks its
+// checker what became of order 4.
 channel.publish('halfway', 'commit', Buffer.alloc(0), order4);
 await channel.waitForConfirms(); // the decision is durable
 
-// A transaction without a name. amqplib has no functions for tx, but its channels can call any method.
+// A transaction without a name. amqplib has no functions for tx, but its channels can call
+// any method.
 const transactional = await connection.createChannel();
 const tx = (name) => transactional.rpc(methods[name], {}, methods[`${name}Ok`]);
 await tx('TxSelect');

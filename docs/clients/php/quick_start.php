@@ -41,7 +41,8 @@ $channel->tx_rollback();
 $half = ['application_headers' => new AMQPTable(['x-half-transaction' => 'order-4'])];
 $channel->basic_publish(message('order 4: a table', $half), '', 'parcels');
 $channel->tx_select(); // the prepare barrier: the message is durable, and nobody sees it
-// Here the database commits. Should this program die now, Halfway asks its checker what became of order 4.
+// Here the database commits. Should this program die now, Halfway asks its
+// checker what became of order 4.
 $channel->tx_commit();
 
 foreach (['invoices', 'parcels'] as $queue) {

@@ -34,7 +34,8 @@ with pika.BlockingConnection(pika.URLParameters(address)) as connection:
     half = pika.BasicProperties(delivery_mode=2, headers={"x-half-transaction": "order-4"})
     channel.basic_publish("", "parcels", b"order 4: a table", half)
     channel.tx_select()  # the prepare barrier: the message is durable, and nobody sees it
-    # Here the database commits. Should this program die now, Halfway asks its checker what became of order 4.
+    # Here the database commits. Should this program die now, Halfway asks its
+    # checker what became of order 4.
     channel.tx_commit()
 
     for queue in ("invoices", "parcels"):
