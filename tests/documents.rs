@@ -3,6 +3,7 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 #[test]
 fn the_book_has_every_page_once() {
@@ -53,6 +54,71 @@ fn the_readme_says_the_same_in_both_languages() {
     assert_eq!(skeleton(sample), skeleton("# Ä\nanders [ö](c.md)\n- ü\n| ß |\n```sh\nf  # h\n```\n"));
     assert_ne!(skeleton(sample), skeleton(&sample.replace("c.md", "d.md")));
     assert_ne!(skeleton(sample), skeleton(&sample.replace("# A", "## A")));
+}
+
+#[test]
+fn the_commands_in_the_documents_are_commands() {
+    let mut seen = 0;
+    for page in pages().into_iter().chain([root().join("README.md")]) {
+        for line in commands(&read(&page)) {
+            seen += 1;
+            assert_eq!(refusal(&line), None, "{line} in {}", page.display());
+        }
+    }
+    assert!(seen > 30, "only {seen} commands were found");
+
+    let sample = "halfway no\n```sh\nhalfway tx list   # all\ncurl x\n```\n```console\n$ halfway doctor\nok\n```";
+    assert_eq!(commands(sample), ["halfway tx list", "halfway doctor"]);
+    assert!(refusal("halfway tx list --state lost").is_some_and(|words| words.contains("lost")));
+    assert!(refusal("halfway tx show ID --verbos").is_some());
+}
+
+/// The lines of shell code that call the proxy's own command.
+fn commands(text: &str) -> Vec<String> {
+    let blocks = ["sh", "console"].map(|language| blocks(text, language)).concat();
+    let lines = blocks.iter().flat_map(|block| block.lines()).map(|line| line.strip_prefix("$ ").unwrap_or(line));
+    let own = lines.filter(|line| line.starts_with("halfway "));
+    own.map(|line| line.split(" #").next().unwrap_or_default().trim_end().to_owned()).collect()
+}
+
+/// The blocks of code in a language.
+fn blocks(text: &str, language: &str) -> Vec<String> {
+    let blocks = text.split("```").skip(1).step_by(2);
+    blocks.filter_map(|block| Some(block.strip_prefix(language)?.strip_prefix('\n')?.to_owned())).collect()
+}
+
+/// What the command line has against a command; with `--help` it reads all of it and does nothing. ID stands for an id.
+fn refusal(line: &str) -> Option<String> {
+    let binary = Path::new(env!("CARGO_BIN_EXE_halfway"));
+    let id = if line.starts_with("halfway dead") { "17" } else { "01932f3e-5c5e-7cc3-98c4-dc0c0c07398f" };
+    let script = line.replacen("halfway", "\"$0\"", 1).replace(" ID", &format!(" {id}")) + " --help";
+    let output = Command::new("sh").arg("-c").arg(script).arg(binary).output().expect("sh can be started");
+    let helped = output.status.success() && String::from_utf8_lossy(&output.stdout).contains("Usage:");
+    (!helped).then(|| String::from_utf8_lossy(&output.stderr).into_owned())
+}
+
+#[test]
+fn the_configurations_in_the_documents_are_valid() {
+    let mut seen = 0;
+    for page in pages().into_iter().chain([root().join("README.md")]) {
+        for block in blocks(&read(&page), "toml") {
+            seen += 1;
+            assert_eq!(invalid(&block), None, "{block} in {}", page.display());
+        }
+    }
+    assert!(seen > 2, "only {seen} configurations were found");
+    assert!(invalid("[stor]\nurl = 'x'").is_some_and(|words| words.contains("store.url")));
+}
+
+/// What `halfway config check` has against a configuration.
+fn invalid(text: &str) -> Option<String> {
+    let folder = tempfile::tempdir().expect("a folder can be made");
+    let file = folder.path().join("config.toml");
+    fs::write(&file, text).expect("a file can be written");
+    let mut command = Command::new(env!("CARGO_BIN_EXE_halfway"));
+    let output =
+        command.env_clear().args(["config", "check", "--config"]).arg(file).output().expect("it can be started");
+    (!output.status.success()).then(|| String::from_utf8_lossy(&output.stderr).into_owned())
 }
 
 /// What a page and its translation have in common, in order: levels of headings, items of lists, rows of tables, targets of

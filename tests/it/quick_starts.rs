@@ -1,4 +1,5 @@
-//! The quick starts of `docs/clients`, as they are: each tells the same story with another client library, twice.
+//! The quick starts of `docs/clients`, as they are: each tells the same story with another client library, twice. And the
+//! programs of the README.
 
 use crate::support::child::Process;
 use crate::support::raw::{Content, Login};
@@ -152,6 +153,35 @@ fn celery() {
     let (one, two) = ("order 1: a book", ["order 2: 30 EUR", "order 2: a lamp"]);
     let four = ["order 4: 90 EUR", "order 4: a table"];
     assert_eq!(orders(), [one, one, two[0], two[0], two[1], two[1], four[0], four[1]], "{}", log());
+}
+
+#[test]
+fn the_readme() {
+    let shop = Shop::open("pika");
+    let readme = std::fs::read_to_string(root().join("README.md")).expect("the README can be read");
+    let blocks: Vec<_> = readme.split("```python\n").skip(1).filter_map(|rest| rest.split("```").next()).collect();
+    let [program, half] = blocks[..] else { panic!("the README has two programs") };
+    // The second goes on where the first ends, with a database.
+    let half = half.replace('\n', "\n    ");
+    let before = "import sqlite3\ndatabase = sqlite3.connect('shop.db')\n\
+                  database.execute('CREATE TABLE orders (id INTEGER, item TEXT)')\n";
+    let own = program.replace("amqp://app:app@127.0.0.1:5673", &shop.address());
+    let text = format!("{before}{own}\n    channel.queue_declare('orders', durable=True)\n    {half}");
+    std::fs::write(shop.folder.path().join("readme.py"), text).expect("a file can be written");
+    shop.run(&[&venv("python"), "readme.py"]);
+
+    let mut raw = Raw::login_as(broker().port, &Login { vhost: &shop.name, ..Login::default() }).expect("a login");
+    raw.open(1);
+    for (queue, expected) in [
+        ("invoices", "order 17: 30 EUR, from a transaction"),
+        ("parcels", "order 17: one book, from a transaction"),
+        ("orders", "order 17: one book, from order-17"),
+    ] {
+        assert_eq!(summary(&raw.get_soon(1, queue)), expected);
+    }
+    let database = rusqlite::Connection::open(shop.folder.path().join("shop.db")).expect("the program has made it");
+    let orders = database.query_row("SELECT id, item FROM orders", (), |row| Ok((row.get(0)?, row.get(1)?)));
+    assert_eq!(orders, Ok((17, "one book".to_owned())));
 }
 
 /// A program of the Python that `tests/setup.sh` makes.
