@@ -2,7 +2,8 @@
 //! first half stands on a store alone, the second on a whole proxy.
 
 use crate::support::checker::{HttpChecker, Reply};
-use crate::support::{PATIENCE, Proxy, Raw, broker, deadline, unique, wait_until};
+use crate::support::child::Process;
+use crate::support::{PATIENCE, Proxy, Raw, broker, deadline, free_port, unique, wait_until};
 use futures_util::StreamExt;
 use halfway::check_back::{CheckBack, Parts, queue_exists};
 use halfway::config::{Checker, HttpUrl};
@@ -22,6 +23,8 @@ use lapin::options::{
 use lapin::types::{AMQPValue, FieldTable};
 use lapin::{BasicProperties, Channel, Connection, ConnectionProperties};
 use std::collections::BTreeMap;
+use std::net::TcpStream;
+use std::process::Command;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 use tokio::runtime::Runtime;
@@ -338,6 +341,58 @@ fn the_proxy_asks_competing_instances_by_amqp() {
     let _other = Instance::start(&runtime, &questions, |_| Some("commit"));
     silent.kill(&runtime);
     assert_eq!(consumer.get_soon(1, &queue).text(), "order-1");
+}
+
+/// The two pieces of Python in docs/check-back.md, within a program that asks for them: it trusts signed questions only.
+const DOCUMENTED: &str = r#"
+import sys, threading
+from http.server import BaseHTTPRequestHandler, HTTPServer
+SIGNATURE
+class Handler(BaseHTTPRequestHandler):
+    def do_POST(self):
+        body = self.rfile.read(int(self.headers["Content-Length"]))
+        trusted = is_from_halfway(self.headers["X-Half-Signature"], body, b"a secret")
+        trusted = trusted and not is_from_halfway(self.headers["X-Half-Signature"], body + b" ", b"a secret")
+        self.send_response(200 if trusted else 403)
+        self.end_headers()
+        self.wfile.write(b'{"decision": "commit"}')
+import pika
+channel = pika.BlockingConnection(pika.ConnectionParameters("127.0.0.1", int(sys.argv[1]))).channel()
+channel.queue_declare("orders.half-check", auto_delete=True)
+look_up = {"by-amqp": "commit"}.get
+ANSWER
+# Who can be asked by HTTP can be asked by AMQP too.
+server = HTTPServer(("127.0.0.1", int(sys.argv[2])), Handler)
+threading.Thread(target=server.serve_forever, daemon=True).start()
+channel.start_consuming()
+"#;
+
+#[test]
+fn the_checkers_of_the_documents_answer() {
+    let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR"));
+    let page = std::fs::read_to_string(root.join("docs/check-back.md")).expect("the page can be read");
+    let pieces: Vec<_> = page.split("```python\n").skip(1).filter_map(|rest| rest.split("```").next()).collect();
+    let [signature, answer] = pieces[..] else { panic!("the page has two pieces of Python") };
+    let (queue, questions, port) = (unique("orders"), unique("half-check"), free_port());
+    let program = DOCUMENTED.replace("SIGNATURE", signature).replace("ANSWER", answer);
+    let folder = tempfile::tempdir().expect("a folder can be made");
+    std::fs::write(folder.path().join("checker.py"), program.replace("orders.half-check", &questions)).expect("a file");
+    let mut command = Command::new(root.join(".venv/bin/python"));
+    command.arg("checker.py").args([broker().port.to_string(), port.to_string()]);
+    let _checker = Process::start(command, folder.path(), "checker.log");
+
+    let mut consumer = declare(&queue);
+    let checkers = format!(
+        "[{{ name = 'amqp', queue = '{questions}', match = {{ transaction = 'by-amqp' }}, first_after = '0s' }},
+          {{ name = 'http', url = 'http://127.0.0.1:{port}/', secret = 'a secret', first_after = '0s' }}]"
+    )
+    .replace('\n', " ");
+    let proxy = Proxy::start_with(broker().port, &[("checker", &checkers)]);
+    wait_until(deadline(PATIENCE), "the checker to listen", || TcpStream::connect(("127.0.0.1", port)).is_ok());
+    for name in ["by-amqp", "by-http"] {
+        publish_and_die(proxy.port, &queue, name);
+        assert_eq!(consumer.get_soon(1, &queue).text(), name);
+    }
 }
 
 #[test]
