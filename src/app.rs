@@ -124,6 +124,7 @@ pub async fn run(loaded: Loaded, load: Load, level: Level) -> Result<(), AppErro
         metrics,
         health.clone(),
         signals.shutdown.clone(),
+        roster,
     ));
     let listener = Listener::new(Arc::clone(&sessions));
     tracing::info!(address = %config.listen.address, "AMQP port open");

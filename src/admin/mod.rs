@@ -2,10 +2,15 @@
 //! `/api` transactions and dead letters are looked at and decided; `/` is the dashboard, a page that does so.
 
 mod access;
+mod audit;
+mod body;
+mod bulk;
+mod connections;
 mod dashboard;
 mod decisions;
 mod letters;
 mod login;
+mod messages;
 mod overview;
 mod pages;
 mod problem;
@@ -29,7 +34,8 @@ use crate::tx::id::Timestamp;
 use crate::{health::Health, metrics::Metrics, roster::Roster, store::Store};
 
 pub use access::{Access, FreshTokens, TokenError, read_token};
-pub use request::{LIMIT_MAX, check_reason};
+pub use body::check_reason;
+pub use request::LIMIT_MAX;
 
 /// What the HTTP port shows, and to whom. Clones are the same port.
 #[derive(Clone)]
@@ -68,6 +74,10 @@ impl Admin {
             store_bytes_max: config.store.max_size,
             entries: loaded.entries(),
         };
+        self.set_up(setup);
+    }
+
+    fn set_up(&self, setup: Setup) {
         *self.setup.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(setup);
     }
 

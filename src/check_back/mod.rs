@@ -10,7 +10,6 @@ mod http;
 mod question;
 mod sweep;
 mod transport;
-mod values;
 mod worker;
 
 #[cfg(test)]

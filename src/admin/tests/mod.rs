@@ -1,7 +1,10 @@
 mod access;
 mod api;
+mod bulk;
+mod connections;
 mod fake;
 mod letters;
+mod messages;
 mod overview;
 mod pages;
 mod sessions;
