@@ -114,6 +114,7 @@ pub async fn run(loaded: Loaded, load: Load, level: Level) -> Result<(), AppErro
         credentials: credentials(config),
         tls: certificates.checker.clone(),
         metrics: Arc::clone(&metrics),
+        roster: Arc::clone(&roster),
     };
     let check_back = CheckBack::start(&config.checker, &parts);
 

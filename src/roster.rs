@@ -5,10 +5,12 @@ use std::net::SocketAddr;
 use std::ops::Bound;
 use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::time::Duration;
 
 use tokio::sync::Notify;
 
 use crate::protocol::command::Stage;
+use crate::tx::check_back::Answer;
 use crate::tx::id::Timestamp;
 
 /// Every part's lines, shared by `Arc`.
@@ -17,6 +19,21 @@ pub struct Roster {
     standing: Mutex<Arc<Standing>>,
     /// As many as there are client connections, which have their own bound.
     seats: Mutex<BTreeMap<u64, Arc<Seat>>>,
+    /// As many as the configurations of this process have had checkers.
+    checks: Mutex<BTreeMap<Arc<str>, LastCheck>>,
+}
+
+/// The last question to a checker.
+#[derive(Clone, Debug, PartialEq)]
+pub struct LastCheck {
+    /// When it ended.
+    pub at: Timestamp,
+    /// What it answered; none: it did not.
+    pub answer: Option<Answer>,
+    /// Why it did not answer.
+    pub reason: Option<String>,
+    /// From the question to the answer, or to where it was given up.
+    pub took: Duration,
 }
 
 /// How store and relay stand, as of the last look.
@@ -64,6 +81,16 @@ impl Roster {
     /// The connection with this number.
     pub fn connection(&self, number: u64) -> Option<Arc<Seat>> {
         self.seats().get(&number).cloned()
+    }
+
+    /// Says what the last question to a checker came to.
+    pub fn checked(&self, checker: &Arc<str>, last: LastCheck) {
+        self.checks.lock().unwrap_or_else(PoisonError::into_inner).insert(Arc::clone(checker), last);
+    }
+
+    /// The last question to this checker, if there was one.
+    pub fn last_check(&self, checker: &str) -> Option<LastCheck> {
+        self.checks.lock().unwrap_or_else(PoisonError::into_inner).get(checker).cloned()
     }
 
     fn seats(&self) -> MutexGuard<'_, BTreeMap<u64, Arc<Seat>>> {

@@ -5,6 +5,7 @@ mod access;
 mod audit;
 mod body;
 mod bulk;
+mod checkers;
 mod connections;
 mod dashboard;
 mod decisions;
@@ -28,7 +29,7 @@ use std::{io, sync::Arc};
 use tokio::net::TcpListener;
 
 use self::sampler::Sampler;
-use crate::config::{Entry, Loaded};
+use crate::config::{Checker, Entry, Loaded};
 use crate::store::system_clock;
 use crate::tx::id::Timestamp;
 use crate::{health::Health, metrics::Metrics, roster::Roster, store::Store};
@@ -57,6 +58,7 @@ struct Setup {
     show_bodies: bool,
     store_bytes_max: u64,
     entries: Vec<Entry>,
+    checkers: Vec<Checker>,
 }
 
 impl Admin {
@@ -73,6 +75,7 @@ impl Admin {
             show_bodies: config.admin.show_bodies,
             store_bytes_max: config.store.max_size,
             entries: loaded.entries(),
+            checkers: config.checker.clone(),
         };
         self.set_up(setup);
     }

@@ -10,8 +10,8 @@ use axum::{
 };
 
 use super::{
-    Admin, access, body, bulk, connections, decisions, letters, login, messages, overview, pages, problem::Problem,
-    view,
+    Admin, access, body, bulk, checkers, connections, decisions, letters, login, messages, overview, pages,
+    problem::Problem, view,
 };
 use crate::metrics;
 
@@ -34,6 +34,7 @@ fn api(admin: &Admin) -> Router<Admin> {
     Router::new()
         .route(login::PATH, get(login::show).post(login::log_in).delete(login::log_out))
         .route("/config", get(show_config))
+        .route("/checkers", get(checkers::list))
         .route("/connections", get(connections::list))
         .route("/connections/{id}", delete(connections::close))
         .route("/overview", get(overview::show))

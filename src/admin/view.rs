@@ -20,7 +20,7 @@ pub(super) fn time(at: Timestamp) -> String {
 }
 
 /// A number of 64 bits: digits in a string, because a JavaScript number would round it.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Count(pub(super) u64);
 
 impl Count {

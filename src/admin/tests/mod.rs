@@ -1,6 +1,7 @@
 mod access;
 mod api;
 mod bulk;
+mod checkers;
 mod connections;
 mod fake;
 mod letters;
