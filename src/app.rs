@@ -122,6 +122,7 @@ pub async fn run(loaded: Loaded, load: Load, level: Level) -> Result<(), AppErro
         credentials: credentials(config),
         tls: certificates.checker.clone(),
         metrics: Arc::clone(&metrics),
+        roster: Arc::clone(&roster),
     };
     let check_back = CheckBack::start(&config.checker, &parts);
 
@@ -132,6 +133,7 @@ pub async fn run(loaded: Loaded, load: Load, level: Level) -> Result<(), AppErro
         Arc::clone(&metrics),
         health.clone(),
         signals.shutdown.clone(),
+        roster,
     ));
     let listener = Listener::new(Arc::clone(&sessions));
     tracing::info!(address = %config.listen.address, "AMQP port open");

@@ -12,6 +12,7 @@
 //! - [`telemetry`] and [`signals`]: logs, and what the operator says while the proxy runs.
 //! - [`service`]: what the service manager is told.
 //! - [`metrics`] and [`health`]: what every part reports.
+//! - [`values`]: AMQP's values as JSON.
 //! - [`roster`]: what the parts that run tell of themselves, for people to look at.
 //! - [`tls`]: certificates and trust, on both sides.
 //! - [`upstream`]: dialing RabbitMQ.
@@ -46,3 +47,4 @@ pub mod telemetry;
 pub mod tls;
 pub mod tx;
 pub mod upstream;
+pub mod values;

@@ -169,6 +169,11 @@ impl CheckResults {
         let at = CHECK_RESULTS.iter().position(|known| *known == result);
         self.0[at.expect("every answer has its counter, as a test sees to")].inc();
     }
+
+    /// How many checks came to what: `commit`, ..., `no_answer`.
+    pub fn each(&self) -> impl Iterator<Item = (&'static str, u64)> {
+        CHECK_RESULTS.into_iter().zip(self.0.iter().map(Counter::get))
+    }
 }
 
 /// The relay's state in one virtual host, each 0 or 1.

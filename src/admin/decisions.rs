@@ -4,13 +4,16 @@ use std::sync::Arc;
 
 use axum::Json;
 use axum::extract::State;
-use axum::http::StatusCode;
+use axum::http::{StatusCode, header};
+use axum::response::{IntoResponse, Response};
 
 use super::access::Operator;
+use super::audit::{Action, Line};
+use super::body::{Nothing, Reason};
 use super::problem::Problem;
-use super::request::{Id, Named, Nothing, Page, Reason};
-use super::{Admin, view};
-use crate::store::{Store, StoreError};
+use super::request::{Id, IfMatch, Named, NoQuery, Page};
+use super::{Admin, sessions, view};
+use crate::store::{Filter, Store, StoreError};
 use crate::tx::decision::{Actor, Decision, Fate, Target, Verdict};
 use crate::tx::id::TransactionId;
 use crate::tx::state;
@@ -24,21 +27,37 @@ impl Admin {
     }
 }
 
-pub(super) async fn list(State(admin): State<Admin>, page: Page) -> Answer<view::Page> {
+pub(super) async fn list(State(admin): State<Admin>, page: Page<Filter>) -> Answer<view::Page> {
     let listing = admin.store()?.transactions(page.filter, page.after, page.limit).await?;
     Ok(Json(listing.into()))
 }
 
-pub(super) async fn show(State(admin): State<Admin>, Id(id): Id) -> Answer<view::Transaction> {
+pub(super) async fn show(State(admin): State<Admin>, Id(id): Id, _: NoQuery) -> Result<Response, Problem> {
     let (summary, history) = admin.store()?.transaction(id).await?.ok_or_else(unknown)?;
-    Ok(Json(view::Transaction::with_history(summary, history)))
+    let transaction = view::Transaction::with_history(summary, history);
+    let etag = format!("\"{}\"", transaction.version());
+    Ok(([(header::ETAG, etag)], Json(transaction)).into_response())
 }
 
-pub(super) async fn commit(admin: State<Admin>, who: Operator, Id(id): Id, reason: Reason) -> Answer<view::Decided> {
+pub(super) async fn commit(
+    admin: State<Admin>,
+    who: Operator,
+    Id(id): Id,
+    expected: IfMatch,
+    reason: Reason,
+) -> Answer<view::Decided> {
+    expect(&admin, id, &expected).await?;
     decide(admin, who, Target::Id(id), Decision::Commit, reason).await
 }
 
-pub(super) async fn roll_back(admin: State<Admin>, who: Operator, Id(id): Id, reason: Reason) -> Answer<view::Decided> {
+pub(super) async fn roll_back(
+    admin: State<Admin>,
+    who: Operator,
+    Id(id): Id,
+    expected: IfMatch,
+    reason: Reason,
+) -> Answer<view::Decided> {
+    expect(&admin, id, &expected).await?;
     decide(admin, who, Target::Id(id), Decision::RollBack, reason).await
 }
 
@@ -60,6 +79,22 @@ pub(super) async fn roll_back_named(
     decide(admin, who, Target::Name(named), Decision::RollBack, reason).await
 }
 
+/// Refuses what was asked for on the strength of something that is so no more. It spares people surprises; that two don't
+/// decide differently, the store sees to.
+async fn expect(admin: &Admin, id: TransactionId, expected: &IfMatch) -> Result<(), Problem> {
+    if !expected.is_given() {
+        return Ok(());
+    }
+    let (summary, _) = admin.store()?.transaction(id).await?.ok_or_else(unknown)?;
+    let (version, state) = (view::version(&summary), summary.state);
+    if expected.fits(&version) {
+        return Ok(());
+    }
+    let text = format!("it changed since: it is {state} now, in version {version}");
+    let problem = Problem::new(StatusCode::PRECONDITION_FAILED, text).with("field", "If-Match");
+    Err(problem.with("id", id.to_string()).with("state", state.as_str()).with("version", version))
+}
+
 async fn decide(
     State(admin): State<Admin>,
     Operator(who): Operator,
@@ -67,14 +102,9 @@ async fn decide(
     decision: Decision,
     Reason(reason): Reason,
 ) -> Answer<view::Decided> {
-    let store = Arc::clone(admin.store()?);
+    admin.store()?;
     // A task of its own: a caller who hangs up takes nothing back, so it has to be logged and counted all the same.
-    let task = tokio::spawn(async move {
-        let actor = Actor::Operator(who);
-        let verdict = store.decide(target.clone(), decision, actor.clone(), Some(reason.to_string())).await;
-        audit(&actor, &target, decision, &reason, &verdict);
-        verdict
-    });
+    let task = tokio::spawn(async move { settle(&admin, who, target, decision, reason, false)?.await });
     let verdict =
         task.await.map_err(|_| Problem::new(StatusCode::INTERNAL_SERVER_ERROR, "the decision failed; see the log"))?;
     match verdict? {
@@ -85,6 +115,25 @@ async fn decide(
     }
 }
 
+/// Decides, and writes it down. The decision has taken its place in the order of decisions when this returns;
+/// the future is to be awaited whatever happens.
+pub(super) fn settle(
+    admin: &Admin,
+    who: Arc<str>,
+    target: Target,
+    decision: Decision,
+    reason: Arc<str>,
+    bulk: bool,
+) -> Result<impl Future<Output = Result<Verdict, Problem>> + use<>, Problem> {
+    let actor = Actor::Operator(who);
+    let reply = admin.store()?.decide(target.clone(), decision, actor.clone(), Some(reason.to_string()));
+    Ok(async move {
+        let verdict = reply.await;
+        audit(&actor, &target, decision, &reason, &verdict, bulk);
+        Ok(verdict?)
+    })
+}
+
 /// Has a transaction in doubt asked about now.
 pub(super) async fn check(
     State(admin): State<Admin>,
@@ -92,24 +141,47 @@ pub(super) async fn check(
     Id(id): Id,
     Nothing: Nothing,
 ) -> Answer<view::Transaction> {
-    let store = admin.store()?;
-    let asked = store.check_now(id, None).await?;
-    tracing::info!(operator = &*who, transaction = %id, asked, "check by hand");
-    let (summary, _) = store.transaction(id).await?.ok_or_else(unknown)?;
+    let asked = check_now(&admin, &who, id, None).await?;
+    let (summary, _) = admin.store()?.transaction(id).await?.ok_or_else(unknown)?;
     if asked {
         return Ok(Json(summary.into()));
     }
     Err(match summary.state {
-        state::State::InDoubt => conflict(id, summary.state, "no checker is asked about it: decide it by hand".into()),
+        state::State::InDoubt => conflict(id, summary.state, NO_CHECKER.into()),
         state => conflict(id, state, format!("it is {state}; only what is in doubt is asked about")),
     })
 }
 
-fn audit(actor: &Actor, target: &Target, decision: Decision, reason: &str, verdict: &Result<Verdict, StoreError>) {
-    let named = match target {
-        Target::Name(owned) => Some(owned),
-        Target::Id(_) => None,
+/// Why a transaction in doubt is not asked about.
+pub(super) const NO_CHECKER: &str = "no checker is asked about it: decide it by hand";
+
+/// Has it asked about, and writes that down. `reason`: where it is one of many.
+pub(super) async fn check_now(
+    admin: &Admin,
+    who: &Arc<str>,
+    id: TransactionId,
+    reason: Option<&str>,
+) -> Result<bool, Problem> {
+    let asked = admin.store()?.check_now(id, None).await;
+    let result = match &asked {
+        Ok(true) => "done".to_owned(),
+        Ok(false) => "refused: not in doubt, or without a checker".to_owned(),
+        Err(error) => format!("failed: {error}"),
     };
+    let actor = sessions::actor(who);
+    let line = Line::new(Action::Check, &actor).about(Some(id)).in_bulk(reason.is_some());
+    reason.into_iter().fold(line, Line::because).write(&result);
+    Ok(asked?)
+}
+
+fn audit(
+    actor: &Actor,
+    target: &Target,
+    decision: Decision,
+    reason: &str,
+    verdict: &Result<Verdict, StoreError>,
+    bulk: bool,
+) {
     let (result, id) = match verdict {
         Ok(Verdict::Decided(fate)) => ("done".to_owned(), Some(fate.id)),
         Ok(Verdict::Before(fate)) => (format!("was so before, by {}", fate.decided_by), Some(fate.id)),
@@ -117,25 +189,14 @@ fn audit(actor: &Actor, target: &Target, decision: Decision, reason: &str, verdi
         Ok(Verdict::Unknown) => ("refused: unknown".to_owned(), None),
         Err(error) => (format!("failed: {error}"), None),
     };
-    let id = id.or(match target {
-        Target::Id(id) => Some(*id),
-        Target::Name(_) => None,
-    });
-    // Names and reasons are others' texts: `?` shows control characters escaped.
-    tracing::info!(
-        %actor,
-        decision = decision.as_str(),
-        transaction = id.map(tracing::field::display),
-        vhost = named.map(|owned| tracing::field::debug(&owned.vhost)),
-        user = named.map(|owned| tracing::field::debug(&owned.user)),
-        name = named.map(|owned| tracing::field::debug(owned.name.as_str())),
-        ?reason,
-        ?result,
-        "decision by hand"
-    );
+    let action = match decision {
+        Decision::Commit => Action::Commit,
+        Decision::RollBack => Action::RollBack,
+    };
+    Line::new(action, &actor.to_string()).to(target).about(id).because(reason).in_bulk(bulk).write(&result);
 }
 
-fn unknown() -> Problem {
+pub(super) fn unknown() -> Problem {
     Problem::new(StatusCode::NOT_FOUND, "there is no such transaction, or not any more")
 }
 

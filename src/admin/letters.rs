@@ -7,10 +7,12 @@ use axum::extract::State;
 use axum::http::StatusCode;
 
 use super::access::Operator;
+use super::audit::{Action, Line};
+use super::body::Reason;
 use super::problem::Problem;
-use super::request::{Letter, LetterPage, Reason};
+use super::request::{Letter, NoQuery, Page};
 use super::{Admin, view};
-use crate::store::{LetterId, StoreError};
+use crate::store::{LetterFilter, LetterId, StoreError};
 use crate::tx::decision::Actor;
 use crate::tx::id::TransactionId;
 
@@ -18,7 +20,7 @@ type Answer<T> = Result<Json<T>, Problem>;
 
 /// What becomes of a dead letter.
 #[derive(Clone, Copy)]
-enum Fate {
+pub(super) enum Fate {
     Retry,
     Discard,
 }
@@ -32,12 +34,12 @@ impl Fate {
     }
 }
 
-pub(super) async fn list(State(admin): State<Admin>, page: LetterPage) -> Answer<view::LetterPage> {
+pub(super) async fn list(State(admin): State<Admin>, page: Page<LetterFilter>) -> Answer<view::LetterPage> {
     let letters = admin.store()?.dead_letters(page.filter, page.after, page.limit).await?;
     Ok(Json(letters.into()))
 }
 
-pub(super) async fn show(State(admin): State<Admin>, Letter(id): Letter) -> Answer<view::Letter> {
+pub(super) async fn show(State(admin): State<Admin>, Letter(id): Letter, _: NoQuery) -> Answer<view::Letter> {
     let letter = admin.store()?.dead_letter_by_id(id).await?.ok_or_else(unknown)?;
     Ok(Json(letter.into()))
 }
@@ -62,37 +64,54 @@ async fn decide(
     fate: Fate,
     Reason(reason): Reason,
 ) -> Answer<view::LetterDecided> {
-    let store = Arc::clone(admin.store()?);
+    admin.store()?;
     // A task of its own: a caller who hangs up takes nothing back, so it has to be logged all the same.
-    let task = tokio::spawn(async move {
-        let actor = Actor::Operator(who);
-        let done = match fate {
-            Fate::Retry => store.retry(id, actor.clone(), reason.to_string()).await,
-            Fate::Discard => store.discard(id, actor.clone(), reason.to_string()).await,
-        };
-        audit(&actor, id, fate, &reason, &done);
-        done
-    });
+    let task = tokio::spawn(async move { settle(&admin, who, id, fate, reason, false)?.await });
     let failed = |_| Problem::new(StatusCode::INTERNAL_SERVER_ERROR, "the decision failed; see the log");
     let transaction = task.await.map_err(failed)??.ok_or_else(unknown)?;
     Ok(Json(view::LetterDecided::new(id, transaction, fate.as_str())))
 }
 
-fn audit(actor: &Actor, id: LetterId, fate: Fate, reason: &str, done: &Result<Option<TransactionId>, StoreError>) {
+/// Decides and writes it down, as [`super::decisions::settle`].
+pub(super) fn settle(
+    admin: &Admin,
+    who: Arc<str>,
+    id: LetterId,
+    fate: Fate,
+    reason: Arc<str>,
+    bulk: bool,
+) -> Result<impl Future<Output = Result<Option<TransactionId>, Problem>> + use<>, Problem> {
+    let actor = Actor::Operator(who);
+    let reply = match fate {
+        Fate::Retry => admin.store()?.retry(id, actor.clone(), reason.to_string()),
+        Fate::Discard => admin.store()?.discard(id, actor.clone(), reason.to_string()),
+    };
+    Ok(async move {
+        let done = reply.await;
+        audit(&actor, id, fate, &reason, &done, bulk);
+        Ok(done?)
+    })
+}
+
+fn audit(
+    actor: &Actor,
+    id: LetterId,
+    fate: Fate,
+    reason: &str,
+    done: &Result<Option<TransactionId>, StoreError>,
+    bulk: bool,
+) {
     let (result, transaction) = match done {
         Ok(Some(transaction)) => ("done".to_owned(), Some(*transaction)),
         Ok(None) => ("refused: unknown".to_owned(), None),
         Err(error) => (format!("failed: {error}"), None),
     };
-    tracing::info!(
-        %actor,
-        decision = fate.as_str(),
-        letter = id.0,
-        transaction = transaction.map(tracing::field::display),
-        ?reason,
-        ?result,
-        "dead letter by hand"
-    );
+    let action = match fate {
+        Fate::Retry => Action::Retry,
+        Fate::Discard => Action::Discard,
+    };
+    let actor = actor.to_string();
+    Line::new(action, &actor).letter(id).about(transaction).because(reason).in_bulk(bulk).write(&result);
 }
 
 fn unknown() -> Problem {

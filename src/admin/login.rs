@@ -7,8 +7,9 @@ use axum::extract::{ConnectInfo, State};
 use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 
+use super::audit::{Action, Line};
+use super::body::{Nothing, Token};
 use super::problem::Problem;
-use super::request::{Nothing, Token};
 use super::sessions::{self, Caller};
 use super::{Admin, view};
 
@@ -28,13 +29,13 @@ pub(super) async fn log_in(
     }
     match admin.access.log_in(&token, peer.ip()) {
         Ok((caller, secret)) => {
-            tracing::info!(%peer, operator = &*caller.name, "logged in at the admin port");
+            Line::new(Action::LogIn, &sessions::actor(&caller.name)).from(peer).write("done");
             let secure = headers.get(header::ORIGIN).is_some_and(|origin| origin.as_bytes().starts_with(b"https://"));
             let cookie = [(header::SET_COOKIE, sessions::set(&secret, secure))];
             Ok((cookie, Json(view::Session::new(&caller, &admin))).into_response())
         }
         Err(problem) => {
-            tracing::warn!(%peer, status = problem.status().as_u16(), "refused to log in at the admin port");
+            Line::new(Action::LogIn, "").from(peer).write(&format!("refused: {}", problem.status().as_u16()));
             Err(problem)
         }
     }
@@ -48,6 +49,6 @@ pub(super) async fn show(State(admin): State<Admin>, caller: Caller) -> Json<vie
 /// Ends the session, wherever its cookie may be.
 pub(super) async fn log_out(State(admin): State<Admin>, caller: Caller, Nothing: Nothing) -> Response {
     admin.access.log_out(&caller);
-    tracing::info!(operator = &*caller.name, "logged out at the admin port");
+    Line::new(Action::LogOut, &sessions::actor(&caller.name)).write("done");
     (StatusCode::NO_CONTENT, [(header::SET_COOKIE, sessions::unset())]).into_response()
 }

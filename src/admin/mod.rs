@@ -2,10 +2,16 @@
 //! `/api` transactions and dead letters are looked at and decided; `/` is the dashboard, a page that does so.
 
 mod access;
+mod audit;
+mod body;
+mod bulk;
+mod checkers;
+mod connections;
 mod dashboard;
 mod decisions;
 mod letters;
 mod login;
+mod messages;
 mod overview;
 mod pages;
 mod problem;
@@ -23,13 +29,14 @@ use std::{io, sync::Arc};
 use tokio::net::TcpListener;
 
 use self::sampler::Sampler;
-use crate::config::{Entry, Loaded};
+use crate::config::{Checker, Entry, Loaded};
 use crate::store::system_clock;
 use crate::tx::id::Timestamp;
 use crate::{health::Health, metrics::Metrics, roster::Roster, store::Store};
 
 pub use access::{Access, FreshTokens, TokenError, read_token};
-pub use request::{LIMIT_MAX, check_reason};
+pub use body::check_reason;
+pub use request::LIMIT_MAX;
 
 /// What the HTTP port shows, and to whom. Clones are the same port.
 #[derive(Clone)]
@@ -51,6 +58,7 @@ struct Setup {
     show_bodies: bool,
     store_bytes_max: u64,
     entries: Vec<Entry>,
+    checkers: Vec<Checker>,
 }
 
 impl Admin {
@@ -67,7 +75,12 @@ impl Admin {
             show_bodies: config.admin.show_bodies,
             store_bytes_max: config.store.max_size,
             entries: loaded.entries(),
+            checkers: config.checker.clone(),
         };
+        self.set_up(setup);
+    }
+
+    fn set_up(&self, setup: Setup) {
         *self.setup.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(setup);
     }
 

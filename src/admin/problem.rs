@@ -47,6 +47,11 @@ impl Problem {
         Self { retry_after: Some(wait), ..self }
     }
 
+    /// The sentence for a person.
+    pub(super) fn detail(&self) -> &str {
+        self.members.get("detail").and_then(Value::as_str).unwrap_or_default()
+    }
+
     /// The status of the answer.
     pub(super) fn status(&self) -> StatusCode {
         self.status

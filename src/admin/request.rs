@@ -1,53 +1,89 @@
-//! What requests ask for, checked at the edge: each error names the field at fault.
+//! What the lines and heads of requests ask for, checked at the edge: each error names the field at fault.
 
 use std::borrow::Cow;
-use std::ops::RangeInclusive;
-use std::sync::Arc;
 
-use axum::body::Bytes;
-use axum::extract::{FromRequest, FromRequestParts, Path, RawQuery, Request};
-use axum::http::{HeaderMap, StatusCode, header, request::Parts};
-use serde_json::Value;
+use axum::extract::{FromRequestParts, Path, RawQuery};
+use axum::http::{header, request::Parts};
 use uuid::Uuid;
+use wildmatch::WildMatch;
 
 use super::problem::Problem;
-use crate::store::{Filter, LetterFilter, LetterId, NameFilter};
+use super::view::just_after;
+use crate::store::{Filter, LetterFilter, LetterId, NameFilter, system_clock};
 use crate::tx::decision::Owned;
-use crate::tx::id::TransactionId;
+use crate::tx::id::{Timestamp, TransactionId};
 use crate::tx::name::TransactionName;
 use crate::tx::state::State;
 
 /// Transactions, or dead letters, in one page.
 pub const LIMIT_MAX: usize = 1000;
-/// Characters of a reason.
-pub(super) const REASON_CHARS_MAX: usize = 1000;
-/// Bytes of a body.
-pub(super) const BODY_BYTES_MAX: usize = 64 * 1024;
-const LIMITS: RangeInclusive<usize> = 1..=LIMIT_MAX;
 const LIMIT_DEFAULT: usize = 100;
-const QUERY_KEYS: [&str; 6] = ["state", "vhost", "user", "name", "limit", "cursor"];
-const LETTER_KEYS: [&str; 4] = ["vhost", "exchange", "limit", "cursor"];
+/// What transactions are filtered by.
+pub(super) const FILTER_KEYS: [&str; 6] = ["state", "vhost", "user", "name", "exchange", "min_age"];
+/// What dead letters are filtered by.
+pub(super) const LETTER_FILTER_KEYS: [&str; 2] = ["vhost", "exchange"];
+/// Beside them.
+const PAGE_KEYS: [&str; 2] = ["limit", "cursor"];
+/// Messages in one page.
+const MESSAGES_MAX: usize = 100;
+const MESSAGES_DEFAULT: usize = 20;
 
-/// A page of transactions.
+/// What a list is filtered by.
+pub(super) trait Filtering: Default {
+    /// The keys.
+    const KEYS: &'static [&'static str];
+
+    /// Takes the value of one of [`Filtering::KEYS`].
+    fn set(&mut self, key: &str, value: &str) -> Result<(), Problem>;
+}
+
+impl Filtering for Filter {
+    const KEYS: &'static [&'static str] = &FILTER_KEYS;
+
+    fn set(&mut self, key: &str, value: &str) -> Result<(), Problem> {
+        match key {
+            "state" => self.state = Some(state(value)?),
+            "vhost" => self.vhost = Some(value.to_owned()),
+            "user" => self.user = Some(value.to_owned()),
+            "name" => self.name = Some(pattern(value)?),
+            "exchange" => self.exchange = Some(value.to_owned()),
+            "min_age" => self.created_before = Some(before(value)?),
+            _ => return Err(unknown_key(key, Self::KEYS)),
+        }
+        Ok(())
+    }
+}
+
+impl Filtering for LetterFilter {
+    const KEYS: &'static [&'static str] = &LETTER_FILTER_KEYS;
+
+    fn set(&mut self, key: &str, value: &str) -> Result<(), Problem> {
+        match key {
+            "vhost" => self.vhost = Some(value.to_owned()),
+            "exchange" => self.exchange = Some(value.to_owned()),
+            _ => return Err(unknown_key(key, Self::KEYS)),
+        }
+        Ok(())
+    }
+}
+
+/// A page of a list.
 #[derive(Debug, PartialEq)]
-pub(super) struct Page {
-    pub(super) filter: Filter,
+pub(super) struct Page<F> {
+    pub(super) filter: F,
     pub(super) after: i64,
     pub(super) limit: usize,
 }
 
-impl Page {
+impl<F: Filtering> Page<F> {
     fn parse(query: &str) -> Result<Self, Problem> {
-        let mut page = Self { filter: Filter::default(), after: 0, limit: LIMIT_DEFAULT };
+        let mut page = Self { filter: F::default(), after: 0, limit: LIMIT_DEFAULT };
         for (key, value) in once_each(query)? {
             match &*key {
-                "state" => page.filter.state = Some(state(&value)?),
-                "vhost" => page.filter.vhost = Some(value.into_owned()),
-                "user" => page.filter.user = Some(value.into_owned()),
-                "name" => page.filter.name = Some(NameFilter::Whole(name("name", &value)?.to_string())),
-                "limit" => page.limit = limit(&value)?,
+                "limit" => page.limit = limit(&value, LIMIT_MAX)?,
                 "cursor" => page.after = after(&value)?,
-                _ => return Err(unknown_key(&key, &QUERY_KEYS)),
+                key if F::KEYS.contains(&key) => page.filter.set(key, &value)?,
+                key => return Err(unknown_key(key, &[F::KEYS, &PAGE_KEYS].concat())),
             }
         }
         Ok(page)
@@ -72,45 +108,105 @@ fn unknown_key(key: &str, known: &[&str]) -> Problem {
     Problem::field(key, format_args!("unknown key; {}", one_of(known)))
 }
 
-impl<S: Send + Sync> FromRequestParts<S> for Page {
+impl<S: Send + Sync, F: Filtering> FromRequestParts<S> for Page<F> {
     type Rejection = Problem;
 
     async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Problem> {
-        let Ok(RawQuery(query)) = RawQuery::from_request_parts(parts, state).await;
-        Self::parse(query.as_deref().unwrap_or_default())
+        Self::parse(&query(parts, state).await)
     }
 }
 
-/// A page of dead letters.
-#[derive(Debug, PartialEq)]
-pub(super) struct LetterPage {
-    pub(super) filter: LetterFilter,
-    pub(super) after: i64,
+async fn query<S: Send + Sync>(parts: &mut Parts, state: &S) -> String {
+    let Ok(RawQuery(query)) = RawQuery::from_request_parts(parts, state).await;
+    query.unwrap_or_default()
+}
+
+/// What filters nothing.
+#[derive(Debug, Default)]
+pub(super) struct Everything;
+
+impl Filtering for Everything {
+    const KEYS: &'static [&'static str] = &[];
+
+    fn set(&mut self, key: &str, _: &str) -> Result<(), Problem> {
+        Err(unknown_key(key, Self::KEYS))
+    }
+}
+
+/// A page of a transaction's messages.
+#[derive(Debug)]
+pub(super) struct MessagePage {
+    /// The pack to begin with.
+    pub(super) pack: u32,
+    /// How many of its messages to pass over.
+    pub(super) skip: u32,
     pub(super) limit: usize,
 }
 
-impl LetterPage {
-    fn parse(query: &str) -> Result<Self, Problem> {
-        let mut page = Self { filter: LetterFilter::default(), after: 0, limit: LIMIT_DEFAULT };
-        for (key, value) in once_each(query)? {
+impl<S: Send + Sync> FromRequestParts<S> for MessagePage {
+    type Rejection = Problem;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Problem> {
+        let mut page = Self { pack: 0, skip: 0, limit: MESSAGES_DEFAULT };
+        for (key, value) in once_each(&query(parts, state).await)? {
             match &*key {
-                "vhost" => page.filter.vhost = Some(value.into_owned()),
-                "exchange" => page.filter.exchange = Some(value.into_owned()),
-                "limit" => page.limit = limit(&value)?,
-                "cursor" => page.after = after(&value)?,
-                _ => return Err(unknown_key(&key, &LETTER_KEYS)),
+                "limit" => page.limit = limit(&value, MESSAGES_MAX)?,
+                "cursor" => {
+                    let place = after(&value)?.unsigned_abs();
+                    (page.pack, page.skip) = ((place >> 32) as u32, place as u32);
+                }
+                key => return Err(unknown_key(key, &PAGE_KEYS)),
             }
         }
         Ok(page)
     }
 }
 
-impl<S: Send + Sync> FromRequestParts<S> for LetterPage {
+/// Where in a transaction's messages to go on.
+pub(super) fn message_cursor(pack: u32, skip: u32) -> String {
+    cursor(i64::from(pack) << 32 | i64::from(skip))
+}
+
+/// A path that takes no query.
+pub(super) struct NoQuery;
+
+impl<S: Send + Sync> FromRequestParts<S> for NoQuery {
     type Rejection = Problem;
 
     async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Problem> {
-        let Ok(RawQuery(query)) = RawQuery::from_request_parts(parts, state).await;
-        Self::parse(query.as_deref().unwrap_or_default())
+        match once_each(&query(parts, state).await)?.first() {
+            None => Ok(Self),
+            Some((key, _)) => Err(Problem::field(&**key, "unknown key; there are none here")),
+        }
+    }
+}
+
+/// The versions of which one has to be the transaction's; none: any will do.
+pub(super) struct IfMatch(Option<Vec<String>>);
+
+impl IfMatch {
+    /// Whether the one that there is will do.
+    pub(super) fn fits(&self, version: &str) -> bool {
+        self.0.as_ref().is_none_or(|tags| tags.iter().any(|tag| tag == "*" || tag.trim_matches('"') == version))
+    }
+
+    /// Whether it was asked for.
+    pub(super) fn is_given(&self) -> bool {
+        self.0.is_some()
+    }
+}
+
+impl<S: Send + Sync> FromRequestParts<S> for IfMatch {
+    type Rejection = Problem;
+
+    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Problem> {
+        let mut tags = Vec::new();
+        for value in parts.headers.get_all(header::IF_MATCH) {
+            let text = value.to_str().map_err(|_| Problem::field("If-Match", "is no list of entity tags"))?;
+            // A weak one never matches here: RFC 9110, section 13.1.1.
+            tags.extend(text.split(',').map(|tag| tag.trim().to_owned()).filter(|tag| !tag.starts_with("W/")));
+        }
+        Ok(Self(parts.headers.contains_key(header::IF_MATCH).then_some(tags)))
     }
 }
 
@@ -129,20 +225,48 @@ impl<S: Send + Sync> FromRequestParts<S> for Letter {
     }
 }
 
+/// A connection's number in the path.
+pub(super) struct ConnectionNumber(pub(super) u64);
+
+impl<S: Send + Sync> FromRequestParts<S> for ConnectionNumber {
+    type Rejection = Problem;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Problem> {
+        let no_number = || Problem::field("id", "has to be a connection's number, such as 17");
+        let Path(text) = Path::<String>::from_request_parts(parts, state).await.map_err(|_| no_number())?;
+        text.parse::<u64>().ok().filter(|id| id.to_string() == text).map(Self).ok_or_else(no_number)
+    }
+}
+
 /// What to ask for to get what stands behind `next`.
 pub(super) fn cursor(next: i64) -> String {
     format!("{next:016x}")
 }
 
-fn after(cursor: &str) -> Result<i64, Problem> {
+pub(super) fn after(cursor: &str) -> Result<i64, Problem> {
     let digits = cursor.len() == 16 && cursor.bytes().all(|byte| byte.is_ascii_hexdigit());
     let after = i64::from_str_radix(cursor, 16).ok().filter(|_| digits);
     after.ok_or_else(|| Problem::field("cursor", "is none that was given out as next_cursor"))
 }
 
-fn limit(text: &str) -> Result<usize, Problem> {
-    let limit = text.parse().ok().filter(|limit| LIMITS.contains(limit));
-    limit.ok_or_else(|| Problem::field("limit", format_args!("has to be a whole number from 1 to {LIMIT_MAX}")))
+fn limit(text: &str, max: usize) -> Result<usize, Problem> {
+    let limit = text.parse().ok().filter(|limit| (1..=max).contains(limit));
+    limit.ok_or_else(|| Problem::field("limit", format_args!("has to be a whole number from 1 to {max}")))
+}
+
+/// A name, or a pattern of names.
+fn pattern(text: &str) -> Result<NameFilter, Problem> {
+    let whole = name("name", text)?.to_string();
+    Ok(if text.contains(['*', '?']) { NameFilter::Pattern(WildMatch::new(text)) } else { NameFilter::Whole(whole) })
+}
+
+/// So long ago.
+fn before(age: &str) -> Result<Timestamp, Problem> {
+    let age = humantime::parse_duration(age)
+        .map_err(|error| Problem::field("min_age", format_args!("has to be a duration such as 30s: {error}")))?;
+    let age = i64::try_from(age.as_millis()).unwrap_or(i64::MAX);
+    // What came just then is as old as that.
+    Ok(just_after(Timestamp(system_clock().0.saturating_sub(age))))
 }
 
 fn state(word: &str) -> Result<State, Problem> {
@@ -154,7 +278,7 @@ fn name(field: &str, text: &str) -> Result<TransactionName, Problem> {
     TransactionName::new(text.as_bytes()).map_err(|error| Problem::field(field, error))
 }
 
-fn one_of(words: &[&str]) -> String {
+pub(super) fn one_of(words: &[&str]) -> String {
     format!("has to be one of {}", words.join(", "))
 }
 
@@ -185,101 +309,4 @@ impl<S: Send + Sync> FromRequestParts<S> for Named {
         let Path((vhost, user, text)) = segments.map_err(|error| Problem::field("path", error.body_text()))?;
         Ok(Self(Owned { vhost: vhost.into(), user: user.into(), name: name("name", &text)? }))
     }
-}
-
-/// The body `{"reason": "..."}` of a decision.
-pub(super) struct Reason(pub(super) Arc<str>);
-
-impl<S: Send + Sync> FromRequest<S> for Reason {
-    type Rejection = Problem;
-
-    async fn from_request(request: Request, state: &S) -> Result<Self, Problem> {
-        let reason = only_text(request, state, "reason", "is missing: the history keeps it").await?;
-        check_reason(&reason).map_err(|text| Problem::field("reason", text))?;
-        Ok(Self(reason.into()))
-    }
-}
-
-/// The body `{"token": "..."}` of who logs in.
-pub(super) struct Token(pub(super) String);
-
-impl<S: Send + Sync> FromRequest<S> for Token {
-    type Rejection = Problem;
-
-    async fn from_request(request: Request, state: &S) -> Result<Self, Problem> {
-        only_text(request, state, "token", "is missing").await.map(Self)
-    }
-}
-
-/// The text in an object that has this field and no other.
-async fn only_text<S>(request: Request, state: &S, name: &str, missing: &str) -> Result<String, Problem>
-where
-    S: Send + Sync,
-{
-    let Value::Object(mut fields) = json(request, state).await? else { return Err(no_object(name)) };
-    if let Some(unknown) = fields.keys().find(|key| *key != name) {
-        return Err(Problem::field(unknown, format_args!("unknown field; there is only {name}")));
-    }
-    match fields.remove(name) {
-        Some(Value::String(text)) => Ok(text),
-        Some(_) => Err(Problem::field(name, "has to be a string")),
-        None => Err(Problem::field(name, missing)),
-    }
-}
-
-/// Whether the history may keep this as a reason.
-/// # Errors
-/// Why not, in a clause.
-pub fn check_reason(reason: &str) -> Result<(), String> {
-    match reason.chars().count() {
-        _ if reason.trim().is_empty() => Err("is empty: the history keeps it".into()),
-        0..=REASON_CHARS_MAX => Ok(()),
-        count => Err(format!("has {count} characters, more than {REASON_CHARS_MAX}")),
-    }
-}
-
-/// A request that has nothing to say beside its path: no body, or `{}`.
-pub(super) struct Nothing;
-
-impl<S: Send + Sync> FromRequest<S> for Nothing {
-    type Rejection = Problem;
-
-    async fn from_request(request: Request, state: &S) -> Result<Self, Problem> {
-        match json(request, state).await? {
-            Value::Null => Ok(Self),
-            Value::Object(fields) => match fields.keys().next() {
-                None => Ok(Self),
-                Some(unknown) => Err(Problem::field(unknown, "unknown field; there are none here")),
-            },
-            _ => Err(Problem::field("body", "has to be an object: {}")),
-        }
-    }
-}
-
-/// The body; null if there is none.
-async fn json<S: Send + Sync>(request: Request, state: &S) -> Result<Value, Problem> {
-    // A form on a page elsewhere can send anything but this type, and so decides nothing.
-    if !is_json(request.headers()) {
-        let text = "Content-Type has to be application/json";
-        return Err(Problem::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, text).with("field", "Content-Type"));
-    }
-    let body = Bytes::from_request(request, state).await.map_err(|error| match error.status() {
-        StatusCode::PAYLOAD_TOO_LARGE => {
-            Problem::new(StatusCode::PAYLOAD_TOO_LARGE, format!("the body has more than {BODY_BYTES_MAX} bytes"))
-        }
-        status => Problem::new(status, error.body_text()),
-    })?;
-    if body.is_empty() {
-        return Ok(Value::Null);
-    }
-    serde_json::from_slice(&body).map_err(|error| Problem::field("body", format_args!("is not JSON: {error}")))
-}
-
-fn is_json(headers: &HeaderMap) -> bool {
-    let value = headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
-    value.split(';').next().is_some_and(|essence| essence.trim().eq_ignore_ascii_case("application/json"))
-}
-
-fn no_object(name: &str) -> Problem {
-    Problem::field("body", format_args!("has to be an object such as {{\"{name}\": \"...\"}}"))
 }

@@ -6,10 +6,13 @@ use axum::{
     http::{HeaderMap, HeaderValue, StatusCode, header},
     middleware::{from_fn_with_state, map_response, map_response_with_state},
     response::{IntoResponse, Response},
-    routing::{get, post},
+    routing::{delete, get, post},
 };
 
-use super::{Admin, access, decisions, letters, login, overview, pages, problem::Problem, request, view};
+use super::{
+    Admin, access, body, bulk, checkers, connections, decisions, letters, login, messages, overview, pages,
+    problem::Problem, view,
+};
 use crate::metrics;
 
 pub(super) fn router(admin: Admin) -> Router {
@@ -32,22 +35,28 @@ fn api(admin: &Admin) -> Router<Admin> {
     Router::new()
         .route(login::PATH, get(login::show).post(login::log_in).delete(login::log_out))
         .route("/config", get(show_config))
+        .route("/checkers", get(checkers::list))
+        .route("/connections", get(connections::list))
+        .route("/connections/{id}", delete(connections::close))
         .route("/overview", get(overview::show))
         .route("/events", get(overview::watch))
         .route("/transactions", get(decisions::list))
+        .route("/transactions/bulk", post(bulk::transactions))
         .route("/transactions/{id}", get(decisions::show))
+        .route("/transactions/{id}/messages", get(messages::list))
         .route("/transactions/{id}/commit", post(decisions::commit))
         .route("/transactions/{id}/rollback", post(decisions::roll_back))
         .route("/transactions/{id}/check", post(decisions::check))
         .route(&format!("{NAMED}/commit"), post(decisions::commit_named))
         .route(&format!("{NAMED}/rollback"), post(decisions::roll_back_named))
         .route("/dead-letters", get(letters::list))
+        .route("/dead-letters/bulk", post(bulk::dead_letters))
         .route("/dead-letters/{id}", get(letters::show))
         .route("/dead-letters/{id}/retry", post(letters::retry))
         .route("/dead-letters/{id}/discard", post(letters::discard))
         .method_not_allowed_fallback(wrong_method)
         .fallback(no_such_path)
-        .layer(DefaultBodyLimit::max(request::BODY_BYTES_MAX))
+        .layer(DefaultBodyLimit::max(body::BODY_BYTES_MAX))
         // Who may not ask does not learn which paths there are.
         .layer(from_fn_with_state(admin.clone(), access::guard))
         .layer(map_response(not_stored))

@@ -8,6 +8,9 @@ use std::time::{Duration, Instant};
 use axum::http::{HeaderMap, HeaderValue, header};
 use ring::rand::{SecureRandom, SystemRandom};
 
+use crate::config::Role;
+use crate::tx::decision::Actor;
+
 /// A session that was not used for so long is over.
 pub(super) const IDLE_MAX: Duration = Duration::from_secs(12 * 60 * 60);
 /// Sessions of one token at a time; the one that was not used for longest makes room.
@@ -112,9 +115,14 @@ pub(super) struct Caller {
     /// For the history: the stem of the token's file, or `local`.
     pub(super) name: Arc<str>,
     /// What it may do.
-    pub(super) role: crate::config::Role,
+    pub(super) role: Role,
     /// By what it was let in.
     pub(super) pass: Pass,
+}
+
+/// A caller as the history has it.
+pub(super) fn actor(name: &Arc<str>) -> String {
+    Actor::Operator(Arc::clone(name)).to_string()
 }
 
 #[cfg(test)]

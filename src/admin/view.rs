@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use ring::digest;
 use serde::{Serialize, Serializer};
 
 use super::sessions::Caller;
@@ -11,6 +12,7 @@ use crate::health::{COMPONENTS, Condition, Report};
 use crate::store::{self, Event, LetterId, Letters, Listing, Summary};
 use crate::tx::decision::Fate;
 use crate::tx::id::{Timestamp, TransactionId};
+use crate::values;
 
 /// A time as every surface shows it.
 pub(super) fn time(at: Timestamp) -> String {
@@ -18,7 +20,7 @@ pub(super) fn time(at: Timestamp) -> String {
 }
 
 /// A number of 64 bits: digits in a string, because a JavaScript number would round it.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Count(pub(super) u64);
 
 impl Count {
@@ -92,6 +94,8 @@ pub(super) struct Transaction {
     checker: Option<String>,
     checks_answered: u32,
     next_check_at: Option<String>,
+    /// Another one whenever any of this changes; see `If-Match`.
+    version: String,
     #[serde(skip_serializing_if = "Option::is_none")]
     history: Option<Vec<Happened>>,
 }
@@ -107,6 +111,7 @@ struct Happened {
 impl From<Summary> for Transaction {
     fn from(summary: Summary) -> Self {
         Self {
+            version: version(&summary),
             id: summary.id.to_string(),
             name: summary.name.map(|name| name.to_string()),
             vhost: summary.vhost.to_string(),
@@ -126,7 +131,24 @@ impl From<Summary> for Transaction {
     }
 }
 
+/// What a transaction is like, in a few digits: two that differ have different ones.
+pub(super) fn version(summary: &Summary) -> String {
+    let Summary { state, decided_at, messages, bytes, checker, attempts, checks_answered, next_check_at, .. } = summary;
+    let changing = (state, decided_at, messages, bytes, checker, attempts, checks_answered, next_check_at);
+    let digest = digest::digest(&digest::SHA256, format!("{changing:?}").as_bytes());
+    values::hex(&digest.as_ref()[..8])
+}
+
+/// The moment behind this one.
+pub(super) fn just_after(at: Timestamp) -> Timestamp {
+    Timestamp(at.0.saturating_add(1))
+}
+
 impl Transaction {
+    pub(super) fn version(&self) -> &str {
+        &self.version
+    }
+
     pub(super) fn with_history(summary: Summary, history: Vec<Event>) -> Self {
         let happened = |Event { at, event, actor, reason }| Happened { at: time(at), event, actor, reason };
         Self { history: Some(history.into_iter().map(happened).collect()), ..summary.into() }

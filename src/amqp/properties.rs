@@ -28,6 +28,43 @@ pub struct Properties<'a> {
     pub user_id: Option<&'a [u8]>,
 }
 
+/// A property that is not the headers table.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Property<'a> {
+    /// A short string, which need not be UTF-8.
+    Text(&'a [u8]),
+    /// A small number.
+    Octet(u8),
+    /// Seconds since 1970.
+    Time(u64),
+}
+
+#[derive(Clone, Copy)]
+enum Form {
+    Text,
+    Octet,
+    Time,
+    Table,
+}
+
+/// Every property of class basic: its bit in the flags, its name, its form; in the order in which they stand.
+const NAMES: [(u16, &str, Form); 14] = [
+    (15, "content_type", Form::Text),
+    (14, "content_encoding", Form::Text),
+    (13, "headers", Form::Table),
+    (12, "delivery_mode", Form::Octet),
+    (11, "priority", Form::Octet),
+    (10, "correlation_id", Form::Text),
+    (9, "reply_to", Form::Text),
+    (8, "expiration", Form::Text),
+    (7, "message_id", Form::Text),
+    (6, "timestamp", Form::Time),
+    (5, "type", Form::Text),
+    (4, "user_id", Form::Text),
+    (3, "app_id", Form::Text),
+    (2, "cluster_id", Form::Text),
+];
+
 /// The body size that a content header declares, which is all that passing a content on needs.
 pub fn body_size(payload: &[u8]) -> Result<u64, Malformed> {
     Reader::new(payload.get(BODY_SIZE).ok_or(Malformed)?).u64()
@@ -68,6 +105,28 @@ impl<'a> Properties<'a> {
             return Err(Malformed);
         }
         Ok(Self { payload, flags, headers, delivery_mode, reply_to, expiration, message_id, user_id })
+    }
+
+    /// Every property but the headers table, with the name that the specification gives it.
+    pub fn each(&self) -> impl Iterator<Item = (&'static str, Property<'a>)> {
+        let payload = self.payload;
+        // [`Properties::parse`] has read all of them before.
+        let mut reader = Reader::new(payload.get(FLAGS.end..).unwrap_or_default());
+        let flags = self.flags;
+        NAMES
+            .into_iter()
+            .filter(move |(bit, ..)| flags & (1 << bit) != 0)
+            .map_while(move |(bit, name, form)| {
+                let property = match form {
+                    Form::Text => reader.short_string().map(Property::Text),
+                    Form::Octet => reader.u8().map(Property::Octet),
+                    Form::Time => reader.u64().map(Property::Time),
+                    Form::Table => reader.long_string().map(Property::Text),
+                };
+                Some((bit, name, property.ok()?))
+            })
+            .filter(|(bit, ..)| 1 << bit != HEADERS)
+            .map(|(_, name, property)| (name, property))
     }
 
     /// The entries of the headers table, if there is one.
@@ -162,6 +221,13 @@ pub(crate) mod tests {
         assert_eq!(properties.expiration, Some(&b"1000"[..]));
         assert_eq!(properties.message_id, Some(&b"id-1"[..]));
         assert_eq!(properties.user_id, Some(&b"guest"[..]));
+        let each: Vec<_> = properties.each().collect();
+        assert_eq!(each.len(), 13);
+        assert_eq!(each[0], ("content_type", Property::Text(b"text/plain")));
+        assert_eq!(each[3], ("priority", Property::Octet(9)));
+        assert_eq!(each[8], ("timestamp", Property::Time(77)));
+        assert_eq!(each[12], ("cluster_id", Property::Text(b"cluster")));
+        assert_eq!(Properties::parse(&empty(5)).unwrap().each().count(), 0);
         for cut in 0..payload.len() {
             assert!(Properties::parse(&payload[..cut]).is_err());
         }

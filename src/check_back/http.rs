@@ -3,11 +3,11 @@
 use super::answer::{self, ANSWER_BYTES_MAX};
 use super::ask::{Ask, NoAnswer};
 use super::question::Question;
-use super::values::hex;
 use crate::config::HttpUrl;
 use crate::tls::{self, ClientTls};
 use crate::tx::check_back::Answer;
 use crate::upstream::Stream;
+use crate::values::hex;
 use bytes::Bytes;
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::client::conn::http1;

@@ -10,7 +10,6 @@ mod http;
 mod question;
 mod sweep;
 mod transport;
-mod values;
 mod worker;
 
 #[cfg(test)]
@@ -22,6 +21,7 @@ pub use http::reach;
 use crate::config::{Asked, Checker, WhenExhausted};
 use crate::metrics::Metrics;
 use crate::relay::Credentials;
+use crate::roster::Roster;
 use crate::store::{Store, system_clock};
 use crate::tls::ClientTls;
 use crate::tx::check_back::{self as policy, Policy};
@@ -52,6 +52,8 @@ pub struct Parts {
     pub tls: Option<Arc<ClientTls>>,
     /// Where checks are counted.
     pub metrics: Arc<Metrics>,
+    /// Where the last of each checker is told of.
+    pub roster: Arc<Roster>,
 }
 
 /// Tells what time it is.
@@ -145,6 +147,7 @@ impl CheckBack {
             timeout: checker.timeout,
             store: Arc::clone(&parts.store),
             clock: Arc::new(system_clock),
+            roster: Arc::clone(&parts.roster),
             counts: parts.metrics.checker(&checker.name),
         };
         let worker = Worker::new(context, checker.concurrency as usize, checker.rate);

@@ -1,11 +1,11 @@
 //! What a checker is told about a transaction: one JSON document, the same for every way it is asked.
 
-use super::values;
 use crate::amqp::method::Publish;
 use crate::amqp::properties::Properties;
 use crate::store::{Pack, Summary};
 use crate::tx::batch::{self, HalfMessage};
 use crate::tx::id::TransactionId;
+use crate::values;
 use bytes::Bytes;
 use serde::Serialize;
 use serde_json::Value;

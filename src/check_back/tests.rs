@@ -9,6 +9,7 @@ use super::question::Question;
 use super::sweep;
 use super::worker::{Context, Worker};
 use crate::metrics::Metrics;
+use crate::roster::Roster;
 use crate::store::StoreError;
 use crate::tx::check_back::{Answer, Policy, WhenExhausted};
 use crate::tx::checker::{Rule, Rules};
@@ -79,6 +80,7 @@ struct Run {
     stop: watch::Sender<bool>,
     task: JoinHandle<()>,
     metrics: Arc<Metrics>,
+    roster: Arc<Roster>,
     wake: Arc<Notify>,
 }
 
@@ -87,7 +89,7 @@ fn policy(max_checks: u32, when_exhausted: WhenExhausted) -> Policy {
 }
 
 fn start(store: &Arc<FakeStore>, checker: &Arc<FakeChecker>, policy: Policy, at_once: usize, rate: u32) -> Run {
-    let metrics = Arc::new(Metrics::new());
+    let (metrics, roster) = (Arc::new(Metrics::new()), Arc::new(Roster::default()));
     let context = Context {
         name: "orders".into(),
         asker: Arc::clone(checker),
@@ -95,11 +97,12 @@ fn start(store: &Arc<FakeStore>, checker: &Arc<FakeChecker>, policy: Policy, at_
         timeout: 5 * SECOND,
         store: store.clone(),
         clock: Arc::new(now),
+        roster: Arc::clone(&roster),
         counts: metrics.checker("orders"),
     };
     let (stop, wake) = (watch::Sender::new(false), Arc::new(Notify::new()));
     let task = tokio::spawn(Worker::new(context, at_once, rate).run(stop.subscribe(), Arc::clone(&wake)));
-    Run { stop, task, metrics, wake }
+    Run { stop, task, metrics, roster, wake }
 }
 
 impl Run {
@@ -277,10 +280,13 @@ async fn a_checker_that_says_nothing_is_given_up() {
     let store = FakeStore::new();
     store.add(1, Duration::ZERO);
     let checker = FakeChecker::new(LONG, |_, _| Ok(COMMIT));
-    let _running = start(&store, &checker, policy(1, WhenExhausted::Decide(Decision::Commit)), 8, 1000);
+    let running = start(&store, &checker, policy(1, WhenExhausted::Decide(Decision::Commit)), 8, 1000);
     until("three attempts", || checker.asked().len() == 3).await;
     assert_eq!(store.results(1), ["no answer: nothing came within 5s"; 2]);
     assert!(store.decided().is_empty());
+    let last = running.roster.last_check("orders").expect("it was asked");
+    assert_eq!((last.answer, last.took), (None, 5 * SECOND));
+    assert!(last.reason.is_some_and(|reason| reason.contains("nothing came within 5s")));
 }
 
 #[tokio::test(start_paused = true)]

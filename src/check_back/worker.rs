@@ -4,6 +4,7 @@ use super::Clock;
 use super::ask::{Ask, NoAnswer};
 use super::question::{Question, READ_BYTES_MAX};
 use crate::metrics::CheckerCounts;
+use crate::roster::{LastCheck, Roster};
 use crate::store::{Check, Due, Reply, Store, StoreError, Summary};
 use crate::tx::check_back::{Answer, Asked, Breaker, Next, Pace, Permit, Policy, WhenExhausted};
 use crate::tx::decision::{Actor, Decision, Target, Verdict};
@@ -31,6 +32,7 @@ pub(super) struct Context<A> {
     pub(super) store: Arc<dyn Store>,
     pub(super) clock: Clock,
     pub(super) counts: CheckerCounts,
+    pub(super) roster: Arc<Roster>,
 }
 
 /// The task's own state.
@@ -227,10 +229,19 @@ async fn ask<A: Ask>(context: &Context<A>, due: &Due) -> Result<Option<(Summary,
             Err(NoAnswer::new(format_args!("nothing came within {}", humantime::format_duration(context.timeout))))
         }
     };
+    context.tell(&answer, begun.elapsed());
     Ok(Some((transaction, answer)))
 }
 
 impl<A> Context<A> {
+    fn tell(&self, answered: &Answered, took: Duration) {
+        let (answer, reason) = match answered {
+            Ok((answer, _)) => (Some(*answer), None),
+            Err(reason) => (None, Some(reason.to_string())),
+        };
+        self.roster.checked(&self.name, LastCheck { at: (self.clock)(), answer, reason, took });
+    }
+
     async fn write_down(&self, transaction: &Summary, answered: Answered) {
         let id = transaction.id;
         let (answer, result) = match &answered {

@@ -139,6 +139,19 @@ pub enum Ended {
     InDoubt,
 }
 
+/// How far a connection is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Stage {
+    /// Both sides agree on how to talk.
+    Opening,
+    /// They do.
+    Open,
+    /// And the client was told not to publish: by RabbitMQ, or because the store is full.
+    Blocked,
+    /// It is about to end.
+    Closing,
+}
+
 /// What both sides agreed on.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Opened {
@@ -148,8 +161,10 @@ pub struct Opened {
     pub vhost: String,
     /// Seconds; 0 is none.
     pub heartbeat: u16,
-    /// The client's library, such as `pika 1.3.2`; empty if it doesn't say.
+    /// The client's library; empty if it doesn't say.
     pub product: String,
+    /// The version of it, if it says that.
+    pub version: Option<String>,
     /// The client's name for the connection, if it gave one.
     pub name: Option<String>,
 }

@@ -6,11 +6,13 @@
 
 mod ending;
 mod ordinary;
+mod slots;
 #[cfg(test)]
 pub(super) mod tests;
 
+use self::slots::Slots;
 use super::channel::{Channel, Outcome};
-use super::command::{Command, Ended, Io, Opened, Refusal, Settings, Ticket};
+use super::command::{Command, Ended, Io, Opened, Refusal, Settings, Stage, Ticket};
 use super::deliveries::{Consumers, Content};
 use super::handshake::{self, LoginRefused};
 use super::judge::Judge;
@@ -66,6 +68,8 @@ enum End {
     Drain,
     /// RabbitMQ is gone.
     UpstreamLost,
+    /// An operator closes it.
+    Operator,
     /// The client sent connection.close while a commit was running; it goes on to RabbitMQ when none is.
     ClientClose,
 }
@@ -112,7 +116,7 @@ pub struct Connection {
     /// Bytes out, and what channels share.
     pub io: Io,
     phase: Phase,
-    channels: HashMap<u16, Slot>,
+    channels: Slots,
     /// The client's channels whose numbers RabbitMQ has not given back: until one of them has answered channel.close.
     open: HashSet<u16>,
     /// How many RabbitMQ lets be open; 0 is no limit.
@@ -133,6 +137,8 @@ pub struct Connection {
     opened: Opened,
     client_properties: Vec<u8>,
     ending: Option<End>,
+    /// Why an operator ends it.
+    closed_because: String,
     /// The client's connection.close, while it waits for a commit.
     client_close: Vec<u8>,
     /// When the phase ends by itself.
@@ -149,7 +155,7 @@ impl Connection {
         Self {
             io: Io::new(settings, now),
             phase: Phase::Greeting,
-            channels: HashMap::new(),
+            channels: Slots::default(),
             open: HashSet::new(),
             channel_max: 0,
             judge: Judge::default(),
@@ -164,10 +170,12 @@ impl Connection {
                 vhost: String::new(),
                 heartbeat: 0,
                 product: String::new(),
+                version: None,
                 name: None,
             },
             client_properties: Vec::new(),
             ending: None,
+            closed_because: String::new(),
             client_close: Vec::new(),
             phase_until: Some(handshake_until),
             store_full: false,
@@ -182,6 +190,23 @@ impl Connection {
         let old = &self.io.settings;
         let (login, control_exchange) = (old.login.clone(), Arc::clone(&old.control_exchange));
         self.io.settings = Arc::new(Settings { login, control_exchange, ..settings });
+    }
+
+    /// How far it is, for people to look at.
+    pub fn stage(&self) -> Stage {
+        match self.phase {
+            Phase::Running if self.ending.is_none() => match self.blocked || self.blocked_upstream {
+                true => Stage::Blocked,
+                false => Stage::Open,
+            },
+            Phase::Greeting | Phase::Connecting | Phase::Handshake => Stage::Opening,
+            _ => Stage::Closing,
+        }
+    }
+
+    /// Channels that are open, and those of them that are transactional.
+    pub fn channels(&self) -> (usize, usize) {
+        (self.open.len(), self.channels.transactional())
     }
 
     /// The next thing to do, in order.
@@ -353,7 +378,9 @@ impl Connection {
                 self.channels.insert(number, Slot::Tx(Box::new(Channel::new(number, consumers))));
             }
             Some(id::CHANNEL_FLOW) => *self.flows.entry(number).or_default() += 1,
-            Some(id::CONFIRM_SELECT) => drop(self.channels.entry(number).or_insert(Slot::Confirm(0))),
+            Some(id::CONFIRM_SELECT) if self.channels.get(&number).is_none() => {
+                self.channels.insert(number, Slot::Confirm(0));
+            }
             Some(id::BASIC_CONSUME) => {
                 // What can't be read, RabbitMQ refuses.
                 let _ = self.consumers.entry(number).or_default().asked(frame.arguments());
@@ -442,9 +469,9 @@ impl Connection {
         match self.io.settings.login.check(&start_ok) {
             Ok(user) => {
                 let text = |name: &[u8]| handshake::property(start_ok.client_properties, name);
-                let product = [text(b"product"), text(b"version")].into_iter().flatten().collect::<Vec<_>>();
                 self.opened.user = user;
-                self.opened.product = product.join(" ");
+                self.opened.product = text(b"product").unwrap_or_default();
+                self.opened.version = text(b"version");
                 self.opened.name = text(b"connection_name");
                 self.client_properties = start_ok.client_properties.to_vec();
                 self.io.to_upstream.extend_from_slice(frame.raw);
@@ -558,7 +585,7 @@ impl Connection {
                 refused.close = channel.take_held();
                 channel.take_behind()
             }
-            Some(other) => return drop(self.channels.insert(number, other)),
+            Some(other) => return self.channels.insert(number, other),
             None => return,
         };
         self.congested.remove(&number);

@@ -13,6 +13,7 @@ use crate::metrics::{Outcome, Refused};
 use crate::protocol::command::Ticket;
 use crate::protocol::command::{Command, Ended, Opened, Refusal};
 use crate::protocol::connection::Connection;
+use crate::roster::{Guest, Seat};
 use crate::store::{Commit, Committing, Forwarded, Lane, Named, Origin, StoreError};
 use crate::tx::decision::{Actor, Owned, Target, Verdict};
 use crate::tx::id::{Timestamp, TransactionId};
@@ -41,6 +42,8 @@ pub(super) struct Session {
     shared: Arc<Shared>,
     /// For the log, and for spreading channels over lanes.
     number: u64,
+    /// Where it tells of itself.
+    seat: Arc<Seat>,
     addresses: ClientAddresses,
     connection: Connection,
     /// Tells when the terms are others than the connection has.
@@ -86,12 +89,14 @@ enum Event {
     Abandoned(TransactionId, Result<(), StoreError>),
     StoreFull(bool),
     Drain,
+    /// An operator wants it gone.
+    Close(String),
 }
 
 impl Session {
     pub(super) fn new(
         shared: Arc<Shared>,
-        number: u64,
+        seat: Arc<Seat>,
         addresses: ClientAddresses,
         from_loopback: bool,
         stream: Stream,
@@ -101,17 +106,20 @@ impl Session {
         let terms = shared.terms();
         let until = now + terms.handshake_timeout;
         let events = FuturesUnordered::new();
-        let mut shutdown = shared.shutdown.clone();
+        let (mut shutdown, told) = (shared.shutdown.clone(), Arc::clone(&seat));
         events.push(Box::pin(async move {
-            shutdown.requested().await;
-            Event::Drain
+            tokio::select! {
+                () = shutdown.requested() => Event::Drain,
+                reason = told.told_to_close() => Event::Close(reason.to_owned()),
+            }
         }) as BoxFuture<'static, Event>);
         Self {
             connection: Connection::new(terms.settings(from_loopback), now, until),
             new_terms,
             lanes: terms.lanes,
             from_loopback,
-            number,
+            number: seat.number,
+            seat,
             addresses,
             client: Side::new(stream),
             upstream: None,
@@ -161,6 +169,7 @@ impl Session {
         }
         buffers::reclaim_output(&mut self.connection.io.to_client);
         buffers::reclaim_output(&mut self.connection.io.to_upstream);
+        self.seat.note(self.connection.stage(), self.connection.channels());
         Poll::Pending
     }
 
@@ -210,6 +219,10 @@ impl Session {
                     self.watch_store();
                 }
                 Event::Drain => self.connection.drain(),
+                Event::Close(reason) => {
+                    tracing::info!(connection = self.number, peer = %self.addresses.source, ?reason, "an operator closes it");
+                    self.connection.close_because(&reason);
+                }
             }
         }
         progress
@@ -260,6 +273,7 @@ impl Session {
             Poll::Ready(Ok(read @ 1..)) => {
                 self.client.heard(now);
                 self.shared.metrics.received_bytes.inc_by(read as u64);
+                self.seat.received(read);
                 let used = self.connection.handle_client(&self.client.input);
                 self.client.input.advance(used);
                 true
@@ -339,7 +353,9 @@ impl Session {
         let before = io.to_client.len();
         let mut progress = self.client.poll_write_all(cx, &mut io.to_client, now);
         if progress {
-            self.shared.metrics.sent_bytes.inc_by((before - io.to_client.len()) as u64);
+            let sent = before - io.to_client.len();
+            self.shared.metrics.sent_bytes.inc_by(sent as u64);
+            self.seat.sent(sent);
         }
         match &mut self.upstream {
             Some(upstream) => progress |= upstream.poll_write_all(cx, &mut io.to_upstream, now),
@@ -452,12 +468,20 @@ impl Session {
             user = opened.user,
             vhost = opened.vhost,
             product = opened.product,
+            version = opened.version,
             name = opened.name,
             "open"
         );
         self.opened = true;
         self.user = Arc::from(opened.user.as_str());
         self.vhost = Arc::from(opened.vhost.as_str());
+        self.seat.take(Guest {
+            user: Arc::clone(&self.user),
+            vhost: Arc::clone(&self.vhost),
+            product: opened.product.clone(),
+            version: opened.version.clone(),
+            name: opened.name.clone(),
+        });
         self.client.heartbeat = Heartbeat::new(opened.heartbeat, now);
         if let Some(upstream) = &mut self.upstream {
             upstream.heartbeat = Heartbeat::new(opened.heartbeat, now);

@@ -4,6 +4,8 @@ use super::Shared;
 use super::client;
 use crate::metrics::Refused;
 use crate::protocol::handshake::is_loopback;
+use crate::roster::Seated;
+use crate::store::system_clock;
 use crate::tls::ServerTls;
 use crate::upstream::{ClientAddresses, Stream};
 use std::io;
@@ -99,7 +101,8 @@ impl Listener {
         tokio::spawn(async move {
             let gauge = shared.metrics.connections.clone();
             gauge.inc();
-            if let Err(error) = greet(shared, number, tcp, peer, tls).await {
+            let seated = shared.roster.seat(number, peer, tls.is_some(), system_clock());
+            if let Err(error) = greet(shared, &seated, tcp, tls).await {
                 tracing::debug!(connection = number, %peer, %error, "connection failed");
             }
             gauge.dec();
@@ -109,13 +112,8 @@ impl Listener {
 }
 
 /// Does TLS if the port has it, then runs the session.
-async fn greet(
-    shared: Arc<Shared>,
-    number: u64,
-    tcp: TcpStream,
-    peer: SocketAddr,
-    tls: Option<Arc<ServerTls>>,
-) -> io::Result<()> {
+async fn greet(shared: Arc<Shared>, seated: &Seated, tcp: TcpStream, tls: Option<Arc<ServerTls>>) -> io::Result<()> {
+    let peer = seated.seat().peer;
     tcp.set_nodelay(true)?;
     let addresses = ClientAddresses { source: peer, destination: tcp.local_addr()? };
     let stream = match tls {
@@ -129,6 +127,6 @@ async fn greet(
         },
     };
     let from_loopback = is_loopback(peer.ip());
-    client::Session::new(shared, number, addresses, from_loopback, stream).run().await;
+    client::Session::new(shared, Arc::clone(seated.seat()), addresses, from_loopback, stream).run().await;
     Ok(())
 }

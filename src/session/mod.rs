@@ -11,6 +11,7 @@ use crate::health::Health;
 use crate::metrics::Metrics;
 use crate::protocol::command::Settings;
 use crate::protocol::handshake::LoginRules;
+use crate::roster::Roster;
 use crate::signals::Shutdown;
 use crate::store::Store;
 use crate::tx::checker::Rules;
@@ -29,6 +30,7 @@ pub struct Shared {
     metrics: Arc<Metrics>,
     health: Arc<Health>,
     shutdown: Shutdown,
+    roster: Arc<Roster>,
     terms: watch::Sender<Arc<Terms>>,
 }
 
@@ -59,8 +61,9 @@ impl Shared {
         metrics: Arc<Metrics>,
         health: Arc<Health>,
         shutdown: Shutdown,
+        roster: Arc<Roster>,
     ) -> Self {
-        Self { store, upstream, metrics, health, shutdown, terms: watch::Sender::new(Arc::new(terms)) }
+        Self { store, upstream, metrics, health, shutdown, roster, terms: watch::Sender::new(Arc::new(terms)) }
     }
 
     /// Serves by these terms from now on. A transaction that has begun keeps its limits, and a connection what it was

@@ -62,12 +62,15 @@ pub struct LetterFilter {
     pub vhost: Option<String>,
     /// The exchange.
     pub exchange: Option<String>,
+    /// It was found out before this.
+    pub since_before: Option<Timestamp>,
 }
 
 impl LetterFilter {
     pub(super) fn fits(&self, letter: &Letter) -> bool {
         self.vhost.as_deref().is_none_or(|vhost| *vhost == *letter.vhost)
             && self.exchange.as_deref().is_none_or(|exchange| exchange == letter.envelope.exchange)
+            && self.since_before.is_none_or(|before| letter.since < before)
     }
 }
 

@@ -55,6 +55,7 @@ impl Alone {
             credentials: credentials(),
             tls: None,
             metrics: Arc::new(Metrics::new()),
+            roster: Arc::default(),
         };
         let mut alone = Self { runtime, store, parts, running: None };
         let _in_runtime = alone.runtime.enter();

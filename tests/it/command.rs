@@ -223,7 +223,7 @@ fn a_transaction_in_doubt_is_found_and_decided_by_hand() {
     wait_until(deadline(Duration::from_secs(10)), "the decision to be counted", || {
         proxy.metric("halfway_decisions_total") == 1.0
     });
-    assert!(proxy.log().contains("decision by hand"), "{}", proxy.log());
+    assert!(proxy.log().contains("halfway::audit"), "{}", proxy.log());
     wait_until(deadline(Duration::from_secs(10)), "the gauge to follow", || {
         proxy
             .http("/metrics")

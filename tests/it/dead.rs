@@ -186,7 +186,7 @@ fn a_discarded_letter_is_gone_and_a_retry_outlives_a_kill() {
     assert_eq!(raw.get(2, &stage.queue), None);
     let expected = ["discard: message 2: by hand", "retry: message 1: by hand", "retry: message 3: by hand"];
     assert_eq!(stage.by_hand(), expected);
-    assert!(stage.proxy.log().contains("dead letter by hand"), "the log has who did what");
+    assert!(stage.proxy.log().contains("halfway::audit"), "the log has who did what");
     let checked = stage.proxy.command(&["store", "check"]);
     assert!(checked.status.success(), "{}", String::from_utf8_lossy(&checked.stdout));
 }

@@ -6,6 +6,7 @@
 #![allow(unreachable_pub)] // the whole is one binary: nothing is reachable from outside
 
 mod acks;
+mod admin;
 mod bad_input;
 mod check_back;
 mod clients;

@@ -83,11 +83,16 @@ async fn letters_are_listed_and_found(Stage { store, relay, .. }: Stage<'_>) {
     let by = |vhost: Option<&str>, exchange: Option<&str>| LetterFilter {
         vhost: vhost.map(Into::into),
         exchange: exchange.map(Into::into),
+        since_before: None,
     };
     let exchange = store.dead_letters(by(Some("listed"), Some("x")), 0, 10).await.unwrap();
     assert_eq!(exchange.items.len(), 2);
     for none in [by(Some("listed"), Some("y")), by(Some("nowhere"), None)] {
         assert_eq!(store.dead_letters(none, 0, 10).await.unwrap().items, []);
+    }
+    for (before, expected) in [(found.since, 0), (Timestamp(found.since.0 + 1), 2)] {
+        let filter = LetterFilter { since_before: Some(before), ..by(Some("listed"), None) };
+        assert_eq!(store.dead_letters(filter, 0, 10).await.unwrap().items.len(), expected);
     }
     let page = store.dead_letters(by(Some("listed"), None), 0, 1).await.unwrap();
     assert_eq!(page.items.iter().map(|letter| letter.id).collect::<Vec<_>>(), [first]);

@@ -36,6 +36,11 @@ async fn a_list_is_filtered_and_comes_in_pages() {
         ("?vhost=%2F&user=alice", &["order-1", "order-4"]),
         ("?name=order%2F2+%C3%BC", &["order/2 ü"]),
         ("?user=nobody", &[]),
+        ("?name=order*", &["order-1", "order/2 ü", "order-3", "order-4"]),
+        ("?name=order-?&state=committed", &["order-3"]),
+        ("?name=*ü", &["order/2 ü"]),
+        ("?min_age=1h", &["order-1", "order/2 ü", "order-3", "order-4"]),
+        ("?min_age=200years", &[]),
     ] {
         let list = port.get(&format!("/api/transactions{query}")).await;
         assert_eq!(list.status, 200, "{query}: {list:?}");
@@ -71,7 +76,11 @@ async fn a_transaction_has_every_field_in_its_form() {
             {"at": "1970-01-01T00:00:02.001Z", "event": "parked", "actor": "channel", "reason": "a \"reason\""}
         ],
     });
-    assert_eq!((shown.status, shown.json()), (200, expected));
+    let mut found = shown.json();
+    let version = found["version"].take();
+    found.as_object_mut().expect("an object").remove("version");
+    assert_eq!((shown.status, found), (200, expected));
+    assert_eq!(shown.header("etag").map(|etag| etag.trim_matches('"')), version.as_str());
     let list = port.get("/api/transactions?user=bob").await.json();
     assert!(list["items"][0].get("history").is_none(), "a list goes without: {list}");
     assert_eq!(port.get(&path(9, "")).await.problem(404).1, Value::Null);
@@ -153,6 +162,8 @@ async fn what_is_wrong_with_a_query_is_named() {
     for (query, field, words) in [
         ("state=done", "state", "open, in_doubt, committed"),
         ("state=", "state", "one of"),
+        ("min_age=1", "min_age", "such as 30s"),
+        ("min_age=-1s", "min_age", "such as 30s"),
         ("limit=0", "limit", "1 to 1000"),
         ("limit=1001", "limit", "1 to 1000"),
         ("limit=ten", "limit", "1 to 1000"),
@@ -161,7 +172,7 @@ async fn what_is_wrong_with_a_query_is_named() {
         ("cursor=%2B000000000000005", "cursor", "next_cursor"),
         ("cursor=ffffffffffffffff", "cursor", "next_cursor"),
         ("name=", "name", "is empty"),
-        ("stat=open", "stat", "one of state, vhost, user, name, limit, cursor"),
+        ("stat=open", "stat", "one of state, vhost, user, name, exchange, min_age, limit, cursor"),
         ("user=a&user=b", "user", "twice"),
     ] {
         let answer = port.get(&format!("/api/transactions?{query}")).await;
@@ -187,7 +198,7 @@ async fn what_is_wrong_with_a_body_is_named_and_nothing_is_decided() {
         ("{", "body", "not JSON"),
         ("{}", "reason", "missing"),
         (r#"{"reason": 7}"#, "reason", "string"),
-        (r#"{"reason": null}"#, "reason", "string"),
+        (r#"{"reason": null}"#, "reason", "missing"),
         (r#"{"reason": ""}"#, "reason", "empty"),
         (r#"{"reason": " \n "}"#, "reason", "empty"),
         (r#"{"reason": "x", "force": true}"#, "force", "unknown field"),
@@ -266,4 +277,30 @@ async fn answers_are_neither_guessed_at_nor_kept_by_browsers() {
     for head in [&list, &problem, &port.get("/healthz").await.head, &port.get("/nowhere").await.head] {
         assert!(head.contains("\r\nx-content-type-options: nosniff\r\n"), "{head}");
     }
+}
+
+#[tokio::test]
+async fn what_changed_since_it_was_looked_at_is_not_decided() {
+    let port = Port::with_store().await;
+    fill(&port.store);
+    let version = port.get(&path(1, "")).await.json()["version"].as_str().expect("a version").to_owned();
+    assert_eq!(port.get("/api/transactions").await.json()["items"][0]["version"], version, "a list tells it as well");
+    let decide = async |tags: &str| {
+        let headers = [("Host", "localhost"), ("Content-Type", "application/json"), ("If-Match", tags)];
+        port.send(&format!("POST {}", path(1, "/commit")), &headers, REASON).await
+    };
+    port.store.rows.lock().unwrap()[0].attempts += 1;
+    for stale in [format!("\"{version}\""), format!("W/\"{version}\""), "\"\"".into(), String::new()] {
+        let answer = decide(&stale).await;
+        assert_eq!(answer.problem(412).1, "If-Match");
+        assert_ne!(answer.json()["version"], version);
+    }
+    assert!(port.store.decisions.lock().unwrap().is_empty());
+    let now = port.get(&path(1, "")).await;
+    let etag = now.header("etag").expect("an ETag");
+    assert_eq!(decide(&format!("\"other\", {etag}")).await.status, 200);
+    assert!(decide(etag).await.problem(412).0.contains("it is committed now"));
+    assert_eq!(decide("*").await.status, 200, "any version will do, and it was decided so before");
+    let unknown = [("Host", "localhost"), ("Content-Type", "application/json"), ("If-Match", "*")];
+    port.send(&format!("POST {}", path(9, "/commit")), &unknown, REASON).await.problem(404);
 }

@@ -27,6 +27,8 @@ pub(super) struct FakeStore {
     pub(super) letters: Mutex<Vec<Letter>>,
     /// What [`Store::retry`] and [`Store::discard`] were given.
     pub(super) handled: Mutex<Vec<(&'static str, LetterId, Actor, String)>>,
+    /// Lets decisions fail.
+    pub(super) decision_failure: Mutex<Option<StoreError>>,
     /// Lets every call fail.
     pub(super) failure: Mutex<Option<StoreError>>,
 }
@@ -104,6 +106,11 @@ impl FakeStore {
 
 impl Store for FakeStore {
     fn decide(&self, target: Target, decision: Decision, actor: Actor, reason: Option<String>) -> Reply<Verdict> {
+        if let Some(error) = self.decision_failure.lock().unwrap().clone() {
+            let (answer, reply) = Reply::pair();
+            let _ = answer.send(Err(error));
+            return reply;
+        }
         self.decisions.lock().unwrap().push((decision, actor.clone(), reason));
         let is_meant = move |row: &&mut Summary| match &target {
             Target::Id(id) => row.id == *id,

@@ -1,7 +1,11 @@
 mod access;
 mod api;
+mod bulk;
+mod checkers;
+mod connections;
 mod fake;
 mod letters;
+mod messages;
 mod overview;
 mod pages;
 mod sessions;

@@ -5,6 +5,9 @@ use crate::amqp::method::Close;
 use crate::amqp::reply_code::ReplyCode;
 use crate::protocol::command::{Command, Refusal};
 
+/// Bytes that a reply text can have.
+const SHORT_STRING_BYTES_MAX: usize = 255;
+
 impl Connection {
     /// The connection to RabbitMQ ended, or could not be made.
     pub fn handle_upstream_lost(&mut self) {
@@ -54,6 +57,21 @@ impl Connection {
         }
     }
 
+    /// An operator ends it: running commits finish, then the client is told to go, and why.
+    pub fn close_because(&mut self, reason: &str) {
+        match self.phase {
+            Phase::Running => {
+                if self.ending.is_none() {
+                    self.ending = Some(End::Operator);
+                    self.closed_because = reason.to_owned();
+                    self.end_if_idle();
+                }
+            }
+            Phase::Closing | Phase::Closed => {}
+            _ => self.close(),
+        }
+    }
+
     /// Commits wait for the relay no more.
     pub(super) fn hurry(&mut self) {
         self.io.hurried = true;
@@ -81,11 +99,10 @@ impl Connection {
                 self.phase = Phase::PassThrough;
                 self.io.to_upstream.append(&mut self.client_close);
             }
-            End::Drain => {
-                let text = ReplyCode::CONNECTION_FORCED.text("halfway is shutting down");
-                self.write_close(ReplyCode::CONNECTION_FORCED, &text);
-                Close { code: ReplyCode::SUCCESS, text: b"Goodbye", method: (0, 0) }.write(&mut self.io.to_upstream, 0);
-                self.await_close_ok();
+            End::Drain => self.dismiss("halfway is shutting down"),
+            End::Operator => {
+                let reason = std::mem::take(&mut self.closed_because);
+                self.dismiss(&format!("closed by an operator: {reason}"));
             }
             End::UpstreamLost => {
                 let text = ReplyCode::CONNECTION_FORCED.text("the connection to RabbitMQ was lost");
@@ -93,6 +110,15 @@ impl Connection {
                 self.await_close_ok();
             }
         }
+    }
+
+    /// Tells the client to go, and RabbitMQ that it goes.
+    fn dismiss(&mut self, why: &str) {
+        let text = ReplyCode::CONNECTION_FORCED.text(why);
+        let end = (0..=SHORT_STRING_BYTES_MAX).rev().find(|end| text.is_char_boundary(*end)).unwrap_or_default();
+        self.write_close(ReplyCode::CONNECTION_FORCED, text.get(..end).unwrap_or(&text));
+        Close { code: ReplyCode::SUCCESS, text: b"Goodbye", method: (0, 0) }.write(&mut self.io.to_upstream, 0);
+        self.await_close_ok();
     }
 
     pub(super) fn await_close_ok(&mut self) {

@@ -73,7 +73,7 @@ impl Connection {
                 return channel.take_behind();
             }
             None | Some(Slot::Confirm(_)) => {}
-            Some(other @ (Slot::Tx(_) | Slot::Refused(_))) => drop(self.channels.insert(number, other)),
+            Some(other @ (Slot::Tx(_) | Slot::Refused(_))) => self.channels.insert(number, other),
         }
         Vec::new()
     }

@@ -697,6 +697,55 @@ fn a_drain_lets_a_running_commit_finish() {
 }
 
 #[test]
+fn an_operator_closes_it_behind_a_running_commit_and_says_why() {
+    let mut script = Script::transactional(settings());
+    script.client(&[publish(1, b"one"), bare(1, id::TX_COMMIT)].concat());
+    script.upstream(&bare(1, id::TX_ROLLBACK_OK));
+    let (id, ..) = script.decide();
+    script.sent();
+    script.connection.close_because(&"\u{fc}".repeat(1000));
+    assert_eq!((script.sent(), script.connection.stage()), ((Vec::new(), Vec::new()), Stage::Closing));
+    script.committed(id);
+    let (to_client, to_upstream) = script.sent();
+    assert_eq!(methods(&to_client), [(1, id::TX_COMMIT_OK), (0, id::CONNECTION_CLOSE)]);
+    assert_eq!(methods(&to_upstream), [(0, id::CONNECTION_CLOSE)]);
+    let commit_ok = bare(1, id::TX_COMMIT_OK).len();
+    let Split::Frame(close) = frame::split(&to_client[commit_ok..], FRAME_BYTES_MAX) else { panic!("a frame") };
+    let text = std::str::from_utf8(Close::parse(close.arguments()).unwrap().text).expect("no character is cut");
+    assert!(text.starts_with("CONNECTION_FORCED - closed by an operator: \u{fc}\u{fc}") && text.len() > 250, "{text}");
+    let mut early = Script::new(settings());
+    early.connection.close_because("no reason");
+    assert!(matches!(early.connection.poll_command(), Some(Command::Close)));
+}
+
+#[test]
+fn channels_are_counted_as_they_come_and_go() {
+    let mut script = Script::open(settings());
+    let seen = |script: &Script| (script.connection.stage(), script.connection.channels());
+    assert_eq!(seen(&script), (Stage::Open, (0, 0)));
+    for channel in 1..=3 {
+        script.client(&bare(channel, id::CHANNEL_OPEN));
+    }
+    for channel in 1..=2 {
+        script.client(&bare(channel, id::TX_SELECT));
+        script.upstream(&bare(channel, id::TX_SELECT_OK));
+    }
+    assert_eq!(seen(&script), (Stage::Open, (3, 2)));
+    // RabbitMQ closes one, the client another.
+    script.upstream(&close(1, 404, "NOT_FOUND"));
+    script.client(&bare(1, id::CHANNEL_CLOSE_OK));
+    assert_eq!(seen(&script), (Stage::Open, (2, 1)));
+    script.client(&close(2, 200, "bye"));
+    script.upstream(&bare(2, id::CHANNEL_CLOSE_OK));
+    assert_eq!(seen(&script), (Stage::Open, (1, 0)));
+    script.connection.handle_store_full(true);
+    script.client(&bare(3, id::TX_SELECT));
+    script.upstream(&bare(3, id::TX_SELECT_OK));
+    script.connection.handle_client_lost();
+    assert_eq!(seen(&script), (Stage::Closing, (1, 0)));
+}
+
+#[test]
 fn a_client_that_closes_behind_its_commit_is_closed_after_it() {
     let mut script = Script::transactional(settings());
     let mut goodbye = Vec::new();

@@ -175,9 +175,18 @@ impl Proxy {
 
     /// `GET path` on the admin port: status and body.
     pub fn http(&self, path: &str) -> std::io::Result<(u16, String)> {
+        self.request("GET", path, "")
+    }
+
+    /// A request with a body of JSON on the admin port: status and body.
+    pub fn request(&self, method: &str, path: &str, body: &str) -> std::io::Result<(u16, String)> {
         let mut stream = TcpStream::connect((Ipv4Addr::LOCALHOST, self.admin_port))?;
         stream.set_read_timeout(Some(Duration::from_secs(5)))?;
-        write!(stream, "GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")?;
+        let head = format!(
+            "Host: localhost\r\nConnection: close\r\nContent-Type: application/json\r\nContent-Length: {}",
+            body.len()
+        );
+        write!(stream, "{method} {path} HTTP/1.1\r\n{head}\r\n\r\n{body}")?;
         let mut answer = String::new();
         stream.read_to_string(&mut answer)?;
         let (head, body) = answer.split_once("\r\n\r\n").ok_or(std::io::ErrorKind::InvalidData)?;

@@ -1,6 +1,8 @@
-//! Headers of a message as JSON, for a checker to look at.
+//! Properties and headers of messages as JSON: plain, for programs, or each value with its AMQP type, for people.
 
+use crate::amqp::properties::Property;
 use crate::amqp::table;
+use serde::Serialize;
 use serde_json::{Map, Number, Value};
 use std::time::{Duration, UNIX_EPOCH};
 
@@ -8,7 +10,7 @@ use std::time::{Duration, UNIX_EPOCH};
 const DEPTH_MAX: usize = 32;
 
 /// A field table: of entries with one name the first, as RabbitMQ takes it. What can't be read ends it.
-pub(super) fn object(table: &[u8]) -> Value {
+pub fn object(table: &[u8]) -> Value {
     object_within(table, 0)
 }
 
@@ -21,7 +23,7 @@ fn object_within(table: &[u8], depth: usize) -> Value {
 }
 
 /// Bytes that are meant as text: what is not UTF-8 is shown as U+FFFD.
-pub(super) fn text(bytes: &[u8]) -> String {
+pub fn text(bytes: &[u8]) -> String {
     String::from_utf8_lossy(bytes).into_owned()
 }
 
@@ -61,6 +63,81 @@ fn float(number: f64) -> Value {
     Number::from_f64(number).map_or_else(|| number.to_string().into(), Value::Number)
 }
 
+/// A value with its AMQP type, by the name that RabbitMQ gives it.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Typed {
+    /// Its name; none within an array.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub name: Option<String>,
+    /// `longstr`, `table`, `timestamp`, ...
+    #[serde(rename = "type")]
+    pub kind: &'static str,
+    /// Numbers of 64 bits are strings of digits; tables and arrays hold values like this one; times and decimals are
+    /// texts, byte arrays hexadecimal digits.
+    pub value: Value,
+}
+
+/// The entries of a field table as they came, those included that have the same name. What can't be read ends it.
+pub fn typed(table: &[u8]) -> Vec<Typed> {
+    typed_within(table, 0)
+}
+
+fn typed_within(table: &[u8], depth: usize) -> Vec<Typed> {
+    let entries = table::entries(table).map_while(Result::ok);
+    entries.map(|entry| typed_value(Some(text(entry.name)), entry.kind, entry.value, depth)).collect()
+}
+
+fn typed_value(name: Option<String>, kind: u8, bytes: &[u8], depth: usize) -> Typed {
+    let deeper = depth < DEPTH_MAX;
+    let json = |typed: Vec<Typed>| serde_json::to_value(typed).unwrap_or(Value::Null);
+    let value = match kind {
+        b'l' | b'L' => whole(bytes).map_or(Value::Null, |bytes| i64::from_be_bytes(bytes).to_string().into()),
+        b'F' if deeper => json(typed_within(bytes, depth + 1)),
+        b'A' if deeper => {
+            let items = table::array_values(bytes).map_while(Result::ok);
+            json(items.map(|(kind, bytes)| typed_value(None, kind, bytes, depth + 1)).collect())
+        }
+        // A time that is no date is digits as well.
+        _ => match value(kind, bytes, DEPTH_MAX) {
+            Value::Number(number) if kind == b'T' => number.to_string().into(),
+            value => value,
+        },
+    };
+    Typed { name, kind: type_name(kind), value }
+}
+
+fn type_name(kind: u8) -> &'static str {
+    match kind {
+        b't' => "bool",
+        b'b' => "byte",
+        b'B' => "unsignedbyte",
+        b's' => "short",
+        b'u' => "unsignedshort",
+        b'I' => "signedint",
+        b'i' => "unsignedint",
+        b'l' | b'L' => "long",
+        b'f' => "float",
+        b'd' => "double",
+        b'D' => "decimal",
+        b'S' => "longstr",
+        b'x' => "binary",
+        b'T' => "timestamp",
+        b'F' => "table",
+        b'A' => "array",
+        _ => "void",
+    }
+}
+
+/// A property that is not the headers table.
+pub fn property(name: &str, property: Property<'_>) -> Typed {
+    let (kind, value) = match property {
+        Property::Text(bytes) => ("shortstr", text(bytes).into()),
+        Property::Octet(octet) => ("octet", octet.into()),
+        Property::Time(seconds) => ("timestamp", rfc3339(seconds).unwrap_or_else(|| seconds.to_string()).into()),
+    };
+    Typed { name: Some(name.to_owned()), kind, value }
+}
+
 /// Seconds since 1970; what lies behind the year 9999 can't be written as a date.
 fn time(seconds: u64) -> Value {
     rfc3339(seconds).map_or_else(|| seconds.into(), Value::from)
@@ -74,7 +151,7 @@ fn decimal(scale: u8, unscaled: i32) -> String {
 }
 
 /// Lower-case hexadecimal digits.
-pub(super) fn hex(bytes: &[u8]) -> String {
+pub fn hex(bytes: &[u8]) -> String {
     bytes.iter().flat_map(|byte| [byte >> 4, byte & 15]).map(|digit| char::from(DIGITS[usize::from(digit)])).collect()
 }
 
@@ -149,6 +226,41 @@ mod tests {
     }
 
     #[test]
+    fn every_type_has_its_name_and_keeps_its_value() {
+        let mut inner = Vec::new();
+        entry(&mut inner, b"k", b't', &[1]);
+        let array = [&b"t\0"[..], b"l", &i64::MAX.to_be_bytes()].concat();
+        let mut table = Vec::new();
+        for (name, kind, value) in [
+            ("n", b'l', i64::MIN.to_be_bytes().to_vec()),
+            ("n", b'I', (-7_i32).to_be_bytes().to_vec()),
+            ("T", b'T', 1_700_000_000_u64.to_be_bytes().to_vec()),
+            ("late", b'T', u64::MAX.to_be_bytes().to_vec()),
+            ("S", b'S', long("<b>\u{202e}".as_bytes())),
+            ("F", b'F', long(&inner)),
+            ("A", b'A', long(&array)),
+            ("V", b'V', vec![]),
+        ] {
+            entry(&mut table, name.as_bytes(), kind, &value);
+        }
+        let expected = json!([
+            {"name": "n", "type": "long", "value": i64::MIN.to_string()},
+            {"name": "n", "type": "signedint", "value": -7},
+            {"name": "T", "type": "timestamp", "value": "2023-11-14T22:13:20Z"},
+            {"name": "late", "type": "timestamp", "value": u64::MAX.to_string()},
+            {"name": "S", "type": "longstr", "value": "<b>\u{202e}"},
+            {"name": "F", "type": "table", "value": [{"name": "k", "type": "bool", "value": true}]},
+            {"name": "A", "type": "array", "value": [
+                {"type": "bool", "value": false}, {"type": "long", "value": i64::MAX.to_string()},
+            ]},
+            {"name": "V", "type": "void", "value": null},
+        ]);
+        assert_eq!(serde_json::to_value(typed(&table)).expect("JSON"), expected);
+        let shown = property("priority", Property::Octet(9));
+        assert_eq!((shown.kind, shown.value), ("octet", json!(9)));
+    }
+
+    #[test]
     fn a_nesting_bomb_is_cut() {
         let bomb = (0..5_000).fold(Vec::new(), |inner, _| {
             let mut table = Vec::new();
@@ -156,6 +268,8 @@ mod tests {
             table
         });
         let shown = object(&bomb).to_string();
+        assert_eq!(shown.matches('{').count(), DEPTH_MAX + 1);
+        let shown = serde_json::to_string(&typed(&bomb)).expect("JSON");
         assert_eq!(shown.matches('{').count(), DEPTH_MAX + 1);
     }
 }

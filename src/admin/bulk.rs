@@ -1,0 +1,277 @@
+//! Decisions about all that fit a filter: counted first, then made a batch at a time, so that who asked sees how far it
+//! is and can stop.
+
+use std::sync::Arc;
+
+use axum::Json;
+use axum::extract::State;
+use axum::http::StatusCode;
+use futures_util::future::join_all;
+use serde::Serialize;
+
+use super::access::Operator;
+use super::body::{Bulk, BulkCursor};
+use super::decisions::{NO_CHECKER, check_now, settle};
+use super::letters::{self, Fate};
+use super::problem::Problem;
+use super::request::one_of;
+use super::{Admin, view};
+use crate::store::{Filter, LetterFilter, system_clock};
+use crate::tx::decision::{Decision, Target, Verdict};
+use crate::tx::state;
+
+/// Decisions in one batch.
+const BATCH: usize = 200;
+/// What is counted at a time.
+const COUNTED: usize = 1000;
+/// How often, at most: what is beyond is not worth the store's time.
+const COUNTS_MAX: usize = 20;
+
+/// How many fit, or what became of a batch.
+#[derive(Debug, Serialize)]
+#[serde(untagged)]
+pub(super) enum Answer {
+    /// The answer to a dry run.
+    Counted(Counted),
+    /// The answer to the rest.
+    Done(Done),
+}
+
+/// How many fit.
+#[derive(Debug, Serialize)]
+pub(super) struct Counted {
+    matched: usize,
+    /// There may be more: counting was given up.
+    at_least: bool,
+}
+
+/// What became of a batch.
+#[derive(Debug, Default, Serialize)]
+pub(super) struct Done {
+    done: u32,
+    /// Somebody else had decided before, or it is gone.
+    skipped: u32,
+    failed: Vec<Failure>,
+    /// To be sent with the next request; null: that was all.
+    next_cursor: Option<String>,
+}
+
+/// Why one of a batch was not done.
+#[derive(Debug, Serialize)]
+struct Failure {
+    id: String,
+    detail: String,
+}
+
+/// What happened to one.
+enum Outcome {
+    Done,
+    Skipped,
+    Failed(String),
+}
+
+impl Done {
+    fn add(&mut self, id: String, outcome: Outcome) {
+        match outcome {
+            Outcome::Done => self.done += 1,
+            Outcome::Skipped => self.skipped += 1,
+            Outcome::Failed(detail) => self.failed.push(Failure { id, detail }),
+        }
+    }
+}
+
+/// What may become of many transactions.
+#[derive(Clone, Copy)]
+enum Action {
+    Decide(Decision),
+    Check,
+}
+
+impl Action {
+    fn parse(word: &str) -> Result<Self, Problem> {
+        match word {
+            "commit" => Ok(Self::Decide(Decision::Commit)),
+            "rollback" => Ok(Self::Decide(Decision::RollBack)),
+            "check" => Ok(Self::Check),
+            _ => Err(Problem::field("action", one_of(&["commit", "rollback", "check"]))),
+        }
+    }
+}
+
+/// Decides about transactions in doubt, or about those that the filter's state says.
+pub(super) async fn transactions(
+    State(admin): State<Admin>,
+    Operator(who): Operator,
+    bulk: Bulk<Filter>,
+) -> Result<Json<Answer>, Problem> {
+    let action = Action::parse(&bulk.action)?;
+    let mut filter = bulk.filter;
+    match *filter.state.get_or_insert(state::State::InDoubt) {
+        state::State::InDoubt => {}
+        state::State::Open if matches!(action, Action::Decide(_)) => {}
+        _ => {
+            return Err(Problem::field(
+                "state",
+                "has to be one in which this can be done: in_doubt, or open for decisions",
+            ));
+        }
+    }
+    let begun = begin(bulk.cursor);
+    filter.parked_before.get_or_insert(begun.until);
+    let store = admin.store()?;
+    let Some(reason) = bulk.reason else {
+        let mut count = Count::default();
+        while let Some(after) = count.next() {
+            let page = store.transactions(filter.clone(), after, COUNTED).await?;
+            count.add(page.items.len(), page.next);
+        }
+        return Ok(Json(Answer::Counted(count.end())));
+    };
+    let page = store.transactions(filter, begun.after, BATCH).await?;
+    let next_cursor = page.next.map(|after| BulkCursor { after, ..begun }.to_string());
+    let ids: Vec<_> = page.items.iter().map(|summary| summary.id).collect();
+    let done = apart(async move {
+        let mut done = Done { next_cursor, ..Done::default() };
+        match action {
+            // Called in order, so that they are decided in order, and awaited together: they share their syncs.
+            Action::Decide(decision) => {
+                let calls: Result<Vec<_>, _> = ids
+                    .iter()
+                    .map(|id| settle(&admin, Arc::clone(&who), Target::Id(*id), decision, Arc::clone(&reason), true))
+                    .collect();
+                for (id, verdict) in ids.iter().zip(join_all(calls?).await) {
+                    done.add(
+                        id.to_string(),
+                        match verdict {
+                            Ok(Verdict::Decided(_)) => Outcome::Done,
+                            Ok(_) => Outcome::Skipped,
+                            Err(problem) => Outcome::Failed(problem.detail().to_owned()),
+                        },
+                    );
+                }
+            }
+            Action::Check => {
+                let asked = ids.iter().map(|id| check_now(&admin, &who, *id, Some(&reason)));
+                for (id, asked) in ids.iter().zip(join_all(asked).await) {
+                    done.add(
+                        id.to_string(),
+                        match asked {
+                            Ok(true) => Outcome::Done,
+                            Ok(false) => Outcome::Failed(NO_CHECKER.into()),
+                            Err(problem) => Outcome::Failed(problem.detail().to_owned()),
+                        },
+                    );
+                }
+            }
+        }
+        Ok(done)
+    })
+    .await?;
+    Ok(Json(Answer::Done(done)))
+}
+
+/// Decides about dead letters.
+pub(super) async fn dead_letters(
+    State(admin): State<Admin>,
+    Operator(who): Operator,
+    bulk: Bulk<LetterFilter>,
+) -> Result<Json<Answer>, Problem> {
+    let fate = match &*bulk.action {
+        "retry" => Fate::Retry,
+        "discard" => Fate::Discard,
+        _ => return Err(Problem::field("action", one_of(&["retry", "discard"]))),
+    };
+    let begun = begin(bulk.cursor);
+    let filter = LetterFilter { since_before: Some(begun.until), ..bulk.filter };
+    let store = admin.store()?;
+    let Some(reason) = bulk.reason else {
+        let mut count = Count::default();
+        while let Some(after) = count.next() {
+            let page = store.dead_letters(filter.clone(), after, COUNTED).await?;
+            count.add(page.items.len(), page.next);
+        }
+        return Ok(Json(Answer::Counted(count.end())));
+    };
+    let page = store.dead_letters(filter, begun.after, BATCH).await?;
+    let next_cursor = page.next.map(|after| BulkCursor { after, ..begun }.to_string());
+    let ids: Vec<_> = page.items.iter().map(|letter| letter.id).collect();
+    let done = apart(async move {
+        let mut done = Done { next_cursor, ..Done::default() };
+        let calls: Result<Vec<_>, _> = ids
+            .iter()
+            .map(|id| letters::settle(&admin, Arc::clone(&who), *id, fate, Arc::clone(&reason), true))
+            .collect();
+        for (id, settled) in ids.iter().zip(join_all(calls?).await) {
+            done.add(
+                id.0.to_string(),
+                match settled {
+                    Ok(Some(_)) => Outcome::Done,
+                    Ok(None) => Outcome::Skipped,
+                    Err(problem) => Outcome::Failed(problem.detail().to_owned()),
+                },
+            );
+        }
+        Ok(done)
+    })
+    .await?;
+    Ok(Json(Answer::Done(done)))
+}
+
+/// The first request takes everything that is there at its moment.
+fn begin(cursor: Option<BulkCursor>) -> BulkCursor {
+    // What came at this very moment is there.
+    cursor.unwrap_or_else(|| BulkCursor { after: 0, until: view::just_after(system_clock()) })
+}
+
+/// Runs in a task of its own: a caller who hangs up takes nothing back, so what is begun is done, logged and counted.
+async fn apart(work: impl Future<Output = Result<Done, Problem>> + Send + 'static) -> Result<Done, Problem> {
+    let failed = |_| Problem::new(StatusCode::INTERNAL_SERVER_ERROR, "the batch broke off; see the log");
+    tokio::spawn(work).await.map_err(failed)?
+}
+
+/// A count that goes on page by page, and not forever.
+#[derive(Default)]
+struct Count {
+    matched: usize,
+    pages: usize,
+    after: Option<i64>,
+}
+
+impl Count {
+    /// Behind what to go on; none: it is done.
+    fn next(&self) -> Option<i64> {
+        if self.pages == 0 { Some(0) } else { self.after.filter(|_| self.pages < COUNTS_MAX) }
+    }
+
+    fn add(&mut self, matched: usize, next: Option<i64>) {
+        self.matched += matched;
+        self.pages += 1;
+        self.after = next;
+    }
+
+    fn end(self) -> Counted {
+        Counted { matched: self.matched, at_least: self.after.is_some() }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_count_is_given_up_where_it_costs_too_much() {
+        let mut count = Count::default();
+        let mut pages = 0;
+        while let Some(after) = count.next() {
+            assert_eq!(after, pages);
+            pages += 1;
+            count.add(3, Some(pages));
+        }
+        assert_eq!((pages, count.matched), (COUNTS_MAX as i64, 3 * COUNTS_MAX));
+        assert!(count.end().at_least);
+        let mut short = Count::default();
+        short.add(2, None);
+        assert_eq!(short.next(), None);
+        assert!(!short.end().at_least);
+    }
+}
