@@ -3,10 +3,10 @@
 #
 #   tests/setup.sh pika    pika alone
 #   tests/setup.sh demo    this, RabbitMQ, and a C compiler for the build
-#   tests/setup.sh         these, amqplib for Node, and PostgreSQL with psycopg
+#   tests/setup.sh         these, Node with amqplib, Chromium with playwright-core, and PostgreSQL with psycopg
 #   tests/setup.sh all     these, a C++ compiler for the fuzz targets, and HAProxy for the benchmarks
 #
-# RabbitMQ, PostgreSQL, Node and HAProxy come from Debian, pika and psycopg go to .venv, amqplib to
+# RabbitMQ, PostgreSQL, Node, Chromium and HAProxy come from Debian, pika and psycopg go to .venv, what Node needs to
 # tests/clients/node_modules.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -48,6 +48,7 @@ need 1 rabbitmq-server test -x /usr/lib/rabbitmq/bin/rabbitmq-server
 # SQLite, which the store brings along, and ring are C.
 need 1 "gcc libc6-dev" command -v cc
 need 2 "nodejs npm" command -v npm
+need 2 chromium test -x /usr/bin/chromium
 need 2 postgresql compgen -G '/usr/lib/postgresql/*/bin/initdb'
 need 3 g++ command -v c++
 need 3 haproxy test -x /usr/sbin/haproxy
