@@ -111,8 +111,9 @@ function curve(samples, value, x, y) {
     const number = value(sample);
     if (number !== null) {
       const near = last !== null && sample.time - last < 5000;
+      const at = x(sample.time);
       // A point alone would not be seen without a length.
-      path += `${near ? 'L' : 'M'}${x(sample.time).toFixed(1)} ${y(number).toFixed(1)}${near ? '' : 'h.1'}`;
+      path += near ? `L${at.toFixed(1)} ${y(number).toFixed(1)}` : `M${(at - 1.5).toFixed(1)} ${y(number).toFixed(1)}h1.5`;
     }
     last = number === null ? null : sample.time;
   }

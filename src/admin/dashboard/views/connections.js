@@ -65,7 +65,7 @@ function columnsOf(rates, close) {
     { head: 'Peer', kind: 'row', cell: (item) => [text(item.peer), ' ', item.tls && badge('TLS', 'good')] },
     { head: 'User', cell: (item) => text(item.user) },
     { head: 'Virtual host', cell: (item) => text(item.vhost) },
-    { head: 'Client', cell: (item) => [text(item.product), ' ', h('span', { class: 'quiet' }, item.version ? text(item.version) : '')] },
+    { head: 'Client', cell: (item) => [text(item.product), ' ', item.version && h('span', { class: 'quiet' }, text(item.version)), item.name && h('div', { class: 'quiet' }, text(item.name))] },
     { head: 'Channels', kind: 'number', cell: (item) => [count(item.channels), Number(item.transactional_channels) > 0 && h('span', { class: 'quiet' }, ` (${count(item.transactional_channels)} tx)`)] },
     { head: 'From it', kind: 'number', cell: (item) => bytesOf(item.received_bytes, rates(item.id)?.received) },
     { head: 'To it', kind: 'number', cell: (item) => bytesOf(item.sent_bytes, rates(item.id)?.sent) },

@@ -69,7 +69,8 @@ function concerns(now) {
     now.draining && { what: 'The proxy is shutting down' },
     Number(now.dead_letters) > 0 && { bad: true, what: `${counted(now.dead_letters, 'dead letter')} to retry or discard`, href: '#/dead-letters' },
     oldest >= DOUBT_SECONDS_LONG && { what: `A transaction is in doubt for ${span(oldest)}`, href: '#/transactions?state=in_doubt' },
-    ...of('degraded', ' is degraded', false),
+    // Dead letters and a full store have lines of their own, with the way there.
+    ...of('degraded', ' is degraded', false).filter(({ what: [name] }) => name !== 'store' || (Number(now.dead_letters) === 0 && !now.store.blocked)),
     !now.store.blocked && share >= STORE_FULL && { what: `The store is ${Math.round(share * 100)} % full`, href: '#/configuration?find=store' },
   ].filter(Boolean);
 }
@@ -105,7 +106,7 @@ function cardsOf(now) {
   const { transactions, store, rates } = now;
   const [share, oldest, parts] = [storeShare(store), now.in_doubt_oldest_since, partsIn(now)];
   const linked = now.relay.filter(({ state }) => state === 'connected').length;
-  const down = parts.filter(({ status }) => status !== 'ready');
+  const down = parts.filter(({ name, status }) => ['upstream', 'relay'].includes(name) && status !== 'ready');
   const old = doubtSeconds(now) >= DOUBT_SECONDS_LONG ? 'warning' : '';
   return [
     { label: 'In doubt', figure: count(transactions.in_doubt), below: `${count(transactions.open)} open`, href: '#/transactions?state=in_doubt', tone: old },

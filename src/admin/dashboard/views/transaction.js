@@ -102,7 +102,7 @@ function factsOf(it) {
 }
 
 const EVENTS = {
-  parked: 'Parked: its messages are kept, and invisible', in_doubt: 'In doubt: its channel is gone, undecided', check: 'Checked',
+  parked: 'Parked: its messages are kept, and invisible', in_doubt: 'In doubt: nobody has decided', check: 'Checked',
   committed: 'Committed', rolled_back: 'Rolled back', forwarded: 'Forwarded to RabbitMQ', delivered: 'Delivered: RabbitMQ has confirmed every message',
   dead_lettered: 'Dead-lettered: some messages could not be delivered', dead_letter: 'Dead letter: a message could not be delivered',
   retry: 'Retry', discard: 'Discarded', redelivered: 'Redelivered',
