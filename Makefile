@@ -1,6 +1,6 @@
 # What a newcomer types. Each target installs what it needs; see tests/setup.sh.
 
-.PHONY: help build demo test fuzz bench book fmt lint
+.PHONY: help build demo test picture fuzz bench book fmt lint
 
 # How long each fuzz target runs: seconds, or a number of inputs (30000x) that are the same each time.
 FOR ?= 30
@@ -17,6 +17,10 @@ demo: ## See it work against a real RabbitMQ, step by step
 test: ## Run every test, against a real RabbitMQ
 	@tests/setup.sh
 	cargo test --locked
+
+picture: ## Take the README's picture of the dashboard again, after five minutes of traffic
+	@tests/setup.sh
+	cargo test --locked --test it dashboard::picture -- --ignored
 
 fuzz: ## Feed the protocol core with anything, FOR seconds (30) each target
 	@tests/fuzz/run.sh $(FOR)

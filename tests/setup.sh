@@ -3,11 +3,11 @@
 #
 #   tests/setup.sh pika    pika alone
 #   tests/setup.sh demo    this, RabbitMQ, and a C compiler for the build
-#   tests/setup.sh         these, PostgreSQL with psycopg, Prometheus' promtool, and the clients of docs/clients
+#   tests/setup.sh         these, PostgreSQL with psycopg, Prometheus' promtool, Chromium, and the clients of docs/clients
 #   tests/setup.sh all     these, a C++ compiler for the fuzz targets, and HAProxy for the benchmarks
 #
-# RabbitMQ, PostgreSQL, Prometheus, HAProxy, the languages and the clients for Java, Go and PHP come from Debian; pika,
-# Celery and psycopg go to .venv, amqplib to tests/clients/node_modules.
+# RabbitMQ, PostgreSQL, Prometheus, Chromium, HAProxy, the languages and the clients for Java, Go and PHP come from Debian;
+# pika, Celery and psycopg go to .venv, amqplib and playwright-core to tests/clients/node_modules.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 case ${1:-test} in
@@ -55,6 +55,7 @@ need 2 golang-go command -v go
 need 2 golang-github-rabbitmq-amqp091-go-dev test -d /usr/share/gocode/src/github.com/rabbitmq/amqp091-go
 need 2 php-cli command -v php
 need 2 php-amqplib test -f /usr/share/php/PhpAmqpLib/autoload.php
+need 2 chromium test -x /usr/bin/chromium
 need 2 postgresql compgen -G '/usr/lib/postgresql/*/bin/initdb'
 need 3 g++ command -v c++
 need 3 haproxy test -x /usr/sbin/haproxy

@@ -12,6 +12,7 @@ mod check_back;
 mod clients;
 mod command;
 mod crash;
+mod dashboard;
 mod dead;
 mod faults;
 mod fidelity;
