@@ -110,14 +110,19 @@ fn the_configurations_in_the_documents_are_valid() {
     assert!(invalid("[stor]\nurl = 'x'").is_some_and(|words| words.contains("store.url")));
 }
 
-/// What `halfway config check` has against a configuration.
+/// What `halfway config check` has against a configuration, where the files in `secrets` are there that it names.
 fn invalid(text: &str) -> Option<String> {
     let folder = tempfile::tempdir().expect("a folder can be made");
     let file = folder.path().join("config.toml");
     fs::write(&file, text).expect("a file can be written");
+    fs::create_dir(folder.path().join("secrets")).expect("a folder can be made");
+    for name in text.split("\"secrets/").skip(1).filter_map(|rest| rest.split('"').next()) {
+        fs::write(folder.path().join("secrets").join(name), format!("secret-of-{name}"))
+            .expect("a file can be written");
+    }
     let mut command = Command::new(env!("CARGO_BIN_EXE_halfway"));
-    let output =
-        command.env_clear().args(["config", "check", "--config"]).arg(file).output().expect("it can be started");
+    command.env_clear().current_dir(folder.path()).args(["config", "check", "--config"]).arg(file);
+    let output = command.output().expect("it can be started");
     (!output.status.success()).then(|| String::from_utf8_lossy(&output.stderr).into_owned())
 }
 
