@@ -1,6 +1,6 @@
 # What a newcomer types. Each target installs what it needs; see tests/setup.sh.
 
-.PHONY: help build demo test picture fuzz bench book fmt lint
+.PHONY: help build demo test picture fuzz bench book deb dist fmt lint
 
 # How long each fuzz target runs: seconds, or a number of inputs (30000x) that are the same each time.
 FOR ?= 30
@@ -17,6 +17,7 @@ demo: ## See it work against a real RabbitMQ, step by step
 test: ## Run every test, against a real RabbitMQ
 	@tests/setup.sh
 	cargo test --locked
+	@tests/package.sh
 
 picture: ## Take the README's picture of the dashboard again, after five minutes of traffic
 	@tests/setup.sh
@@ -32,6 +33,15 @@ bench: ## Measure against RabbitMQ itself and HAProxy; see docs/performance.md
 book: ## Build the documents as a book, target/book/index.html
 	command -v mdbook >/dev/null || cargo install --locked mdbook
 	mdbook build docs
+
+deb: ## Build the Debian package, target/debian/halfway_*.deb
+	command -v cargo-deb >/dev/null || cargo install --locked cargo-deb
+	cargo build --release --locked
+	docs/packaging/stage.sh target/release/halfway target/package
+	cargo deb --no-build --strip
+
+dist: ## Build an archive for any Linux, target/dist/halfway-*.tar.gz
+	@docs/packaging/dist.sh
 
 fmt: ## Format the code
 	cargo fmt

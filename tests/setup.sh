@@ -3,7 +3,8 @@
 #
 #   tests/setup.sh pika    pika alone
 #   tests/setup.sh demo    this, RabbitMQ, and a C compiler for the build
-#   tests/setup.sh         these, PostgreSQL with psycopg, Prometheus' promtool, Chromium, and the clients of docs/clients
+#   tests/setup.sh         these, PostgreSQL with psycopg, Prometheus' promtool, Chromium, schemas of Kubernetes, and the
+#                          clients of docs/clients
 #   tests/setup.sh all     these, a C++ compiler for the fuzz targets, and HAProxy for the benchmarks
 #
 # RabbitMQ, PostgreSQL, Prometheus, Chromium, HAProxy, the languages and the clients for Java, Go and PHP come from Debian;
@@ -15,7 +16,7 @@ case ${1:-test} in
     demo) level=1 ;;
     test) level=2 ;;
     all) level=3 ;;
-    *) sed -n '2,10s/^# \{0,1\}//p' "$0" >&2; exit 2 ;;
+    *) sed -n '2,11s/^# \{0,1\}//p' "$0" >&2; exit 2 ;;
 esac
 
 as_root() {
@@ -70,6 +71,11 @@ fi
 
 if [ $level -ge 2 ] && ! .venv/bin/python -c 'import celery, psycopg' 2>/dev/null; then
     .venv/bin/pip install --quiet --disable-pip-version-check "celery>=5.3,<6" "psycopg[binary]>=3.1,<4"
+fi
+
+# It has the schemas of Kubernetes with it.
+if [ $level -ge 2 ] && [ ! -x .venv/bin/kubernetes-validate ]; then
+    .venv/bin/pip install --quiet --disable-pip-version-check "kubernetes-validate==1.37.0"
 fi
 
 lock=tests/clients/package-lock.json
