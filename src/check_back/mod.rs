@@ -24,6 +24,7 @@ use crate::metrics::Metrics;
 use crate::relay::Credentials;
 use crate::store::{Store, system_clock};
 use crate::tls::ClientTls;
+use crate::trace::Tracer;
 use crate::tx::check_back::{self as policy, Policy};
 use crate::tx::checker::{Rule, Rules};
 use crate::tx::decision::Decision;
@@ -52,6 +53,8 @@ pub struct Parts {
     pub tls: Option<Arc<ClientTls>>,
     /// Where checks are counted.
     pub metrics: Arc<Metrics>,
+    /// Where spans of checks go, if they go anywhere.
+    pub tracer: Option<Arc<Tracer>>,
 }
 
 /// Tells what time it is.
@@ -146,6 +149,7 @@ impl CheckBack {
             store: Arc::clone(&parts.store),
             clock: Arc::new(system_clock),
             counts: parts.metrics.checker(&checker.name),
+            tracer: parts.tracer.clone(),
         };
         let worker = Worker::new(context, checker.concurrency as usize, checker.rate);
         let (stop, stopped) = watch::channel(false);

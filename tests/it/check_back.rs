@@ -52,6 +52,7 @@ impl Alone {
             credentials: credentials(),
             tls: None,
             metrics: Arc::new(Metrics::new()),
+            tracer: None,
         };
         let mut alone = Self { runtime, store, parts, running: None };
         let _in_runtime = alone.runtime.enter();

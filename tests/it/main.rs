@@ -23,5 +23,6 @@ mod relay;
 mod relay_alone;
 mod reload;
 mod service;
+mod spans;
 mod support;
 mod transaction;
