@@ -17,9 +17,10 @@ use crate::session::listener::Listener;
 use crate::session::{Shared, Terms};
 use crate::signals::Signals;
 use crate::store::sqlite::{OpenError, SqliteSettings, SqliteStore};
-use crate::store::{Outlet, StoreError};
+use crate::store::{Outlet, Store, StoreError};
 use crate::telemetry::Level;
 use crate::tls::{ClientTls, ServerTls, TlsError};
+use crate::trace::{self, TracedOutlet, TracedStore};
 use crate::upstream::Upstream;
 use reload::Reloader;
 use std::io;
@@ -34,6 +35,9 @@ const RELAY_GRACE_MIN: Duration = Duration::from_secs(1);
 
 /// What running checks get at most of the time to end: what they would have answered is asked again after the start.
 const CHECKS_GRACE_MAX: Duration = Duration::from_secs(5);
+
+/// What the last spans get to reach their collector.
+const SPANS_GRACE: Duration = Duration::from_secs(2);
 
 /// Why the proxy could not start.
 #[derive(Debug, thiserror::Error)]
@@ -103,10 +107,20 @@ pub async fn run(loaded: Loaded, load: Load, level: Level) -> Result<(), AppErro
     };
 
     let relay = Arc::new(Relay::new(relay_settings(config), Arc::clone(&upstream)));
-    let store = open_store(config, relay.clone()).await?;
-    relay.start(store.clone()).await?;
+    let (tracer, exporter) = trace::start(&config.telemetry, &metrics)?.unzip();
+    let outlet: Arc<dyn Outlet> = match &tracer {
+        None => relay.clone(),
+        Some(tracer) => Arc::new(TracedOutlet::new(relay.clone(), Arc::clone(tracer))),
+    };
+    let store = open_store(config, outlet).await?;
+    // What the parts ask the store, with spans or without.
+    let calls: Arc<dyn Store> = match &tracer {
+        None => store.clone(),
+        Some(tracer) => Arc::new(TracedStore::new(store.clone(), Arc::clone(tracer))),
+    };
+    relay.start(calls.clone()).await?;
     health.set(Component::Store, Condition::Ready);
-    admin.open(store.clone());
+    admin.open(calls.clone());
     let watched = report::Watched {
         store: store.clone(),
         relay: relay.status(),
@@ -117,18 +131,19 @@ pub async fn run(loaded: Loaded, load: Load, level: Level) -> Result<(), AppErro
     let reporter = report::start(&health, &metrics, watched);
 
     let parts = check_back::Parts {
-        store: store.clone(),
+        store: calls.clone(),
         upstream: Arc::clone(&upstream),
         credentials: credentials(config),
         tls: certificates.checker.clone(),
         metrics: Arc::clone(&metrics),
         roster: Arc::clone(&roster),
+        tracer,
     };
     let check_back = CheckBack::start(&config.checker, &parts);
 
     let sessions = Arc::new(Shared::new(
         Terms::new(config, check_back::rules(&config.checker)),
-        store.clone(),
+        calls,
         Arc::clone(&upstream),
         Arc::clone(&metrics),
         health.clone(),
@@ -177,6 +192,9 @@ pub async fn run(loaded: Loaded, load: Load, level: Level) -> Result<(), AppErro
         tracing::error!(%error, "the check-back did not end in good order");
     }
     blocking(move || store.close()).await;
+    if let Some(exporter) = exporter {
+        exporter.finish(SPANS_GRACE).await;
+    }
     if let Some(serving) = serving {
         serving.abort();
     }

@@ -47,6 +47,8 @@ pub struct Config {
     pub admin: Admin,
     /// How the process ends.
     pub shutdown: Shutdown,
+    /// Where spans of transactions go.
+    pub telemetry: Telemetry,
     /// What is logged, and how.
     pub log: Log,
 }
@@ -283,6 +285,19 @@ pub struct Shutdown {
     pub grace: Duration,
 }
 
+/// `[telemetry]`: spans for OpenTelemetry.
+#[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
+#[serde(default)]
+pub struct Telemetry {
+    /// The collector; none: there are no spans.
+    #[serde(with = "value::optional_url")]
+    pub otlp_url: Option<HttpUrl>,
+    /// What spans are said to come from.
+    pub service_name: String,
+    /// Which part of all transactions has spans.
+    pub sample: f64,
+}
+
 /// `[log]`.
 #[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
 #[serde(default)]
@@ -384,6 +399,12 @@ impl Default for Admin {
 impl Default for Shutdown {
     fn default() -> Self {
         Shutdown { grace: Duration::from_secs(30) }
+    }
+}
+
+impl Default for Telemetry {
+    fn default() -> Self {
+        Telemetry { otlp_url: None, service_name: "halfway".into(), sample: 1.0 }
     }
 }
 

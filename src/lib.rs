@@ -16,6 +16,8 @@
 //! - [`roster`]: what the parts that run tell of themselves, for people to look at.
 //! - [`tls`]: certificates and trust, on both sides.
 //! - [`upstream`]: dialing RabbitMQ.
+//! - [`http`]: dialing HTTP servers.
+//! - [`trace`]: spans for OpenTelemetry.
 //! - [`relay`]: committed half messages to RabbitMQ.
 //! - [`check_back`]: asks what became of transactions in doubt.
 //! - [`session`]: one task for each client connection.
@@ -34,6 +36,7 @@ pub mod config;
 pub mod doctor;
 pub mod health;
 pub mod histogram;
+pub mod http;
 pub mod metrics;
 pub mod protocol;
 pub mod relay;
@@ -45,6 +48,7 @@ pub mod signals;
 pub mod store;
 pub mod telemetry;
 pub mod tls;
+pub mod trace;
 pub mod tx;
 pub mod upstream;
 pub mod values;

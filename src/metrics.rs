@@ -28,6 +28,7 @@ pub struct Metrics {
     last_reload_success: Seconds,
     certificate_not_after: Family<KeyLabel, Seconds>,
     admin_requests: Family<ClassLabel, Counter>,
+    spans: Family<SpanLabel, Counter>,
 
     /// Client connections now.
     pub connections: Gauge,
@@ -145,6 +146,17 @@ impl Outcome {
     pub const ALL: [Self; 5] = [Self::Committed, Self::RolledBack, Self::Refused, Self::Failed, Self::InDoubt];
 }
 
+/// What became of a span.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum SpanResult {
+    /// The collector has it.
+    Exported,
+    /// Too many were waiting.
+    Dropped,
+    /// The collector was away, or did not want it.
+    Failed,
+}
+
 /// What is counted of one checker.
 #[derive(Clone, Debug)]
 pub struct CheckerCounts {
@@ -198,6 +210,7 @@ impl Metrics {
             last_reload_success: Gauge::default(),
             certificate_not_after: Family::default(),
             admin_requests: Family::default(),
+            spans: Family::default(),
             connections: Gauge::default(),
             connections_accepted: Counter::default(),
             connections_refused: Family::default(),
@@ -249,6 +262,9 @@ impl Metrics {
         }
         for result in [RELOADED, NOT_RELOADED] {
             metrics.reloads.get_or_create(&ResultLabel { result }).inc_by(0);
+        }
+        for result in [SpanResult::Exported, SpanResult::Dropped, SpanResult::Failed] {
+            metrics.spans(result, 0);
         }
         for class in STATUS_CLASSES {
             metrics.admin_requests.get_or_create(&ClassLabel { class }).inc_by(0);
@@ -323,6 +339,16 @@ impl Metrics {
         self.admin_requests.get_or_create(&ClassLabel { class }).inc();
     }
 
+    /// Counts spans.
+    pub fn spans(&self, result: SpanResult, count: u64) {
+        let result = match result {
+            SpanResult::Exported => "exported",
+            SpanResult::Dropped => "dropped",
+            SpanResult::Failed => "failed",
+        };
+        self.spans.get_or_create(&SpanLabel { result }).inc_by(count);
+    }
+
     /// The gauge of transactions in the store that stand like this.
     pub fn in_store(&self, state: State) -> Gauge {
         self.in_store.get_or_create_owned(&StateLabel { state: state.as_str() })
@@ -367,6 +393,7 @@ impl Metrics {
         registry.register("config_last_reload_success_timestamp_seconds", help, self.last_reload_success.clone());
         let help = "Until when a certificate, and what it stands on, is valid, since 1970";
         registry.register("certificate_not_after_timestamp_seconds", help, self.certificate_not_after.clone());
+        registry.register("spans", "Spans for OpenTelemetry, by what became of them", self.spans.clone());
         let help = "Answers of the admin port, by the class of their status";
         registry.register("admin_requests", help, self.admin_requests.clone());
 
@@ -525,6 +552,11 @@ fn since_1970(at: SystemTime) -> f64 {
 
 #[derive(Clone, Debug, EncodeLabelSet, Eq, Hash, PartialEq)]
 struct ResultLabel {
+    result: &'static str,
+}
+
+#[derive(Clone, Debug, EncodeLabelSet, Eq, Hash, PartialEq)]
+struct SpanLabel {
     result: &'static str,
 }
 

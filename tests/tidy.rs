@@ -100,6 +100,29 @@ fn the_documents_name_every_metric_and_every_dependency() {
     assert_eq!(dependencies_of_sample(), ["bytes", "clap", "lapin"]);
 }
 
+#[test]
+fn the_operators_manual_has_every_event_of_the_log() {
+    let operations = read(&root().join("docs/operations.md"));
+    let chapter = operations.split("\n## ").find(|chapter| chapter.starts_with("Logs\n")).expect("a chapter");
+    let mut documented = documented_events(chapter);
+    let sources = files(&root().join("src")).into_iter().filter(|path| path.extension().is_some_and(|e| e == "rs"));
+    let mut logged: Vec<_> = sources.flat_map(|path| events(&read(&path))).collect();
+    for events in [&mut documented, &mut logged] {
+        events.sort();
+        events.dedup();
+    }
+    assert!(logged.len() > 50, "{logged:?}");
+    assert_eq!(documented, logged);
+
+    let is = |level: &str, text: &str| (text.to_owned(), level.to_owned());
+    let code =
+        "tracing::warn!(a = f(\"(\"), \"it \\\"goes\\\"\");\ntracing::debug!(\"no\");\ntracing::info!(\n    \"so\"\n)";
+    assert_eq!(events(code), [is("warn", "it \"goes\""), is("info", "so")]);
+    assert_eq!(events("tracing::info!(\"{what}\");\n#[cfg(test)]\nmod tests {\n tracing::info!(\"no\") }"), []);
+    let rows = "| event | level |\n| --- | --- |\n| `a`, `b c` | info | is `x` | |\n";
+    assert_eq!(documented_events(rows), [is("info", "a"), is("info", "b c")]);
+}
+
 /// Shows `rule` every file of `src/` and fails with what it finds.
 fn each_source(rule: impl Fn(&Path, &str) -> Vec<String>) {
     let sources: Vec<_> =
@@ -178,6 +201,52 @@ fn used_modules(code: &str) -> Vec<String> {
 fn too_long(text: &str) -> Vec<String> {
     let lines = text.lines().count();
     if lines > LINES_MAX { vec![format!("{lines} lines, {LINES_MAX} may be")] } else { Vec::new() }
+}
+
+/// The fixed texts that the code of a file logs from level info on, with their levels: of each call the last text in it.
+fn events(text: &str) -> Vec<(String, String)> {
+    let code = text.split("#[cfg(test)]\nmod tests {").next().unwrap_or_default();
+    let mut found = Vec::new();
+    for level in ["error", "warn", "info"] {
+        for (at, call) in code.match_indices(&format!("tracing::{level}!(")) {
+            let (mut depth, mut in_text, mut escaped, mut last) = (1, false, false, String::new());
+            for c in code[at + call.len()..].chars() {
+                match c {
+                    _ if escaped => {
+                        last.push(c);
+                        escaped = false;
+                    }
+                    '\\' if in_text => escaped = true,
+                    '"' => {
+                        in_text = !in_text;
+                        if in_text {
+                            last.clear();
+                        }
+                    }
+                    _ if in_text => last.push(c),
+                    '(' => depth += 1,
+                    ')' => depth -= 1,
+                    _ => {}
+                }
+                if depth == 0 {
+                    break;
+                }
+            }
+            found.push((at, (last, level.to_owned())));
+        }
+    }
+    found.sort();
+    found.into_iter().map(|(_, event)| event).filter(|(text, _)| !text.contains('{')).collect()
+}
+
+/// The events in the first column of a table, with the level in the second.
+fn documented_events(table: &str) -> Vec<(String, String)> {
+    let rows = table.lines().filter_map(|line| line.strip_prefix("| `")?.split_once(" | "));
+    let events = rows.flat_map(|(events, rest)| {
+        let level = rest.split(" | ").next().unwrap_or_default();
+        events.trim_end_matches('`').split("`, `").map(move |event| (event.to_owned(), level.to_owned()))
+    });
+    events.collect()
 }
 
 /// Lines that put something off, or name a folder of somebody's machine. The words are cut in two so that this file

@@ -4,9 +4,9 @@ use super::answer::{self, ANSWER_BYTES_MAX};
 use super::ask::{Ask, NoAnswer};
 use super::question::Question;
 use crate::config::HttpUrl;
-use crate::tls::{self, ClientTls};
+use crate::http::dial;
+use crate::tls::ClientTls;
 use crate::tx::check_back::Answer;
-use crate::upstream::Stream;
 use crate::values::hex;
 use bytes::Bytes;
 use http_body_util::{BodyExt, Full, Limited};
@@ -16,13 +16,10 @@ use hyper::{Method, Request, StatusCode};
 use hyper_util::rt::TokioIo;
 use ring::hmac;
 use std::error::Error;
-use std::io;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
-use tokio::net::TcpStream;
 use tokio::task::JoinSet;
 use tokio::time::timeout;
-use tokio_rustls::TlsStream;
 
 /// The header that carries the signature.
 const SIGNATURE: &str = "x-half-signature";
@@ -98,17 +95,6 @@ pub async fn reach(url: &HttpUrl, tls: Option<&ClientTls>, limit: Duration) -> R
         Ok(Err(error)) => Err(error.to_string()),
         Err(_) => Err(format!("no connection within {}", humantime::format_duration(limit))),
     }
-}
-
-async fn dial(url: &HttpUrl, tls: Option<&ClientTls>) -> io::Result<Stream> {
-    let tcp = TcpStream::connect((url.host.as_str(), url.port)).await?;
-    tcp.set_nodelay(true)?;
-    if !url.tls {
-        return Ok(Stream::Plain(tcp));
-    }
-    let tls = tls.ok_or_else(|| io::Error::other("no certificate authorities are loaded"))?;
-    let name = tls::server_name(&url.host).map_err(io::Error::other)?;
-    Ok(Stream::Tls(Box::new(TlsStream::Client(tls.connector().connect(name, tcp).await?))))
 }
 
 /// `t=<unix>,v1=<hex hmac-sha256 of "t.body">`.

@@ -24,6 +24,7 @@ use crate::relay::Credentials;
 use crate::roster::Roster;
 use crate::store::{Store, system_clock};
 use crate::tls::ClientTls;
+use crate::trace::Tracer;
 use crate::tx::check_back::{self as policy, Policy};
 use crate::tx::checker::{Rule, Rules};
 use crate::tx::decision::Decision;
@@ -54,6 +55,8 @@ pub struct Parts {
     pub metrics: Arc<Metrics>,
     /// Where the last of each checker is told of.
     pub roster: Arc<Roster>,
+    /// Where spans of checks go, if they go anywhere.
+    pub tracer: Option<Arc<Tracer>>,
 }
 
 /// Tells what time it is.
@@ -149,6 +152,7 @@ impl CheckBack {
             clock: Arc::new(system_clock),
             roster: Arc::clone(&parts.roster),
             counts: parts.metrics.checker(&checker.name),
+            tracer: parts.tracer.clone(),
         };
         let worker = Worker::new(context, checker.concurrency as usize, checker.rate);
         let (stop, stopped) = watch::channel(false);

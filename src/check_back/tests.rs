@@ -99,6 +99,7 @@ fn start(store: &Arc<FakeStore>, checker: &Arc<FakeChecker>, policy: Policy, at_
         clock: Arc::new(now),
         roster: Arc::clone(&roster),
         counts: metrics.checker("orders"),
+        tracer: None,
     };
     let (stop, wake) = (watch::Sender::new(false), Arc::new(Notify::new()));
     let task = tokio::spawn(Worker::new(context, at_once, rate).run(stop.subscribe(), Arc::clone(&wake)));

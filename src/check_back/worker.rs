@@ -5,16 +5,18 @@ use super::ask::{Ask, NoAnswer};
 use super::question::{Question, READ_BYTES_MAX};
 use crate::metrics::CheckerCounts;
 use crate::roster::{LastCheck, Roster};
-use crate::store::{Check, Due, Reply, Store, StoreError, Summary};
+use crate::store::{Check, Due, Pack, Reply, Store, StoreError, Summary};
+use crate::trace::{About, Operation, Span, Tracer, Value};
 use crate::tx::check_back::{Answer, Asked, Breaker, Next, Pace, Permit, Policy, WhenExhausted};
 use crate::tx::decision::{Actor, Decision, Target, Verdict};
 use crate::tx::id::TransactionId;
 use crate::tx::state::State;
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 use tokio::sync::{Notify, watch};
 use tokio::task::{self, JoinError, JoinSet};
+use tokio::time::error::Elapsed;
 use tokio::time::{Instant, sleep, timeout};
 
 /// How often to look for what is due, when nobody tells.
@@ -33,6 +35,7 @@ pub(super) struct Context<A> {
     pub(super) clock: Clock,
     pub(super) counts: CheckerCounts,
     pub(super) roster: Arc<Roster>,
+    pub(super) tracer: Option<Arc<Tracer>>,
 }
 
 /// The task's own state.
@@ -223,6 +226,7 @@ async fn ask<A: Ask>(context: &Context<A>, due: &Due) -> Result<Option<(Summary,
     let asked = timeout(context.timeout, context.asker.ask(&question)).await;
     let took = begun.elapsed();
     context.counts.seconds.observe(took);
+    context.trace(&transaction, &packs, took, &asked);
     let answer = match asked {
         Ok(answer) => answer.map(|answer| (answer, took)),
         Err(_) => {
@@ -240,6 +244,38 @@ impl<A> Context<A> {
             Err(reason) => (None, Some(reason.to_string())),
         };
         self.roster.checked(&self.name, LastCheck { at: (self.clock)(), answer, reason, took });
+    }
+
+    /// Tells of a check that ended just now.
+    fn trace(
+        &self,
+        transaction: &Summary,
+        packs: &[Pack],
+        took: Duration,
+        asked: &Result<Result<Answer, NoAnswer>, Elapsed>,
+    ) {
+        let Some(tracer) = self.tracer.as_ref().filter(|tracer| tracer.samples(transaction.id)) else { return };
+        let mut about = About::new(&transaction.vhost, transaction.name.as_ref().map(|name| name.as_str()));
+        packs.iter().for_each(|pack| about.read(&pack.messages));
+        let (result, error) = match asked {
+            Ok(Ok(answer)) => (answer.as_str(), None),
+            Ok(Err(reason)) => ("no_answer", Some(reason.to_string())),
+            Err(_) => ("no_answer", Some("timeout".to_owned())),
+        };
+        let end = SystemTime::now();
+        tracer.send(Span {
+            transaction: transaction.id,
+            operation: Operation::Check,
+            start: end.checked_sub(took).unwrap_or(end),
+            end,
+            about: Some(Arc::new(about)),
+            more: vec![
+                ("halfway.checker", (&*self.name).into()),
+                ("halfway.check.result", result.into()),
+                ("halfway.check.attempt", Value::Number(i64::from(transaction.attempts) + 1)),
+            ],
+            error,
+        });
     }
 
     async fn write_down(&self, transaction: &Summary, answered: Answered) {

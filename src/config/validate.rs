@@ -52,6 +52,10 @@ pub(super) fn problems(config: &Config) -> Vec<(String, String)> {
         check(bytes <= transaction.max_size, "transaction.max_message_size", "is larger than transaction.max_size");
     }
 
+    let telemetry = &config.telemetry;
+    check((0.0..=1.0).contains(&telemetry.sample), "telemetry.sample", "must be 0.0 to 1.0");
+    check(!telemetry.service_name.is_empty(), "telemetry.service_name", "is empty");
+
     let exchange = &transaction.control_exchange;
     check((1..=255).contains(&exchange.len()), "transaction.control_exchange", "must have 1 to 255 bytes");
 

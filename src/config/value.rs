@@ -129,9 +129,9 @@ impl From<UpstreamUrl> for String {
     }
 }
 
-/// Where an HTTP checker answers: `http://` or `https://`, a host, and what follows.
+/// Where an HTTP server answers, a checker or a collector: `http://` or `https://`, a host, and what follows.
 ///
-/// A user in it is refused: requests are signed with the checker's secret instead. A fragment never reaches a server.
+/// A user in it is refused: requests to a checker are signed with its secret instead. A fragment never reaches a server.
 #[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct HttpUrl {
@@ -344,6 +344,32 @@ pub(super) mod optional_address {
         match String::deserialize(deserializer)?.as_str() {
             "" => Ok(None),
             text => super::parse_address(text).map(Some).map_err(D::Error::custom),
+        }
+    }
+}
+
+/// A URL, or `""` for none.
+pub(super) mod optional_url {
+    use serde::{Deserialize, Deserializer, Serializer, de::Error};
+
+    use super::HttpUrl;
+
+    pub(in crate::config) fn serialize<S: Serializer>(
+        value: &Option<HttpUrl>,
+        serializer: S,
+    ) -> Result<S::Ok, S::Error> {
+        match value {
+            Some(url) => serializer.collect_str(url),
+            None => serializer.serialize_str(""),
+        }
+    }
+
+    pub(in crate::config) fn deserialize<'de, D: Deserializer<'de>>(
+        deserializer: D,
+    ) -> Result<Option<HttpUrl>, D::Error> {
+        match String::deserialize(deserializer)? {
+            text if text.is_empty() => Ok(None),
+            text => HttpUrl::try_from(text).map(Some).map_err(D::Error::custom),
         }
     }
 }

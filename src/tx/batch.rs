@@ -89,6 +89,11 @@ impl Batch {
         self.messages == 0
     }
 
+    /// The messages as the store keeps them, and what has come of the one that has begun.
+    pub fn as_bytes(&self) -> &[u8] {
+        &self.bytes
+    }
+
     /// The whole messages as the store keeps them; read them again with [`iter`].
     ///
     /// # Panics

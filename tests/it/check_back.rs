@@ -56,6 +56,7 @@ impl Alone {
             tls: None,
             metrics: Arc::new(Metrics::new()),
             roster: Arc::default(),
+            tracer: None,
         };
         let mut alone = Self { runtime, store, parts, running: None };
         let _in_runtime = alone.runtime.enter();

@@ -26,5 +26,6 @@ mod relay;
 mod relay_alone;
 mod reload;
 mod service;
+mod spans;
 mod support;
 mod transaction;

@@ -4,6 +4,7 @@ pub mod broker;
 pub mod checker;
 pub mod child;
 pub mod client;
+pub mod collector;
 pub mod id;
 pub mod postgres;
 pub mod proxy;
