@@ -198,8 +198,9 @@ fn killed_at_every_line(mut shop: Shop) {
     let lines = shop.lines();
     let at =
         |text: &str| lines.iter().position(|line| line.text.starts_with(text)).unwrap_or_else(|| panic!("{text}?"));
-    let (published, committed) = (at("channel.basic_publish"), at("channel.tx_commit()"));
-    assert!(published < at("database.place") && at("database.place") < at("connection.execute(\"INSERT INTO orders"));
+    let (published, prepared, committed) =
+        (at("channel.basic_publish"), at("database.place"), at("channel.tx_commit()"));
+    assert!(published < prepared && prepared < at("connection.execute(\"INSERT INTO orders"));
     shop.settle("first");
     shop.agree("before any kill");
     for (step, Line { place, text }) in lines.iter().enumerate() {
@@ -213,7 +214,9 @@ fn killed_at_every_line(mut shop: Shop) {
         let states = shop.settle(&id);
         shop.agree(&when);
         let placed = shop.database.orders().contains(&id);
-        assert_eq!(states.is_empty(), step <= published, "{when}: {states:?}");
+        // Between the two lies the barrier: a message that RabbitMQ has not judged when its producer dies is not kept.
+        assert!(states.is_empty() || step > published, "{when}: {states:?}");
+        assert!(!states.is_empty() || step < prepared, "{when}");
         assert!(placed || step < committed, "{when}: the database had committed");
 
         // Whoever ordered and got no answer orders again. What the checker has given up stays so.
