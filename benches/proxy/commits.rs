@@ -8,18 +8,21 @@ use std::time::{Duration, Instant};
 
 /// What a commit commits.
 #[derive(Clone, Copy)]
-enum Work {
+pub enum Work {
     /// So many messages.
     Plain(usize),
     /// One message in a named transaction, behind a prepare barrier.
     Named,
 }
 
-struct Round {
-    commits_per_second: f64,
-    p50: f64,
-    p99: f64,
-    proxy_micros: f64,
+/// What was measured.
+pub struct Round {
+    pub commits_per_second: f64,
+    /// Milliseconds, like the next.
+    pub p50: f64,
+    pub p99: f64,
+    /// CPU time of the proxy for one message.
+    pub proxy_micros: f64,
 }
 
 /// Measures all combinations that the options ask for.
@@ -106,7 +109,8 @@ pub async fn named(broker: &Broker, options: &Options) {
     }
 }
 
-async fn round(
+/// Works for a while on so many connections, and waits until everything is in the queue.
+pub async fn round(
     broker: &Broker,
     proxy: Option<&Proxy>,
     kind: QueueType,

@@ -1,8 +1,8 @@
 //! How fast and how small the proxy is, beside RabbitMQ itself and a plain TCP proxy, in one run and in turns.
 //!
 //! `cargo bench --bench proxy -- [SCENARIO] [--rounds N] [--seconds S] [--queue classic|quorum] [--connections N]
-//! [--messages N]`, where a scenario is `commits`, `named`, `passing`, `idle` or `backlog`; without one, all run. It prints
-//! Markdown tables, medians over the rounds. It starts a RabbitMQ of its own (and HAProxy, for comparison).
+//! [--messages N]`, where a scenario is `commits`, `named`, `watched`, `passing`, `idle` or `backlog`; without one, all
+//! run. It prints Markdown tables, medians over the rounds. It starts a RabbitMQ of its own (and HAProxy, for comparison).
 
 #![allow(unreachable_pub)] // the whole is one binary: nothing is reachable from outside
 
@@ -16,6 +16,7 @@ mod report;
 #[allow(dead_code)] // made for the tests; the benchmarks use a part
 #[path = "../../tests/it/support/mod.rs"]
 mod support;
+mod watched;
 
 use clap::Parser;
 use load::QueueType;
@@ -25,7 +26,7 @@ use support::Broker;
 /// Measures the proxy.
 #[derive(Parser)]
 pub struct Options {
-    /// `commits`, `named`, `passing`, `idle` or `backlog`; all, if not given.
+    /// `commits`, `named`, `watched`, `passing`, `idle` or `backlog`; all, if not given.
     scenario: Option<String>,
     /// How often each measurement is taken; the tables have the medians.
     #[arg(long, default_value_t = 3)]
@@ -93,6 +94,9 @@ fn main() {
         }
         if wanted("named") {
             commits::named(&broker, &options).await;
+        }
+        if wanted("watched") {
+            watched::run(&broker, &options).await;
         }
         if wanted("passing") {
             passing::run(&broker, &options).await;
