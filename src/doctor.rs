@@ -14,7 +14,7 @@ use std::{
 use crate::{
     admin::{Access, TokenError, read_token},
     check_back,
-    config::{self, Asked, Checker, Config, ProxyProtocol, Relay, StoreUrl, UpstreamTls, UpstreamUrl},
+    config::{self, Asked, Checker, Config, HttpUrl, ProxyProtocol, Relay, StoreUrl, UpstreamTls, UpstreamUrl},
     relay::{self, Credentials, ProbeError},
     store::sqlite,
     tls::{ClientTls, ServerTls},
@@ -94,6 +94,7 @@ pub async fn examine(config: &Config, vhosts: &[String]) -> Vec<Finding> {
     }
     findings.extend(examine_certificate(config, SystemTime::now()));
     findings.extend(examine_tokens(&config.admin));
+    findings.extend(examine_collector(&config.telemetry).await);
     findings
 }
 
@@ -232,27 +233,41 @@ async fn examine_node(
     findings
 }
 
+/// Whether somebody takes connections at `url`, whose certificate the system's authorities know.
+async fn reach(url: &HttpUrl, limit: Duration) -> Result<(), String> {
+    let tls = url.tls.then(|| ClientTls::load(&UpstreamTls { ca: None })).transpose();
+    check_back::reach(url, tls.map_err(|error| error.to_string())?.as_ref(), limit).await
+}
+
+/// Whether the collector of spans is there; nothing if there are none.
+async fn examine_collector(telemetry: &config::Telemetry) -> Option<Finding> {
+    let url = telemetry.otlp_url.as_ref()?;
+    let what = format!("collector of spans {url}");
+    Some(match reach(url, PATIENCE).await {
+        Ok(()) => Finding::fine(what, "takes connections"),
+        Err(error) => Finding::warning(
+            what,
+            format!("can't be reached: {error}"),
+            "spans are lost; nothing else depends on it",
+            "start the collector, or mend telemetry.otlp_url; \"\" sends no spans",
+        ),
+    })
+}
+
 /// Whether a checker can be asked. It is not asked: a question about a transaction that is not there would puzzle it.
 async fn examine_checker(config: &Config, checker: &Checker, trust: Option<Arc<ClientTls>>) -> Option<Finding> {
     const STAY: &str = "transactions in doubt that it knows about stay so until it answers";
     let what = format!("checker {}", checker.name);
     Some(match checker.asked()? {
-        Asked::Http { url, .. } => {
-            let tls = url.tls.then(|| ClientTls::load(&UpstreamTls { ca: None })).transpose();
-            let reached = match tls {
-                Ok(tls) => check_back::reach(url, tls.as_ref(), checker.timeout).await,
-                Err(error) => Err(error.to_string()),
-            };
-            match reached {
-                Ok(()) => Finding::fine(what, format!("{}:{} takes connections", url.host, url.port)),
-                Err(error) => Finding::failed(
-                    what,
-                    format!("{}:{} can't be reached: {error}", url.host, url.port),
-                    STAY,
-                    format!("start the service, or mend its url; from here: curl -v {}", word(&url.to_string())),
-                ),
-            }
-        }
+        Asked::Http { url, .. } => match reach(url, checker.timeout).await {
+            Ok(()) => Finding::fine(what, format!("{}:{} takes connections", url.host, url.port)),
+            Err(error) => Finding::failed(
+                what,
+                format!("{}:{} can't be reached: {error}", url.host, url.port),
+                STAY,
+                format!("start the service, or mend its url; from here: curl -v {}", word(&url.to_string())),
+            ),
+        },
         Asked::Amqp { vhost, queue } => {
             let proxy_protocol = config.upstream.proxy_protocol == ProxyProtocol::V2;
             let urls = config.upstream.urls.clone();
@@ -476,6 +491,19 @@ mod tests {
         let path = folder.path().join("halfway.db");
         fs::write(&path, [7; 8192]).expect("written");
         assert!(matches!(examine_file(&path, 1)[0].verdict, Verdict::Failed(_)));
+    }
+
+    #[tokio::test]
+    async fn a_collector_that_is_away_is_a_warning() {
+        assert_eq!(examine_collector(&config::Telemetry::default()).await, None);
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a free port");
+        let url = format!("http://{}", listener.local_addr().expect("bound"));
+        let url = Some(HttpUrl::try_from(url).expect("a URL"));
+        let telemetry = config::Telemetry { otlp_url: url, ..config::Telemetry::default() };
+        assert_eq!(examine_collector(&telemetry).await.expect("a collector").verdict, Verdict::Fine);
+        drop(listener);
+        let gone = examine_collector(&telemetry).await.expect("a collector");
+        assert!(matches!(gone.verdict, Verdict::Warning(_)), "{gone:?}");
     }
 
     #[test]

@@ -293,6 +293,18 @@ impl Metrics {
         }
     }
 
+    /// Shows no more of a checker that is gone: a breaker that was open would stay so for ever.
+    pub fn forget_checker(&self, name: &str) {
+        let checker = || name.to_owned();
+        for result in CHECK_RESULTS {
+            self.checks.remove(&CheckLabel { checker: checker(), result });
+        }
+        let label = CheckerLabel { checker: checker() };
+        self.check_seconds.remove(&label);
+        self.checks_exhausted.remove(&label);
+        self.checker_circuit_open.remove(&label);
+    }
+
     /// Counts a connection that was refused.
     pub fn refused(&self, reason: Refused) {
         self.connections_refused.get_or_create(&RefusedLabel { reason }).inc();
@@ -654,6 +666,8 @@ mod tests {
         metrics.decisions("checker", 1);
         metrics.admin_request(404);
         metrics.reloaded(false);
+        metrics.checker("gone");
+        metrics.forget_checker("gone");
         metrics.transaction(Outcome::Committed);
         metrics.in_store(State::InDoubt).set(3);
         metrics.refused(Refused::Limit);
@@ -683,6 +697,7 @@ mod tests {
         ] {
             assert!(text.lines().any(|found| found == line), "{line} is missing in\n{text}");
         }
+        assert!(!text.contains("gone"), "{text}");
     }
 
     #[test]

@@ -121,6 +121,7 @@ impl CheckBack {
                 }
             }
         }
+        before.iter().for_each(|gone| parts.metrics.forget_checker(&gone.checker.name));
         self.sweep(checkers, parts, Some(before.into_iter().map(|running| running.ended).collect()));
     }
 

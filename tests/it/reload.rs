@@ -175,6 +175,11 @@ fn the_next_checkers_take_over_from_those_that_are_gone() {
     let mut third = transactional(proxy.port, &queue);
 
     reload(&mut proxy, &[("checker", &checker("new", &new))], DONE);
+    let reloaded =
+        || proxy.http("/metrics").is_ok_and(|(_, text)| text.contains("reloads_total{result=\"success\"} 1\n"));
+    wait_until(deadline(PATIENCE), "the reload to be counted", reloaded);
+    let metrics = proxy.http("/metrics").expect("the admin port answers").1;
+    assert!(metrics.contains("{checker=\"new\"}") && !metrics.contains("\"old\""), "{metrics}");
     third.open(3);
     assert_eq!(third.get_soon(3, &queue).text(), early);
     drop(producer);
