@@ -3,10 +3,10 @@
 #
 #   tests/setup.sh pika    pika alone
 #   tests/setup.sh demo    this, RabbitMQ, and a C compiler for the build
-#   tests/setup.sh         these, amqplib for Node, and PostgreSQL with psycopg
+#   tests/setup.sh         these, amqplib for Node, PostgreSQL with psycopg, and schemathesis
 #   tests/setup.sh all     these, a C++ compiler for the fuzz targets, and HAProxy for the benchmarks
 #
-# RabbitMQ, PostgreSQL, Node and HAProxy come from Debian, pika and psycopg go to .venv, amqplib to
+# RabbitMQ, PostgreSQL, Node and HAProxy come from Debian, pika, psycopg and schemathesis go to .venv, amqplib to
 # tests/clients/node_modules.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -62,6 +62,10 @@ fi
 
 if [ $level -ge 2 ] && ! .venv/bin/python -c 'import psycopg' 2>/dev/null; then
     .venv/bin/pip install --quiet --disable-pip-version-check "psycopg[binary]>=3.1,<4"
+fi
+
+if [ $level -ge 2 ] && [ ! -x .venv/bin/schemathesis ]; then
+    .venv/bin/pip install --quiet --disable-pip-version-check "schemathesis>=4.32,<5"
 fi
 
 lock=tests/clients/package-lock.json

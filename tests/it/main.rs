@@ -16,6 +16,7 @@ mod dead;
 mod faults;
 mod fidelity;
 mod half;
+mod openapi;
 mod process;
 mod publish;
 mod recipe;
