@@ -63,10 +63,11 @@ impl TracedStore {
         id: TransactionId,
         about: Option<Arc<About>>,
         decision: Decision,
+        start: SystemTime,
         reply: Reply<T>,
         verdict: fn(&T) -> &'static str,
     ) -> Reply<T> {
-        let (tracer, start) = (Arc::clone(&self.tracer), SystemTime::now());
+        let tracer = Arc::clone(&self.tracer);
         watched(reply, move |result| {
             let verdict = result.as_ref().ok().map(verdict);
             tracer.send(decide(id, start, about, decision, &Actor::Channel, verdict, result.as_ref().err()));
@@ -125,17 +126,18 @@ impl Store for TracedStore {
             let about = Arc::clone(&about);
             reply = watched(reply, move |result| tracer.send(stage(id, start, about, result.as_ref().err())));
         }
-        self.decided(id, Some(about), Decision::Commit, reply, |committing| match committing {
+        self.decided(id, Some(about), Decision::Commit, start, reply, |committing| match committing {
             Committing::Now(_) => "decided",
             Committing::Before => "before",
         })
     }
 
     fn rollback(&self, id: TransactionId, reason: Option<String>) -> Reply<()> {
+        let start = SystemTime::now();
         let reply = self.inner.rollback(id, reason);
         match self.tracer.samples(id) {
             false => reply,
-            true => self.decided(id, self.tracer.about(id), Decision::RollBack, reply, |()| "decided"),
+            true => self.decided(id, self.tracer.about(id), Decision::RollBack, start, reply, |()| "decided"),
         }
     }
 

@@ -25,12 +25,14 @@ fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
-/// The spans of each transaction, by its id.
+/// The spans of each transaction, by its id, in the order in which they began.
 fn by_transaction(spans: Vec<Span>) -> BTreeMap<String, Vec<Span>> {
     let mut traces: BTreeMap<_, Vec<_>> = BTreeMap::new();
     for span in spans {
         traces.entry(hex(&span.trace_id)).or_default().push(span);
     }
+    // Those that began together, the stage and the decision of a plain one, come in their order.
+    traces.values_mut().for_each(|spans| spans.sort_by_key(|span| span.start_time_unix_nano));
     traces
 }
 
