@@ -841,3 +841,21 @@ async fn the_age_of_the_backlog_is_that_of_its_oldest_transaction() {
     eventually("there is none", || oldest() == 0).await;
     store.close();
 }
+
+/// A child has a copy of every open file until it runs its own program, the lock's among them.
+#[tokio::test]
+async fn a_closed_store_is_free_though_children_are_being_started() {
+    let folder = Folder::new();
+    let ended = Arc::new(AtomicI64::new(0));
+    let watch = Arc::clone(&ended);
+    let children = std::thread::spawn(move || {
+        while watch.load(Ordering::Relaxed) == 0 {
+            Command::new("true").status().unwrap();
+        }
+    });
+    for _ in 0..50 {
+        open(&folder.db()).close();
+    }
+    ended.store(1, Ordering::Relaxed);
+    children.join().unwrap();
+}

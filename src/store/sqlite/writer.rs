@@ -160,7 +160,7 @@ pub(super) struct Writer {
     write_at: Option<Instant>,
     upkeep: Upkeep,
     /// Held as long as the file is ours; dropped last.
-    _lock: File,
+    lock: File,
 }
 
 impl Writer {
@@ -198,7 +198,7 @@ impl Writer {
             unfinished: Vec::new(),
             write_at: None,
             upkeep,
-            _lock: lock,
+            lock,
         })
     }
 
@@ -473,6 +473,11 @@ impl Writer {
     fn close(mut self) {
         while !self.delivered.is_empty() && self.attempt(&[], true).is_ok() {}
         self.upkeep.empty_log(&self.sql);
+        let Self { sql, lock, .. } = self;
+        drop(sql);
+        // Said, not left to the end of `lock`: a child of this process that is just being started has a copy of it until
+        // it runs its own program. Should it fail, the end of the process does it.
+        let _ = lock.unlock();
     }
 }
 
