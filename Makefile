@@ -18,6 +18,7 @@ test: ## Run every test, against a real RabbitMQ
 	@tests/setup.sh
 	cargo test --locked
 	@tests/package.sh
+	@tests/compose.sh
 
 picture: ## Take the README's picture of the dashboard again, after five minutes of traffic
 	@tests/setup.sh

@@ -24,23 +24,35 @@ checker() {
 
 with_compose() {
     tests/setup.sh pika
-    read -r orders_port < <(.venv/bin/python tests/demo/free_ports.py 1)
+    read -r orders_port AMQP_PORT ADMIN_PORT MANAGEMENT_PORT < <(.venv/bin/python tests/demo/free_ports.py 4)
+    export AMQP_PORT ADMIN_PORT MANAGEMENT_PORT
     # The container reaches this machine at an address that is not loopback.
     orders_address=0.0.0.0
     ORDERS_CHECKER=$(checker host.docker.internal)
     ORDERS_SECRET=$secret
     export ORDERS_CHECKER ORDERS_SECRET
-    compose() { docker compose --project-name halfway-demo --file docker-compose.yml --file tests/demo/compose.yml "$@"; }
+    compose() { "${compose[@]}" --project-name halfway-demo --file docker-compose.yml --file tests/demo/compose.yml "$@"; }
+    # Older ones can't wait by themselves.
+    up() {
+        compose up --detach "$@"
+        for _ in $(seq 600); do
+            [ "$(docker inspect --format '{{.State.Health.Status}}' "$(compose ps -q halfway)")" = healthy ] && return
+            sleep 0.2
+        done
+        echo "the proxy's container did not become healthy" >&2
+        compose logs --tail 20 >&2
+        exit 1
+    }
     start_all() {
         say "Building the proxy and starting it beside RabbitMQ with Docker Compose; the first time takes minutes."
-        compose up --detach --build --wait
+        up --build
     }
     rabbitmqctl() { compose exec -T rabbitmq rabbitmqctl --quiet "$@"; }
-    kill_proxy() { compose kill --signal KILL halfway; }
-    start_proxy() { compose up --detach --wait halfway; }
+    kill_proxy() { compose kill -s KILL halfway; }
+    start_proxy() { up halfway; }
     halfway() { compose exec -T halfway halfway "$@"; }
     stop_all() { compose down --volumes --timeout 5 >/dev/null 2>&1 || true; }
-    amqp_port=5673 user=app password=app relay=halfway
+    amqp_port=$AMQP_PORT user=app password=app relay=halfway
 }
 
 with_debian() {
@@ -181,7 +193,8 @@ client() { .venv/bin/python tests/demo/demo.py "$1" "$amqp_port" "$user" "$passw
 stop_all() { :; }
 trap finish EXIT
 trap 'exit 130' INT TERM
-if docker info >/dev/null 2>&1 && docker compose version >/dev/null 2>&1; then with_compose; else with_debian; fi
+if docker compose version >/dev/null 2>&1; then compose=(docker compose); else compose=(docker-compose); fi
+if docker info >/dev/null 2>&1 && "${compose[@]}" version >/dev/null 2>&1; then with_compose; else with_debian; fi
 start_all
 
 say "Act one: a pika program connects to Halfway instead of RabbitMQ; nothing but its port has changed."

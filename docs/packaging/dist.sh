@@ -39,11 +39,11 @@ install -m 644 LICENSE README.md CHANGELOG.md config.toml docs/packaging/halfway
 
 # Made of Cargo.lock, for this target, without what only the tests need.
 cargo cyclonedx --quiet --format json --target "$target" --spec-version 1.5 --override-filename halfway.sbom
-# The number and the time of making differ each time, and say nothing.
+# The number and the time of making differ each time, and the folder is this machine's.
 python3 - "$folder/sbom.cdx.json" <<'PYTHON'
-import json, sys
+import json, os, sys
 with open("halfway.sbom.json") as file:
-    sbom = json.load(file)
+    sbom = json.loads(file.read().replace("file://" + os.getcwd(), "file:///halfway"))
 sbom.pop("serialNumber", None)
 sbom["metadata"].pop("timestamp", None)
 text = json.dumps(sbom, indent=2, sort_keys=True) + "\n"
