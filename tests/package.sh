@@ -68,7 +68,7 @@ expect "/etc/halfway" "$(of_config /etc/halfway)" "750 root:halfway-config"
 expect "config.toml" "$(of_config /etc/halfway/config.toml)" "640 root:halfway-config"
 expect "the configuration" "$(inside halfway config check)" "/etc/halfway/config.toml is valid."
 inside bash -n /usr/share/bash-completion/completions/halfway
-for file in usr/share/doc/halfway/copyright usr/share/doc/halfway/config.toml usr/lib/systemd/system/halfway.service; do
+for file in usr/share/man/man1/halfway.1.gz usr/share/doc/halfway/copyright usr/share/doc/halfway/config.toml usr/lib/systemd/system/halfway.service; do
     [ -s "$root/$file" ] || fail "/$file is not there"
 done
 

@@ -70,11 +70,16 @@ fn configurations_that_are_shipped_are_valid() {
         assert!(output.status.success(), "{}", said(&output));
     };
     check(&read("docs/packaging/config.toml"));
-    // All but its secrets, which are not here.
+    // With secrets where the pod has them.
     let manifests = read("docs/kubernetes/halfway.yaml");
     let (_, config) = manifests.split_once("config.toml: |\n").expect("the configuration");
-    let lines = config.lines().take_while(|line| *line != "---").filter(|line| !line.contains("password_file"));
-    check(&lines.map(|line| format!("{}\n", line.trim_start())).collect::<String>());
+    let lines = config.lines().take_while(|line| *line != "---");
+    let config: String = lines.map(|line| format!("{}\n", line.trim_start())).collect();
+    for secret in ["relay-password", "operator"] {
+        assert!(config.contains(&format!("/etc/halfway-secrets/{secret}")), "{config}");
+        fs::write(folder.path().join(secret), "secret").expect("written");
+    }
+    check(&config.replace("/etc/halfway-secrets", &folder.path().display().to_string()));
 }
 
 #[test]
