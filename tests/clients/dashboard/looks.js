@@ -29,7 +29,7 @@ await tell(url, async (house) => {
     ['nowhere', 'nowhere', (page) => page.getByText('This page does not exist.')],
   ];
   for (const colorScheme of ['light', 'dark']) {
-    const visit = await house.enter({ colorScheme, reducedMotion: 'reduce' });
+    const visit = await house.enter({ colorScheme });
     await visit.see(visit.heading('Log in'));
     await look(visit, `login-${colorScheme}`);
     await visit.login('alice');
@@ -42,7 +42,7 @@ await tell(url, async (house) => {
     await visit.close();
   }
 
-  const narrow = await house.enter({ viewport: { width: 400, height: 800 }, reducedMotion: 'reduce' });
+  const narrow = await house.enter({ viewport: { width: 400, height: 800 } });
   await narrow.fits();
   await narrow.login('alice');
   for (const [name, route, sign] of views) {

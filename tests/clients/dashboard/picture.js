@@ -7,7 +7,7 @@ import { tell } from './browser.js';
 const [, , url, path] = process.argv;
 
 await tell(url, async (house) => {
-  const visit = await house.enter({ viewport: { width: 1280, height: 800 }, reducedMotion: 'reduce' });
+  const visit = await house.enter({ viewport: { width: 1280, height: 800 } });
   await visit.login('alice');
   await visit.see(visit.page.locator('.pulse').getByText('Live'));
   await visit.see(visit.page.locator('.line-committed[d*="L"]'));
