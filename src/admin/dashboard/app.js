@@ -127,7 +127,6 @@ function drawPulse() {
   if (live.state === 'lost') {
     const since = live.heardAt ? ` What you see is of ${clock(live.heardAt)}.` : '';
     put(notice, h('p', { class: 'banner' }, h('b', {}, 'No news from the proxy.'), since, ' Trying again…'));
-    checkSession();
   } else if (live.state !== 'connecting') {
     put(notice);
   }
@@ -203,6 +202,7 @@ addEventListener('hashchange', () => {
   say(document.title);
 });
 live.addEventListener('state', drawPulse);
+live.addEventListener('failed', checkSession);
 session.addEventListener('over', over);
 setInterval(() => document.hidden || countTimes(), 1000);
 start();

@@ -5,8 +5,8 @@ const AGAIN_MILLIS = 3000;
 const SAMPLES_MAX = 300;
 
 /**
- * Events: `overview` when there is news, `state` when `state` has changed: `off`, `connecting`, `live`, `paused` (the page
- * is hidden) or `lost`.
+ * Events: `overview` when there is news; `failed` when they could not be had, or no more; `state` when `state` has changed:
+ * `off`, `connecting`, `live`, `paused` (the page is hidden) or `lost`.
  */
 class Live extends EventTarget {
   state = 'off';
@@ -50,9 +50,10 @@ class Live extends EventTarget {
     });
     source.addEventListener('overview', (event) => this.#hear(JSON.parse(event.data)));
     source.addEventListener('error', () => {
-      // Both may pass by themselves; a browser tries again by itself after one of them only.
+      // A refusal or a lost connection; a browser tries again by itself after the latter only.
       this.#close();
       this.#become('lost');
+      this.dispatchEvent(new Event('failed'));
       this.#expect(AGAIN_MILLIS);
     });
   }

@@ -34,6 +34,17 @@ await tell(process.argv[2], async (house) => {
   await visit.see(page.locator('.pulse').getByText('Live'));
   assert.equal(await page.getByText('No news from the proxy.').count(), 0);
 
+  // The overview asks for nothing but news, and notices all the same.
+  await visit.go('');
+  await visit.see(visit.heading('Overview'));
+  await have('kill');
+  await visit.see(page.getByText('No news from the proxy.'));
+  await have('resume');
+  await visit.see(visit.heading('Log in'));
+  await visit.login('alice');
+  await visit.see(visit.heading('Overview'));
+  await visit.go('transactions?name=kept-1');
+
   // A server that still starts says 503; the page waits for it.
   const starting = { status: 503, contentType: 'application/problem+json', body: '{"title":"Service Unavailable","detail":"the proxy starts"}' };
   await page.route('**/api/session', (route) => route.fulfill(starting));
