@@ -5,6 +5,7 @@ use crate::amqp::table;
 use serde::Serialize;
 use serde_json::{Map, Number, Value};
 use std::time::{Duration, UNIX_EPOCH};
+use utoipa::ToSchema;
 
 /// Tables within tables that are shown; what lies deeper is null.
 const DEPTH_MAX: usize = 32;
@@ -64,7 +65,8 @@ fn float(number: f64) -> Value {
 }
 
 /// A value with its AMQP type, by the name that RabbitMQ gives it.
-#[derive(Debug, Clone, PartialEq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, ToSchema)]
+#[schema(as = Value)]
 pub struct Typed {
     /// Its name; none within an array.
     #[serde(skip_serializing_if = "Option::is_none")]

@@ -3,12 +3,12 @@
 #
 #   tests/setup.sh pika    pika alone
 #   tests/setup.sh demo    this, RabbitMQ, and a C compiler for the build
-#   tests/setup.sh         these, PostgreSQL with psycopg, Prometheus' promtool, Chromium, schemas of Kubernetes, and the
-#                          clients of docs/clients
+#   tests/setup.sh         these, PostgreSQL with psycopg, Prometheus' promtool, Chromium, schemas of Kubernetes,
+#                          schemathesis, and the clients of docs/clients
 #   tests/setup.sh all     these, a C++ compiler for the fuzz targets, and HAProxy for the benchmarks
 #
 # RabbitMQ, PostgreSQL, Prometheus, Chromium, HAProxy, the languages and the clients for Java, Go and PHP come from Debian;
-# pika, Celery and psycopg go to .venv, amqplib and playwright-core to tests/clients/node_modules.
+# pika, Celery, psycopg and schemathesis go to .venv, amqplib and playwright-core to tests/clients/node_modules.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 case ${1:-test} in
@@ -76,6 +76,10 @@ fi
 # It has the schemas of Kubernetes with it.
 if [ $level -ge 2 ] && [ ! -x .venv/bin/kubernetes-validate ]; then
     .venv/bin/pip install --quiet --disable-pip-version-check "kubernetes-validate==1.37.0"
+fi
+
+if [ $level -ge 2 ] && [ ! -x .venv/bin/schemathesis ]; then
+    .venv/bin/pip install --quiet --disable-pip-version-check "schemathesis>=4.32,<5"
 fi
 
 lock=tests/clients/package-lock.json

@@ -7,6 +7,7 @@ use axum::extract::{FromRequest, Request};
 use axum::http::{HeaderMap, StatusCode, header};
 use serde_json::{Map, Value};
 
+pub(super) use self::shapes::{LettersBulk, NothingBody, ReasonBody, TokenBody, TransactionsBulk};
 use super::problem::Problem;
 use super::request::{Filtering, after, one_of};
 use crate::tx::id::Timestamp;
@@ -52,7 +53,7 @@ async fn only_text<S>(request: Request, state: &S, name: &str, missing: &str) ->
 where
     S: Send + Sync,
 {
-    let Value::Object(mut fields) = json(request, state).await? else { return Err(no_object(name)) };
+    let Some(Value::Object(mut fields)) = json(request, state).await? else { return Err(no_object(name)) };
     if let Some(unknown) = fields.keys().find(|key| *key != name) {
         return Err(Problem::field(unknown, format_args!("unknown field; there is only {name}")));
     }
@@ -79,6 +80,9 @@ pub(super) struct Bulk<F> {
     pub(super) cursor: Option<BulkCursor>,
 }
 
+/// What it may say.
+pub(super) const BULK_FIELDS: [&str; 5] = ["action", "filter", "reason", "dry_run", "cursor"];
+
 /// Where to go on, and when it began: what came later is not meant.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) struct BulkCursor {
@@ -103,10 +107,9 @@ impl<S: Send + Sync, F: Filtering> FromRequest<S> for Bulk<F> {
     type Rejection = Problem;
 
     async fn from_request(request: Request, state: &S) -> Result<Self, Problem> {
-        const FIELDS: [&str; 5] = ["action", "filter", "reason", "dry_run", "cursor"];
-        let Value::Object(mut fields) = json(request, state).await? else { return Err(no_object("action")) };
-        if let Some(unknown) = fields.keys().find(|key| !FIELDS.contains(&key.as_str())) {
-            return Err(Problem::field(unknown, format_args!("unknown field; {}", one_of(&FIELDS))));
+        let Some(Value::Object(mut fields)) = json(request, state).await? else { return Err(no_object("action")) };
+        if let Some(unknown) = fields.keys().find(|key| !BULK_FIELDS.contains(&key.as_str())) {
+            return Err(Problem::field(unknown, format_args!("unknown field; {}", one_of(&BULK_FIELDS))));
         }
         let dry_run = match fields.remove("dry_run") {
             None | Some(Value::Null) => false,
@@ -145,6 +148,104 @@ fn may_be<F: Filtering>() -> String {
     format!("may be {}", F::KEYS.join(", "))
 }
 
+/// The shapes of bodies, for the document; what is read is read field by field, so that errors name them.
+#[allow(dead_code, reason = "they are drawn, not made")]
+mod shapes {
+    use super::super::view::State;
+    use serde::Deserialize;
+    use utoipa::ToSchema;
+
+    /// Why; the history keeps it.
+    #[derive(Deserialize, ToSchema)]
+    #[serde(deny_unknown_fields)]
+    pub(in super::super) struct ReasonBody {
+        /// Not only blanks.
+        #[schema(min_length = 1, max_length = 1000, pattern = "\\S")]
+        reason: String,
+    }
+
+    /// What opens a session.
+    #[derive(Deserialize, ToSchema)]
+    #[serde(deny_unknown_fields)]
+    pub(in super::super) struct TokenBody {
+        token: String,
+    }
+
+    /// Nothing is to be said.
+    #[derive(Deserialize, ToSchema)]
+    #[serde(deny_unknown_fields)]
+    pub(in super::super) struct NothingBody {}
+
+    /// All transactions that fit.
+    #[derive(Deserialize, ToSchema)]
+    #[serde(deny_unknown_fields)]
+    pub(in super::super) struct TransactionsBulk {
+        action: TransactionsAction,
+        filter: TransactionFilter,
+        /// Needed unless it is a dry run.
+        #[schema(min_length = 1, max_length = 1000, pattern = "\\S")]
+        reason: Option<String>,
+        /// Count them only.
+        dry_run: Option<bool>,
+        /// The `next_cursor` of the batch before.
+        #[schema(pattern = "^([0-7][0-9a-f]{15}){2}$")]
+        cursor: Option<String>,
+    }
+
+    #[derive(Deserialize, ToSchema)]
+    #[serde(rename_all = "lowercase")]
+    pub(in super::super) enum TransactionsAction {
+        Commit,
+        Rollback,
+        Check,
+    }
+
+    /// As the query of their list; `state` is `in_doubt` without it, and may be `open` for decisions.
+    #[derive(Deserialize, ToSchema)]
+    #[serde(deny_unknown_fields)]
+    pub(in super::super) struct TransactionFilter {
+        state: Option<State>,
+        vhost: Option<String>,
+        user: Option<String>,
+        #[schema(min_length = 1, max_length = 255)]
+        name: Option<String>,
+        exchange: Option<String>,
+        #[schema(pattern = "^(0|[0-9]{1,6}(s|m|h|d))$")]
+        min_age: Option<String>,
+    }
+
+    /// All dead letters that fit.
+    #[derive(Deserialize, ToSchema)]
+    #[serde(deny_unknown_fields)]
+    pub(in super::super) struct LettersBulk {
+        action: LettersAction,
+        filter: LetterFilter,
+        /// Needed unless it is a dry run.
+        #[schema(min_length = 1, max_length = 1000, pattern = "\\S")]
+        reason: Option<String>,
+        /// Count them only.
+        dry_run: Option<bool>,
+        /// The `next_cursor` of the batch before.
+        #[schema(pattern = "^([0-7][0-9a-f]{15}){2}$")]
+        cursor: Option<String>,
+    }
+
+    #[derive(Deserialize, ToSchema)]
+    #[serde(rename_all = "lowercase")]
+    pub(in super::super) enum LettersAction {
+        Retry,
+        Discard,
+    }
+
+    /// As the query of their list.
+    #[derive(Deserialize, ToSchema)]
+    #[serde(deny_unknown_fields)]
+    pub(in super::super) struct LetterFilter {
+        vhost: Option<String>,
+        exchange: Option<String>,
+    }
+}
+
 /// Whether the history may keep this as a reason.
 /// # Errors
 /// Why not, in a clause.
@@ -164,8 +265,8 @@ impl<S: Send + Sync> FromRequest<S> for Nothing {
 
     async fn from_request(request: Request, state: &S) -> Result<Self, Problem> {
         match json(request, state).await? {
-            Value::Null => Ok(Self),
-            Value::Object(fields) => match fields.keys().next() {
+            None => Ok(Self),
+            Some(Value::Object(fields)) => match fields.keys().next() {
                 None => Ok(Self),
                 Some(unknown) => Err(Problem::field(unknown, "unknown field; there are none here")),
             },
@@ -174,8 +275,8 @@ impl<S: Send + Sync> FromRequest<S> for Nothing {
     }
 }
 
-/// The body; null if there is none.
-async fn json<S: Send + Sync>(request: Request, state: &S) -> Result<Value, Problem> {
+/// The body, if there is one.
+async fn json<S: Send + Sync>(request: Request, state: &S) -> Result<Option<Value>, Problem> {
     // A form on a page elsewhere can send anything but this type, and so decides nothing.
     if !is_json(request.headers()) {
         let text = "Content-Type has to be application/json";
@@ -188,9 +289,11 @@ async fn json<S: Send + Sync>(request: Request, state: &S) -> Result<Value, Prob
         status => Problem::new(status, error.body_text()),
     })?;
     if body.is_empty() {
-        return Ok(Value::Null);
+        return Ok(None);
     }
-    serde_json::from_slice(&body).map_err(|error| Problem::field("body", format_args!("is not JSON: {error}")))
+    serde_json::from_slice(&body)
+        .map(Some)
+        .map_err(|error| Problem::field("body", format_args!("is not JSON: {error}")))
 }
 
 fn is_json(headers: &HeaderMap) -> bool {

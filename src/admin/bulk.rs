@@ -8,11 +8,14 @@ use axum::extract::State;
 use axum::http::StatusCode;
 use futures_util::future::join_all;
 use serde::Serialize;
+use utoipa::ToSchema;
 
 use super::access::Operator;
+use super::body;
 use super::body::{Bulk, BulkCursor};
 use super::decisions::{NO_CHECKER, check_now, settle};
 use super::letters::{self, Fate};
+use super::openapi::{Refusals, Wrong};
 use super::problem::Problem;
 use super::request::one_of;
 use super::{Admin, view};
@@ -28,7 +31,7 @@ const COUNTED: usize = 1000;
 const COUNTS_MAX: usize = 20;
 
 /// How many fit, or what became of a batch.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
 #[serde(untagged)]
 pub(super) enum Answer {
     /// The answer to a dry run.
@@ -38,7 +41,7 @@ pub(super) enum Answer {
 }
 
 /// How many fit.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
 pub(super) struct Counted {
     matched: usize,
     /// There may be more: counting was given up.
@@ -46,7 +49,7 @@ pub(super) struct Counted {
 }
 
 /// What became of a batch.
-#[derive(Debug, Default, Serialize)]
+#[derive(Debug, Default, Serialize, ToSchema)]
 pub(super) struct Done {
     done: u32,
     /// Somebody else had decided before, or it is gone.
@@ -57,7 +60,7 @@ pub(super) struct Done {
 }
 
 /// Why one of a batch was not done.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
 struct Failure {
     id: String,
     detail: String,
@@ -99,6 +102,18 @@ impl Action {
 }
 
 /// Decides about transactions in doubt, or about those that the filter's state says.
+#[utoipa::path(
+    post,
+    path = "/transactions/bulk",
+    tag = "transactions",
+    operation_id = "decideTransactions",
+    request_body = body::TransactionsBulk,
+    responses(
+        (status = 200, body = Answer, description = "How many fit, or what became of a batch of at most 200."),
+        Wrong,
+        Refusals,
+    ),
+)]
 pub(super) async fn transactions(
     State(admin): State<Admin>,
     Operator(who): Operator,
@@ -171,6 +186,18 @@ pub(super) async fn transactions(
 }
 
 /// Decides about dead letters.
+#[utoipa::path(
+    post,
+    path = "/dead-letters/bulk",
+    tag = "dead letters",
+    operation_id = "decideDeadLetters",
+    request_body = body::LettersBulk,
+    responses(
+        (status = 200, body = Answer, description = "How many fit, or what became of a batch of at most 200."),
+        Wrong,
+        Refusals,
+    ),
+)]
 pub(super) async fn dead_letters(
     State(admin): State<Admin>,
     Operator(who): Operator,

@@ -3,21 +3,22 @@
 use axum::Json;
 use axum::extract::State;
 use serde::Serialize;
+use utoipa::ToSchema;
 
-use super::request::NoQuery;
+use super::openapi::Refusals;
 use super::view::{self, Count};
 use super::{Admin, problem::Problem};
 use crate::config::{self, Asked};
 use crate::roster::LastCheck;
 
 /// Every checker of the configuration.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
 pub(super) struct Checkers {
     items: Vec<Checker>,
 }
 
 /// A checker.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
 struct Checker {
     name: String,
     kind: Kind,
@@ -36,14 +37,14 @@ struct Checker {
     last: Option<Last>,
 }
 
-#[derive(Clone, Copy, Debug, Serialize)]
+#[derive(Clone, Copy, Debug, Serialize, ToSchema)]
 #[serde(rename_all = "lowercase")]
 enum Kind {
     Http,
     Amqp,
 }
 
-#[derive(Clone, Copy, Debug, Serialize)]
+#[derive(Clone, Copy, Debug, Serialize, ToSchema)]
 #[serde(rename_all = "lowercase")]
 enum Circuit {
     Closed,
@@ -51,7 +52,7 @@ enum Circuit {
 }
 
 /// What a transaction must be like; null fits everything.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
 struct Match {
     vhost: Option<String>,
     transaction: Option<String>,
@@ -59,7 +60,7 @@ struct Match {
 }
 
 /// How many checks came to what.
-#[derive(Debug, Default, Serialize)]
+#[derive(Debug, Default, Serialize, ToSchema)]
 struct Answers {
     commit: Count,
     rollback: Count,
@@ -69,7 +70,7 @@ struct Answers {
 }
 
 /// The last check.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
 struct Last {
     at: String,
     /// `commit`, `rollback`, `unknown`, `ongoing` or `no_answer`.
@@ -79,7 +80,17 @@ struct Last {
     seconds: f64,
 }
 
-pub(super) async fn list(State(admin): State<Admin>, _: NoQuery) -> Result<Json<Checkers>, Problem> {
+#[utoipa::path(
+    get,
+    path = "/checkers",
+    tag = "checkers",
+    operation_id = "listCheckers",
+    responses(
+        (status = 200, body = Checkers, description = "Every checker of the configuration."),
+        Refusals,
+    ),
+)]
+pub(super) async fn list(State(admin): State<Admin>) -> Result<Json<Checkers>, Problem> {
     let setup = admin.setup();
     Ok(Json(Checkers { items: setup.checkers.iter().map(|checker| Checker::of(checker, &admin)).collect() }))
 }

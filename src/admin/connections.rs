@@ -4,10 +4,13 @@ use axum::Json;
 use axum::extract::State;
 use axum::http::StatusCode;
 use serde::Serialize;
+use utoipa::ToSchema;
 
 use super::access::Operator;
 use super::audit::{Action, Line};
+use super::body;
 use super::body::Reason;
+use super::openapi::{Refusals, Unknown, Wrong};
 use super::problem::Problem;
 use super::request::{ConnectionNumber, Everything, Page, cursor};
 use super::view::{self, Count};
@@ -16,14 +19,14 @@ use crate::protocol::command::Stage;
 use crate::roster::Seat;
 
 /// A page of client connections.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
 pub(super) struct Connections {
     items: Vec<Connection>,
     next_cursor: Option<String>,
 }
 
 /// A client's connection.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
 struct Connection {
     id: String,
     peer: String,
@@ -72,6 +75,21 @@ impl From<&Seat> for Connection {
     }
 }
 
+#[utoipa::path(
+    get,
+    path = "/connections",
+    tag = "connections",
+    operation_id = "listConnections",
+    params(
+        ("limit" = Option<u16>, Query, minimum = 1, maximum = 1000, description = "Items in a page; 100 without it."),
+        ("cursor" = Option<String>, Query, pattern = "^[0-7][0-9a-f]{15}$", description = "The `next_cursor` of the page before."),
+    ),
+    responses(
+        (status = 200, body = Connections, description = "A page, the oldest first."),
+        Wrong,
+        Refusals,
+    ),
+)]
 pub(super) async fn list(State(admin): State<Admin>, page: Page<Everything>) -> Json<Connections> {
     let (seats, more) = admin.roster.connections(page.after.unsigned_abs(), page.limit);
     let last = seats.last().filter(|_| more).map(|seat| cursor(seat.number.cast_signed()));
@@ -79,6 +97,20 @@ pub(super) async fn list(State(admin): State<Admin>, page: Page<Everything>) -> 
 }
 
 /// Has the session end: running commits finish, then the client is told to go, and why.
+#[utoipa::path(
+    delete,
+    path = "/connections/{id}",
+    tag = "connections",
+    operation_id = "closeConnection",
+    params(("id" = String, Path, pattern = "^[1-9][0-9]{0,18}$", description = "The connection's number.")),
+    request_body = body::ReasonBody,
+    responses(
+        (status = 204, description = "It is told to end."),
+        Wrong,
+        Unknown,
+        Refusals,
+    ),
+)]
 pub(super) async fn close(
     State(admin): State<Admin>,
     who: Operator,

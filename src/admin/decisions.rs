@@ -9,9 +9,11 @@ use axum::response::{IntoResponse, Response};
 
 use super::access::Operator;
 use super::audit::{Action, Line};
+use super::body;
 use super::body::{Nothing, Reason};
+use super::openapi::{Changed, Conflict, Refusals, Unknown, Wrong};
 use super::problem::Problem;
-use super::request::{Id, IfMatch, Named, NoQuery, Page};
+use super::request::{Id, IfMatch, Named, Page};
 use super::{Admin, sessions, view};
 use crate::store::{Filter, Store, StoreError};
 use crate::tx::decision::{Actor, Decision, Fate, Target, Verdict};
@@ -27,18 +29,71 @@ impl Admin {
     }
 }
 
+#[utoipa::path(
+    get,
+    path = "/transactions",
+    tag = "transactions",
+    operation_id = "listTransactions",
+    params(
+        ("state" = Option<String>, Query, pattern = "^(open|in_doubt|committed|delivered|rolled_back|dead_lettered)$", description = "Where they stand."),
+        ("vhost" = Option<String>, Query, description = "The virtual host."),
+        ("user" = Option<String>, Query, description = "The user who published."),
+        ("name" = Option<String>, Query, min_length = 1, max_length = 255, description = "The name; `*` stands for any characters, `?` for one."),
+        ("exchange" = Option<String>, Query, description = "The exchange of the first message, of those that have their messages still."),
+        ("min_age" = Option<String>, Query, pattern = "^(0|[0-9]{1,6}(s|m|h|d))$", description = "At least so old, such as `30s`, `5m` or `1h 30m`."),
+        ("limit" = Option<u16>, Query, minimum = 1, maximum = 1000, description = "Items in a page; 100 without it."),
+        ("cursor" = Option<String>, Query, pattern = "^[0-7][0-9a-f]{15}$", description = "The `next_cursor` of the page before."),
+    ),
+    responses(
+        (status = 200, body = view::Page, description = "A page, in the order in which they came. It may have fewer than `limit`, even none, although there is a next one."),
+        Wrong,
+        Refusals,
+    ),
+)]
 pub(super) async fn list(State(admin): State<Admin>, page: Page<Filter>) -> Answer<view::Page> {
     let listing = admin.store()?.transactions(page.filter, page.after, page.limit).await?;
     Ok(Json(listing.into()))
 }
 
-pub(super) async fn show(State(admin): State<Admin>, Id(id): Id, _: NoQuery) -> Result<Response, Problem> {
+#[utoipa::path(
+    get,
+    path = "/transactions/{id}",
+    tag = "transactions",
+    operation_id = "showTransaction",
+    params(("id" = String, Path, format = "uuid", description = "The transaction's id.")),
+    responses(
+        (status = 200, body = view::Transaction, description = "The transaction with its history.", headers(("ETag" = String, description = "Its version."))),
+        Wrong,
+        Unknown,
+        Refusals,
+    ),
+)]
+pub(super) async fn show(State(admin): State<Admin>, Id(id): Id) -> Result<Response, Problem> {
     let (summary, history) = admin.store()?.transaction(id).await?.ok_or_else(unknown)?;
     let transaction = view::Transaction::with_history(summary, history);
     let etag = format!("\"{}\"", transaction.version());
     Ok(([(header::ETAG, etag)], Json(transaction)).into_response())
 }
 
+#[utoipa::path(
+    post,
+    path = "/transactions/{id}/commit",
+    tag = "transactions",
+    operation_id = "commit",
+    params(
+        ("id" = String, Path, format = "uuid", description = "The transaction's id."),
+        ("If-Match" = Option<String>, Header, description = "Versions, each in quotes: it has to be in one of them."),
+    ),
+    request_body = body::ReasonBody,
+    responses(
+        (status = 200, body = view::Decided, description = "It is decided so, and durable."),
+        Wrong,
+        Unknown,
+        Conflict,
+        Changed,
+        Refusals,
+    ),
+)]
 pub(super) async fn commit(
     admin: State<Admin>,
     who: Operator,
@@ -50,6 +105,25 @@ pub(super) async fn commit(
     decide(admin, who, Target::Id(id), Decision::Commit, reason).await
 }
 
+#[utoipa::path(
+    post,
+    path = "/transactions/{id}/rollback",
+    tag = "transactions",
+    operation_id = "rollBack",
+    params(
+        ("id" = String, Path, format = "uuid", description = "The transaction's id."),
+        ("If-Match" = Option<String>, Header, description = "Versions, each in quotes: it has to be in one of them."),
+    ),
+    request_body = body::ReasonBody,
+    responses(
+        (status = 200, body = view::Decided, description = "It is decided so, and durable."),
+        Wrong,
+        Unknown,
+        Conflict,
+        Changed,
+        Refusals,
+    ),
+)]
 pub(super) async fn roll_back(
     admin: State<Admin>,
     who: Operator,
@@ -61,6 +135,25 @@ pub(super) async fn roll_back(
     decide(admin, who, Target::Id(id), Decision::RollBack, reason).await
 }
 
+#[utoipa::path(
+    post,
+    path = "/vhosts/{vhost}/users/{user}/transactions/{name}/commit",
+    tag = "transactions",
+    operation_id = "commitNamed",
+    params(
+        ("vhost" = String, Path, description = "The virtual host; the default one is `%2F`."),
+        ("user" = String, Path, description = "The user who published."),
+        ("name" = String, Path, description = "The transaction's name.", min_length = 1, max_length = 255),
+    ),
+    request_body = body::ReasonBody,
+    responses(
+        (status = 200, body = view::Decided, description = "It is decided so, and durable."),
+        Wrong,
+        Unknown,
+        Conflict,
+        Refusals,
+    ),
+)]
 pub(super) async fn commit_named(
     admin: State<Admin>,
     who: Operator,
@@ -70,6 +163,25 @@ pub(super) async fn commit_named(
     decide(admin, who, Target::Name(named), Decision::Commit, reason).await
 }
 
+#[utoipa::path(
+    post,
+    path = "/vhosts/{vhost}/users/{user}/transactions/{name}/rollback",
+    tag = "transactions",
+    operation_id = "rollBackNamed",
+    params(
+        ("vhost" = String, Path, description = "The virtual host; the default one is `%2F`."),
+        ("user" = String, Path, description = "The user who published."),
+        ("name" = String, Path, description = "The transaction's name.", min_length = 1, max_length = 255),
+    ),
+    request_body = body::ReasonBody,
+    responses(
+        (status = 200, body = view::Decided, description = "It is decided so, and durable."),
+        Wrong,
+        Unknown,
+        Conflict,
+        Refusals,
+    ),
+)]
 pub(super) async fn roll_back_named(
     admin: State<Admin>,
     who: Operator,
@@ -135,6 +247,21 @@ pub(super) fn settle(
 }
 
 /// Has a transaction in doubt asked about now.
+#[utoipa::path(
+    post,
+    path = "/transactions/{id}/check",
+    tag = "transactions",
+    operation_id = "check",
+    params(("id" = String, Path, format = "uuid", description = "The transaction's id.")),
+    request_body = body::NothingBody,
+    responses(
+        (status = 200, body = view::Transaction, description = "Its checker is asked now."),
+        Wrong,
+        Unknown,
+        Conflict,
+        Refusals,
+    ),
+)]
 pub(super) async fn check(
     State(admin): State<Admin>,
     Operator(who): Operator,

@@ -8,9 +8,11 @@ use axum::http::StatusCode;
 
 use super::access::Operator;
 use super::audit::{Action, Line};
+use super::body;
 use super::body::Reason;
+use super::openapi::{Conflict, Refusals, Unknown, Wrong};
 use super::problem::Problem;
-use super::request::{Letter, NoQuery, Page};
+use super::request::{Letter, Page};
 use super::{Admin, view};
 use crate::store::{LetterFilter, LetterId, StoreError};
 use crate::tx::decision::Actor;
@@ -34,20 +36,80 @@ impl Fate {
     }
 }
 
+#[utoipa::path(
+    get,
+    path = "/dead-letters",
+    tag = "dead letters",
+    operation_id = "listDeadLetters",
+    params(
+        ("vhost" = Option<String>, Query, description = "The virtual host."),
+        ("exchange" = Option<String>, Query, description = "The exchange that it was published to."),
+        ("limit" = Option<u16>, Query, minimum = 1, maximum = 1000, description = "Items in a page; 100 without it."),
+        ("cursor" = Option<String>, Query, pattern = "^[0-7][0-9a-f]{15}$", description = "The `next_cursor` of the page before."),
+    ),
+    responses(
+        (status = 200, body = view::LetterPage, description = "A page, the first that was found out first."),
+        Wrong,
+        Refusals,
+    ),
+)]
 pub(super) async fn list(State(admin): State<Admin>, page: Page<LetterFilter>) -> Answer<view::LetterPage> {
     let letters = admin.store()?.dead_letters(page.filter, page.after, page.limit).await?;
     Ok(Json(letters.into()))
 }
 
-pub(super) async fn show(State(admin): State<Admin>, Letter(id): Letter, _: NoQuery) -> Answer<view::Letter> {
+#[utoipa::path(
+    get,
+    path = "/dead-letters/{id}",
+    tag = "dead letters",
+    operation_id = "showDeadLetter",
+    params(("id" = String, Path, pattern = "^[1-9][0-9]{0,18}$", description = "The dead letter's number.")),
+    responses(
+        (status = 200, body = view::Letter, description = "The dead letter."),
+        Wrong,
+        Unknown,
+        Refusals,
+    ),
+)]
+pub(super) async fn show(State(admin): State<Admin>, Letter(id): Letter) -> Answer<view::Letter> {
     let letter = admin.store()?.dead_letter_by_id(id).await?.ok_or_else(unknown)?;
     Ok(Json(letter.into()))
 }
 
+#[utoipa::path(
+    post,
+    path = "/dead-letters/{id}/retry",
+    tag = "dead letters",
+    operation_id = "retry",
+    params(("id" = String, Path, pattern = "^[1-9][0-9]{0,18}$", description = "The dead letter's number.")),
+    request_body = body::ReasonBody,
+    responses(
+        (status = 200, body = view::LetterDecided, description = "It is on its way once more."),
+        Wrong,
+        Unknown,
+        Conflict,
+        Refusals,
+    ),
+)]
 pub(super) async fn retry(admin: State<Admin>, who: Operator, id: Letter, why: Reason) -> Answer<view::LetterDecided> {
     decide(admin, who, id, Fate::Retry, why).await
 }
 
+#[utoipa::path(
+    post,
+    path = "/dead-letters/{id}/discard",
+    tag = "dead letters",
+    operation_id = "discard",
+    params(("id" = String, Path, pattern = "^[1-9][0-9]{0,18}$", description = "The dead letter's number.")),
+    request_body = body::ReasonBody,
+    responses(
+        (status = 200, body = view::LetterDecided, description = "It is gone."),
+        Wrong,
+        Unknown,
+        Conflict,
+        Refusals,
+    ),
+)]
 pub(super) async fn discard(
     admin: State<Admin>,
     who: Operator,

@@ -8,7 +8,9 @@ use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 
 use super::audit::{Action, Line};
+use super::body;
 use super::body::{Nothing, Token};
+use super::openapi::{Refusals, Wrong};
 use super::problem::Problem;
 use super::sessions::{self, Caller};
 use super::{Admin, view};
@@ -17,6 +19,19 @@ use super::{Admin, view};
 pub(super) const PATH: &str = "/session";
 
 /// Opens a session. Where no token is needed, there is none to open.
+#[utoipa::path(
+    post,
+    path = "/session",
+    tag = "session",
+    operation_id = "logIn",
+    security(()),
+    request_body = body::TokenBody,
+    responses(
+        (status = 200, body = view::Session, description = "Who that is; a cookie opens the session."),
+        Wrong,
+        Refusals,
+    ),
+)]
 pub(super) async fn log_in(
     State(admin): State<Admin>,
     ConnectInfo(peer): ConnectInfo<SocketAddr>,
@@ -42,11 +57,33 @@ pub(super) async fn log_in(
 }
 
 /// Who asks, and what that one may do.
+#[utoipa::path(
+    get,
+    path = "/session",
+    tag = "session",
+    operation_id = "showSession",
+    responses(
+        (status = 200, body = view::Session, description = "Who asks."),
+        Refusals,
+    ),
+)]
 pub(super) async fn show(State(admin): State<Admin>, caller: Caller) -> Json<view::Session> {
     Json(view::Session::new(&caller, &admin))
 }
 
 /// Ends the session, wherever its cookie may be.
+#[utoipa::path(
+    delete,
+    path = "/session",
+    tag = "session",
+    operation_id = "logOut",
+    request_body = body::NothingBody,
+    responses(
+        (status = 204, description = "It is over."),
+        Wrong,
+        Refusals,
+    ),
+)]
 pub(super) async fn log_out(State(admin): State<Admin>, caller: Caller, Nothing: Nothing) -> Response {
     admin.access.log_out(&caller);
     Line::new(Action::LogOut, &sessions::actor(&caller.name)).write("done");

@@ -5,7 +5,9 @@ use axum::Json;
 use axum::extract::State;
 use serde::Serialize;
 use serde::de::IgnoredAny;
+use utoipa::ToSchema;
 
+use super::openapi::{Refusals, Unknown, Wrong};
 use super::problem::Problem;
 use super::request::{Id, MessagePage, message_cursor};
 use super::view::Count;
@@ -22,14 +24,14 @@ const BODY_BYTES_MAX: usize = 50_000;
 const READ_BYTES_MAX: usize = 1 << 20;
 
 /// A page of messages.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
 pub(super) struct Messages {
     items: Vec<Message>,
     next_cursor: Option<String>,
 }
 
 /// A message as it was published.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
 struct Message {
     /// Its place in the transaction, from 0.
     index: u32,
@@ -45,7 +47,7 @@ struct Message {
 }
 
 /// What a message holds, or the first of it.
-#[derive(Debug, PartialEq, Serialize)]
+#[derive(Debug, PartialEq, Serialize, ToSchema)]
 struct Body {
     form: Form,
     text: String,
@@ -53,7 +55,7 @@ struct Body {
 }
 
 /// What kind of text stands for it.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, ToSchema)]
 #[serde(rename_all = "lowercase")]
 enum Form {
     Json,
@@ -62,6 +64,23 @@ enum Form {
 }
 
 /// Messages of a transaction that has them still.
+#[utoipa::path(
+    get,
+    path = "/transactions/{id}/messages",
+    tag = "transactions",
+    operation_id = "listMessages",
+    params(
+        ("id" = String, Path, format = "uuid", description = "The transaction's id."),
+        ("limit" = Option<u16>, Query, minimum = 1, maximum = 100, description = "Messages in a page; 20 without it."),
+        ("cursor" = Option<String>, Query, pattern = "^[0-7][0-9a-f]{15}$", description = "The `next_cursor` of the page before."),
+    ),
+    responses(
+        (status = 200, body = Messages, description = "A page of messages, in the order in which they were published; none if it has them no more."),
+        Wrong,
+        Unknown,
+        Refusals,
+    ),
+)]
 pub(super) async fn list(State(admin): State<Admin>, Id(id): Id, page: MessagePage) -> Result<Json<Messages>, Problem> {
     let store = admin.store()?;
     store.transaction(id).await?.ok_or_else(decisions::unknown)?;

@@ -12,6 +12,7 @@ mod decisions;
 mod letters;
 mod login;
 mod messages;
+mod openapi;
 mod overview;
 mod pages;
 mod problem;

@@ -10,8 +10,10 @@ use axum::response::{IntoResponse, Response};
 use futures_util::stream;
 use serde::Serialize;
 use tokio::sync::{OwnedSemaphorePermit, watch};
+use utoipa::ToSchema;
 
 use super::Admin;
+use super::openapi::{Refusals, TooMany};
 use super::problem::Problem;
 use super::sampler;
 use super::sessions::Caller;
@@ -22,7 +24,7 @@ use crate::store::system_clock;
 use crate::tx::state::State;
 
 /// The whole at one look.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
 pub(super) struct Overview {
     at: String,
     version: &'static str,
@@ -41,14 +43,14 @@ pub(super) struct Overview {
 }
 
 /// Unfinished transactions in the store.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
 struct Transactions {
     open: Count,
     in_doubt: Count,
     committed: Count,
 }
 
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
 struct Store {
     used_bytes: Count,
     max_bytes: Count,
@@ -56,7 +58,7 @@ struct Store {
 }
 
 /// A part, as `/readyz` has it.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
 struct Component {
     name: &'static str,
     #[serde(flatten)]
@@ -64,7 +66,7 @@ struct Component {
 }
 
 /// The relay's connection of a virtual host.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
 struct Link {
     vhost: String,
     state: &'static str,
@@ -80,7 +82,7 @@ impl From<&roster::Link> for Link {
 }
 
 /// Per second, over the last second.
-#[derive(Debug, Default, Serialize)]
+#[derive(Debug, Default, Serialize, ToSchema)]
 struct Rates {
     committed: f64,
     rolled_back: f64,
@@ -90,14 +92,14 @@ struct Rates {
 }
 
 /// In seconds, of the last second's commits; null without commits.
-#[derive(Debug, Default, Serialize)]
+#[derive(Debug, Default, Serialize, ToSchema)]
 struct Quantiles {
     p50: Option<f64>,
     p99: Option<f64>,
 }
 
 /// One second.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
 struct Sample {
     at: String,
     outcomes: Outcomes,
@@ -108,7 +110,7 @@ struct Sample {
 }
 
 /// Transactions that ended so, per second.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
 struct Outcomes {
     committed: f64,
     rolled_back: f64,
@@ -118,7 +120,7 @@ struct Outcomes {
 }
 
 /// The seconds before.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
 struct History {
     samples: Vec<Sample>,
 }
@@ -189,6 +191,16 @@ impl Overview {
     }
 }
 
+#[utoipa::path(
+    get,
+    path = "/overview",
+    tag = "overview",
+    operation_id = "showOverview",
+    responses(
+        (status = 200, body = Overview, description = "The whole at one look."),
+        Refusals,
+    ),
+)]
 pub(super) async fn show(FromState(admin): FromState<Admin>) -> Json<Overview> {
     Json(Overview::of(&admin))
 }
@@ -204,6 +216,17 @@ struct Watcher {
 }
 
 /// The history, then an overview every second, until the caller may look no more.
+#[utoipa::path(
+    get,
+    path = "/events",
+    tag = "overview",
+    operation_id = "watch",
+    responses(
+        (status = 200, body = String, content_type = "text/event-stream", description = "An event `history` (see History), then every second an event `overview` (see Overview)."),
+        TooMany,
+        Refusals,
+    ),
+)]
 pub(super) async fn watch(FromState(admin): FromState<Admin>, caller: Caller) -> Result<Response, Problem> {
     let Some((ticks, permit)) = admin.sampler.watch() else {
         let text = "too many watch already: close other dashboards, or ask for /api/overview now and then";

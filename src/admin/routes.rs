@@ -4,62 +4,75 @@ use axum::{
     Json, Router,
     extract::{DefaultBodyLimit, State},
     http::{HeaderMap, HeaderValue, StatusCode, header},
-    middleware::{from_fn_with_state, map_response, map_response_with_state},
+    middleware::{from_extractor, from_fn_with_state, map_response, map_response_with_state},
     response::{IntoResponse, Response},
-    routing::{delete, get, post},
+    routing::get,
 };
 
+use utoipa_axum::{router::OpenApiRouter, routes};
+
 use super::{
-    Admin, access, body, bulk, checkers, connections, decisions, letters, login, messages, overview, pages,
-    problem::Problem, view,
+    Admin, access, body, bulk, checkers, connections, decisions, letters, login, messages, openapi, openapi::Refusals,
+    overview, pages, problem::Problem, request::NoQuery, view,
 };
 use crate::metrics;
 
 pub(super) fn router(admin: Admin) -> Router {
-    Router::new()
-        .route("/healthz", get(healthz))
-        .route("/readyz", get(readyz))
-        .route("/metrics", get(show_metrics))
+    let (api, mut document) = api().split_for_parts();
+    let api = api
+        .method_not_allowed_fallback(wrong_method)
+        .fallback(no_such_path)
+        .layer(DefaultBodyLimit::max(body::BODY_BYTES_MAX))
+        // Who may not ask does not learn which paths there are.
+        .layer(from_fn_with_state(admin.clone(), access::guard))
+        .layer(map_response(not_stored));
+    let (health, of_health) = health().split_for_parts();
+    document = openapi::document().nest("/api", document);
+    document.merge(of_health);
+    let document = openapi::Text::of(&document);
+    health
+        .route("/openapi.json", get(async move || document.into_response()))
         .route("/", get(pages::show))
         .route("/assets/{*path}", get(pages::show))
         .method_not_allowed_fallback(wrong_method)
-        .nest("/api", api(&admin))
+        .nest("/api", api)
         .fallback(no_such_path)
         .layer(map_response(pages::confine))
         .layer(map_response_with_state(admin.clone(), count))
         .with_state(admin)
 }
 
-fn api(admin: &Admin) -> Router<Admin> {
-    const NAMED: &str = "/vhosts/{vhost}/users/{user}/transactions/{name}";
-    Router::new()
-        .route(login::PATH, get(login::show).post(login::log_in).delete(login::log_out))
-        .route("/config", get(show_config))
-        .route("/checkers", get(checkers::list))
-        .route("/connections", get(connections::list))
-        .route("/connections/{id}", delete(connections::close))
-        .route("/overview", get(overview::show))
-        .route("/events", get(overview::watch))
-        .route("/transactions", get(decisions::list))
-        .route("/transactions/bulk", post(bulk::transactions))
-        .route("/transactions/{id}", get(decisions::show))
-        .route("/transactions/{id}/messages", get(messages::list))
-        .route("/transactions/{id}/commit", post(decisions::commit))
-        .route("/transactions/{id}/rollback", post(decisions::roll_back))
-        .route("/transactions/{id}/check", post(decisions::check))
-        .route(&format!("{NAMED}/commit"), post(decisions::commit_named))
-        .route(&format!("{NAMED}/rollback"), post(decisions::roll_back_named))
-        .route("/dead-letters", get(letters::list))
-        .route("/dead-letters/bulk", post(bulk::dead_letters))
-        .route("/dead-letters/{id}", get(letters::show))
-        .route("/dead-letters/{id}/retry", post(letters::retry))
-        .route("/dead-letters/{id}/discard", post(letters::discard))
-        .method_not_allowed_fallback(wrong_method)
-        .fallback(no_such_path)
-        .layer(DefaultBodyLimit::max(body::BODY_BYTES_MAX))
-        // Who may not ask does not learn which paths there are.
-        .layer(from_fn_with_state(admin.clone(), access::guard))
-        .layer(map_response(not_stored))
+/// What needs no token.
+fn health() -> OpenApiRouter<Admin> {
+    OpenApiRouter::new().routes(routes!(healthz)).routes(routes!(readyz)).routes(routes!(show_metrics))
+}
+
+/// Paths without `/api` before them. Each stands in the document by being here.
+fn api() -> OpenApiRouter<Admin> {
+    let lists = OpenApiRouter::new()
+        .routes(routes!(connections::list))
+        .routes(routes!(decisions::list))
+        .routes(routes!(messages::list))
+        .routes(routes!(letters::list));
+    let rest = OpenApiRouter::new()
+        .routes(routes!(login::log_in, login::show, login::log_out))
+        .routes(routes!(overview::show))
+        .routes(routes!(overview::watch))
+        .routes(routes!(show_config))
+        .routes(routes!(checkers::list))
+        .routes(routes!(connections::close))
+        .routes(routes!(bulk::transactions))
+        .routes(routes!(decisions::show))
+        .routes(routes!(decisions::commit))
+        .routes(routes!(decisions::roll_back))
+        .routes(routes!(decisions::check))
+        .routes(routes!(decisions::commit_named))
+        .routes(routes!(decisions::roll_back_named))
+        .routes(routes!(bulk::dead_letters))
+        .routes(routes!(letters::show))
+        .routes(routes!(letters::retry))
+        .routes(routes!(letters::discard));
+    lists.merge(rest.layer(from_extractor::<NoQuery>()))
 }
 
 pub(super) async fn no_such_path() -> Problem {
@@ -77,22 +90,63 @@ async fn not_stored(mut response: Response) -> Response {
 
 /// The process lives and its runtime takes turns. It asks nothing else: who restarts the process because RabbitMQ is
 /// down helps nobody.
+#[utoipa::path(
+    get,
+    path = "/healthz",
+    tag = "health",
+    operation_id = "health",
+    security(()),
+    responses((status = 200, body = String, content_type = "text/plain")),
+)]
 async fn healthz() -> &'static str {
     "ok\n"
 }
 
 /// 200 when new clients should come here, else 503; the body tells why in both cases.
+#[utoipa::path(
+    get,
+    path = "/readyz",
+    tag = "health",
+    operation_id = "readiness",
+    security(()),
+    responses(
+        (status = 200, body = view::Readiness, description = "New clients may come."),
+        (status = 503, body = view::Readiness, description = "They had better not."),
+    ),
+)]
 async fn readyz(State(admin): State<Admin>) -> Response {
     let report = admin.health.report();
     let status = if report.is_ready() { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
     (status, Json(view::Readiness::from(&report))).into_response()
 }
 
+#[utoipa::path(
+    get,
+    path = "/config",
+    tag = "overview",
+    operation_id = "showConfiguration",
+    responses(
+        (status = 200, body = view::Configuration, description = "Every key in force, secrets masked."),
+        Refusals,
+    ),
+)]
 async fn show_config(State(admin): State<Admin>) -> Json<view::Configuration> {
     Json(view::Configuration::from(&*admin.setup().entries))
 }
 
 /// In the format of OpenMetrics for those who ask for it by name, as Prometheus does; else in the one before.
+#[utoipa::path(
+    get,
+    path = "/metrics",
+    tag = "health",
+    operation_id = "metrics",
+    security(()),
+    responses((
+        status = 200,
+        description = "In the format of Prometheus, or in OpenMetrics for those who ask for it.",
+        content((String = "text/plain"), (String = "application/openmetrics-text")),
+    )),
+)]
 async fn show_metrics(State(admin): State<Admin>, headers: HeaderMap) -> Response {
     let mut accepted = headers.get_all(header::ACCEPT).iter().filter_map(|value| value.to_str().ok());
     let (kind, text) = match accepted.any(|value| value.contains("application/openmetrics-text")) {

@@ -15,7 +15,7 @@ use crate::tx::decision::Actor;
 pub(super) const IDLE_MAX: Duration = Duration::from_secs(12 * 60 * 60);
 /// Sessions of one token at a time; the one that was not used for longest makes room.
 const SESSIONS_MAX: usize = 100;
-const COOKIE: &str = "halfway_session";
+pub(super) const COOKIE: &str = "halfway_session";
 const SECRET_BYTES: usize = 32;
 
 /// A keyed digest: of a token, or of what a cookie holds. It tells nothing about either.

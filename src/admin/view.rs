@@ -3,7 +3,8 @@
 use std::collections::BTreeMap;
 
 use ring::digest;
-use serde::{Serialize, Serializer};
+use serde::{Deserialize, Serialize, Serializer};
+use utoipa::ToSchema;
 
 use super::sessions::Caller;
 use super::{Admin, request};
@@ -12,6 +13,7 @@ use crate::health::{COMPONENTS, Condition, Report};
 use crate::store::{self, Event, LetterId, Letters, Listing, Summary};
 use crate::tx::decision::Fate;
 use crate::tx::id::{Timestamp, TransactionId};
+use crate::tx::state;
 use crate::values;
 
 /// A time as every surface shows it.
@@ -20,8 +22,34 @@ pub(super) fn time(at: Timestamp) -> String {
 }
 
 /// A number of 64 bits: digits in a string, because a JavaScript number would round it.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug, Default, ToSchema)]
+#[schema(value_type = String, format = "uint64", pattern = "^[0-9]+$")]
 pub(super) struct Count(pub(super) u64);
+
+/// Where a transaction stands.
+#[derive(Clone, Copy, Debug, Deserialize, Serialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub(super) enum State {
+    Open,
+    InDoubt,
+    Committed,
+    Delivered,
+    RolledBack,
+    DeadLettered,
+}
+
+impl From<state::State> for State {
+    fn from(state: state::State) -> Self {
+        match state {
+            state::State::Open => Self::Open,
+            state::State::InDoubt => Self::InDoubt,
+            state::State::Committed => Self::Committed,
+            state::State::Delivered => Self::Delivered,
+            state::State::RolledBack => Self::RolledBack,
+            state::State::DeadLettered => Self::DeadLettered,
+        }
+    }
+}
 
 impl Count {
     /// Of a gauge, which is never below zero for long.
@@ -37,9 +65,10 @@ impl Serialize for Count {
 }
 
 /// Who asks, and what that one may do and see.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
 pub(super) struct Session {
     name: String,
+    #[schema(value_type = String, pattern = "^(viewer|operator)$")]
     role: Role,
     open: bool,
     show_bodies: bool,
@@ -62,7 +91,7 @@ impl Session {
 pub(super) const VERSION: &str = env!("CARGO_PKG_VERSION");
 
 /// A page of transactions.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
 pub(super) struct Page {
     items: Vec<Transaction>,
     next_cursor: Option<String>,
@@ -78,13 +107,13 @@ impl From<Listing> for Page {
 }
 
 /// A transaction.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
 pub(super) struct Transaction {
     id: String,
     name: Option<String>,
     vhost: String,
     user: String,
-    state: &'static str,
+    state: State,
     created_at: String,
     parked_at: Option<String>,
     decided_at: Option<String>,
@@ -100,7 +129,7 @@ pub(super) struct Transaction {
     history: Option<Vec<Happened>>,
 }
 
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
 struct Happened {
     at: String,
     event: String,
@@ -116,7 +145,7 @@ impl From<Summary> for Transaction {
             name: summary.name.map(|name| name.to_string()),
             vhost: summary.vhost.to_string(),
             user: summary.user.to_string(),
-            state: summary.state.as_str(),
+            state: summary.state.into(),
             created_at: time(summary.created_at),
             parked_at: summary.parked_at.map(time),
             decided_at: summary.decided_at.map(time),
@@ -156,10 +185,10 @@ impl Transaction {
 }
 
 /// The answer to a decision.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
 pub(super) struct Decided {
     id: String,
-    state: &'static str,
+    state: State,
     decided_at: String,
     decided_by: String,
     changed: bool,
@@ -170,7 +199,7 @@ impl Decided {
     pub(super) fn new(fate: Fate, changed: bool) -> Self {
         Self {
             id: fate.id.to_string(),
-            state: fate.state.as_str(),
+            state: fate.state.into(),
             decided_at: time(fate.decided_at),
             decided_by: fate.decided_by,
             changed,
@@ -179,7 +208,7 @@ impl Decided {
 }
 
 /// A page of dead letters.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
 pub(super) struct LetterPage {
     items: Vec<Letter>,
     next_cursor: Option<String>,
@@ -195,7 +224,7 @@ impl From<Letters> for LetterPage {
 }
 
 /// A dead letter.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
 pub(super) struct Letter {
     id: String,
     transaction: String,
@@ -226,7 +255,7 @@ impl From<store::Letter> for Letter {
 }
 
 /// The answer to what was decided about a dead letter.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
 pub(super) struct LetterDecided {
     id: String,
     transaction: String,
@@ -240,12 +269,12 @@ impl LetterDecided {
 }
 
 /// The configuration in force, without its secrets.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
 pub(super) struct Configuration {
     items: Vec<Setting>,
 }
 
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
 struct Setting {
     key: String,
     value: serde_json::Value,
@@ -261,14 +290,14 @@ impl From<&[config::Entry]> for Configuration {
 }
 
 /// The body of `/readyz`.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
 pub(super) struct Readiness {
     ready: bool,
     components: BTreeMap<&'static str, Component>,
 }
 
 /// How a part is.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
 pub(super) struct Component {
     status: &'static str,
     #[serde(skip_serializing_if = "Option::is_none")]

@@ -11,7 +11,6 @@ use uuid::Uuid;
 use super::ask::{self, AskError, Reach, age, client, print, reason, terminal_width, text};
 use super::client::{Client, encoded};
 use super::text::{Column, table};
-use crate::admin::LIMIT_MAX;
 use crate::tx::name::TransactionName;
 use crate::tx::state::State;
 
@@ -189,16 +188,17 @@ async fn id_of(client: &Client, which: &Which) -> Result<String, AskError> {
         return Ok(id.to_string());
     }
     let (vhost, user, name) = which.parts();
-    let [vhost, user, name] = [vhost, user, name].map(encoded);
-    let path = format!("/api/transactions?limit={LIMIT_MAX}&vhost={vhost}&user={user}&name={name}");
-    let page = client.get(&path).await?;
+    let filters = [("vhost", Some(vhost)), ("user", Some(user)), ("name", Some(name))];
+    let found = ask::list(client, "/api/transactions", &filters, usize::MAX).await?;
     let rank = |item: &&Value| match item["state"].as_str() {
         Some("open" | "in_doubt") => 2,
         Some("rolled_back") => 0,
         _ => 1,
     };
     // The last of equal ones: a page is in the order in which they came.
-    let found = page["items"].as_array().and_then(|items| items.iter().max_by_key(rank));
+    // A list takes a name with * or ? in it for a pattern; here it is a name.
+    let items = found["items"].as_array().into_iter().flatten().filter(|item| item["name"] == name);
+    let found = items.max_by_key(rank);
     found.and_then(|item| item["id"].as_str()).map(str::to_owned).ok_or(AskError::Unknown)
 }
 
@@ -266,7 +266,7 @@ mod tests {
     fn a_list_fits_a_terminal_and_shows_hostile_names_as_text() {
         let item = json!({
             "id": "01890a5d-ac96-774b-bcce-b302099a8057", "state": "in_doubt", "created_at": "1970-01-01T00:00:01.000Z",
-            "messages": 3, "name": "order\u{1b}[2J-with-a-name-that-is-much-too-long", "user": "alice", "vhost": "/",
+            "messages": "3", "name": "order\u{1b}[2J-with-a-name-that-is-much-too-long", "user": "alice", "vhost": "/",
         });
         let print = |width| {
             let mut out = Vec::new();

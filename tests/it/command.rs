@@ -155,7 +155,7 @@ fn a_store_is_counted_checked_and_copied_and_a_copy_never_overwrites() {
 }
 
 /// Parks a transaction in doubt in the store of a proxy that does not run, and gives its id.
-fn park(proxy: &Proxy, name: &str) -> String {
+pub fn park(proxy: &Proxy, name: &str) -> String {
     let path = proxy.folder().join("halfway.db");
     let store = SqliteStore::open(SqliteSettings::new(path), Arc::new(Nowhere)).expect("made");
     let mut batch = Batch::default();
@@ -183,11 +183,14 @@ fn a_transaction_in_doubt_is_found_and_decided_by_hand() {
     let mut proxy = Proxy::prepare(broker().port, &[]);
     let id = park(&proxy, "order/1 \u{1b}[2J");
     let other = park(&proxy, "order-2");
+    let starred = park(&proxy, "order-*");
     proxy.resume();
+    let shown = json_of(&proxy.command(&["tx", "show", "--user", "alice", "--name", "order-*", "--json"]));
+    assert_eq!(shown["id"], json!(starred), "a name is no pattern here");
 
     let list = json_of(&proxy.command(&["tx", "list", "--state", "in_doubt", "--json"]));
     let ids: Vec<_> = list["items"].as_array().expect("items").iter().map(|item| item["id"].clone()).collect();
-    assert_eq!((ids, &list["next_cursor"]), (vec![json!(id), json!(other)], &Value::Null));
+    assert_eq!((ids, &list["next_cursor"]), (vec![json!(id), json!(other), json!(starred)], &Value::Null));
     let shown = proxy.command(&["tx", "list"]);
     let lines = text(&shown.stdout);
     assert!(lines.contains(&id) && lines.contains("order/1 \\u{1b}[2J") && !lines.contains('\u{1b}'), "{lines}");
@@ -227,7 +230,7 @@ fn a_transaction_in_doubt_is_found_and_decided_by_hand() {
     wait_until(deadline(Duration::from_secs(10)), "the gauge to follow", || {
         proxy
             .http("/metrics")
-            .is_ok_and(|(_, text)| text.contains("halfway_transactions_in_store{state=\"in_doubt\"} 1\n"))
+            .is_ok_and(|(_, text)| text.contains("halfway_transactions_in_store{state=\"in_doubt\"} 2\n"))
     });
 
     // What was answered is durable: a kill takes nothing of it back.

@@ -18,6 +18,7 @@ mod faults;
 mod fidelity;
 mod half;
 mod monitoring;
+mod openapi;
 mod process;
 mod publish;
 mod quick_starts;

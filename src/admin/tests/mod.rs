@@ -6,6 +6,7 @@ mod connections;
 mod fake;
 mod letters;
 mod messages;
+mod openapi;
 mod overview;
 mod pages;
 mod sessions;
