@@ -23,6 +23,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 use tokio::sync::mpsc;
+use wildmatch::WildMatch;
 
 /// Lanes that the writers are spread over.
 const LANES: u16 = 8;
@@ -259,12 +260,19 @@ async fn doubtful(options: &Options, doubts: usize) {
     let started = Instant::now();
     assert_eq!(store.due("checker-1", now, 100).await.unwrap().due.len(), 0);
     println!("none due: {:.2} ms", took(started));
+    let doubtful = || Filter { state: Some(State::InDoubt), ..Filter::default() };
+    let pattern = |pattern: &str| Some(NameFilter::Pattern(WildMatch::new(pattern)));
     let filters = [
         ("in doubt", Filter { state: Some(State::InDoubt), ..Filter::default() }),
         ("any", Filter::default()),
         ("committed", Filter { state: Some(State::Committed), ..Filter::default() }),
         ("one name", Filter { name: Some(NameFilter::Whole(format!("order-{}", made / 2))), ..Filter::default() }),
         ("of nobody", Filter { user: Some("nobody".into()), ..Filter::default() }),
+        ("by a pattern", Filter { name: pattern("order-*7"), ..doubtful() }),
+        ("by a pattern that nothing fits", Filter { name: pattern("bill-*"), ..doubtful() }),
+        ("to an exchange", Filter { exchange: Some("exchange".into()), ..doubtful() }),
+        ("to no exchange", Filter { exchange: Some("nowhere".into()), ..doubtful() }),
+        ("too old", Filter { created_before: Some(Timestamp(0)), ..doubtful() }),
     ];
     for (what, filter) in filters {
         for after in [0, made as i64 / 2] {

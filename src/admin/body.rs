@@ -1,11 +1,13 @@
 //! What the bodies of requests say, checked at the edge: each error names the field at fault.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::body::Bytes;
 use axum::extract::{FromRequest, Request};
 use axum::http::{HeaderMap, StatusCode, header};
 use serde_json::{Map, Value};
+use tokio::time::timeout;
 
 pub(super) use self::shapes::{LettersBulk, NothingBody, ReasonBody, TokenBody, TransactionsBulk};
 use super::problem::Problem;
@@ -14,6 +16,8 @@ use crate::tx::id::Timestamp;
 
 /// Characters of a reason.
 pub(super) const REASON_CHARS_MAX: usize = 1000;
+/// How long a body may take to come.
+const BODY_WITHIN: Duration = Duration::from_secs(10);
 /// Bytes of a body.
 pub(super) const BODY_BYTES_MAX: usize = 64 * 1024;
 
@@ -282,7 +286,11 @@ async fn json<S: Send + Sync>(request: Request, state: &S) -> Result<Option<Valu
         let text = "Content-Type has to be application/json";
         return Err(Problem::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, text).with("field", "Content-Type"));
     }
-    let body = Bytes::from_request(request, state).await.map_err(|error| match error.status() {
+    let Ok(body) = timeout(BODY_WITHIN, Bytes::from_request(request, state)).await else {
+        let text = format!("the body did not come within {} seconds", BODY_WITHIN.as_secs());
+        return Err(Problem::new(StatusCode::REQUEST_TIMEOUT, text));
+    };
+    let body = body.map_err(|error| match error.status() {
         StatusCode::PAYLOAD_TOO_LARGE => {
             Problem::new(StatusCode::PAYLOAD_TOO_LARGE, format!("the body has more than {BODY_BYTES_MAX} bytes"))
         }

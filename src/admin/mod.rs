@@ -19,13 +19,13 @@ mod problem;
 mod request;
 mod routes;
 mod sampler;
+mod serve;
 mod sessions;
 mod throttle;
 mod view;
 
-use std::net::SocketAddr;
-use std::sync::{OnceLock, PoisonError, RwLock};
-use std::{io, sync::Arc};
+use std::convert::Infallible;
+use std::sync::{Arc, OnceLock, PoisonError, RwLock};
 
 use tokio::net::TcpListener;
 
@@ -95,14 +95,11 @@ impl Admin {
     }
 
     /// Serves until the future is dropped: a drain ends with it, so that it can be watched to its end.
-    /// # Errors
-    /// When the listener fails for good.
-    pub async fn serve(self, listener: TcpListener) -> io::Result<()> {
+    pub async fn serve(self, listener: TcpListener) -> Infallible {
         let sampling = sampler::run(self.clone());
-        let service = routes::router(self).into_make_service_with_connect_info::<SocketAddr>();
         tokio::select! {
-            served = axum::serve(listener, service) => served,
-            never = sampling => match never {},
+            never = serve::run(listener, routes::router(self)) => never,
+            never = sampling => never,
         }
     }
 }

@@ -143,8 +143,8 @@ async fn show_config(State(admin): State<Admin>) -> Json<view::Configuration> {
     security(()),
     responses((
         status = 200,
-        description = "In the format of Prometheus.",
-        content((String = "application/openmetrics-text"), (String = "text/plain")),
+        description = "In the format of Prometheus, or in OpenMetrics for those who ask for it.",
+        content((String = "text/plain"), (String = "application/openmetrics-text")),
     )),
 )]
 async fn show_metrics(State(admin): State<Admin>, headers: HeaderMap) -> Response {
