@@ -96,6 +96,7 @@ impl Config {
         new.upstream.connect_timeout = self.upstream.connect_timeout;
         new.store.url = self.store.url.clone();
         new.admin.address = self.admin.address;
+        new.telemetry = self.telemetry.clone();
         new.log.format = self.log.format;
         new
     }
@@ -180,6 +181,7 @@ mod tests {
             "listen.address = '127.0.0.1:1'\nlisten.tls_address = '127.0.0.1:2'\nlisten.tls.certificate = 'c'\n\
              listen.tls.key = 'k'\nupstream.urls = ['amqp://other']\nupstream.proxy_protocol = 'v2'\n\
              upstream.connect_timeout = '1s'\nstore.url = 'sqlite:other'\nadmin.address = '127.0.0.1:3'\n\
+             telemetry.otlp_url = 'http://collector'\ntelemetry.service_name = 'other'\ntelemetry.sample = 0.5\n\
              log.format = 'json'\nlog.level = 'debug'",
         );
         let changes = before.changes(&after);
