@@ -11,6 +11,8 @@ await tell(url, async (house) => {
   await visit.login('alice');
   await visit.see(visit.page.locator('.pulse').getByText('Live'));
   await visit.see(visit.page.locator('.line-committed[d*="L"]'));
+  // Nothing is pointed at.
+  await visit.page.mouse.move(0, 0);
   await visit.page.screenshot({ path, fullPage: true, caret: 'initial' });
   await visit.close();
 });
