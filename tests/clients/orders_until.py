@@ -8,7 +8,6 @@ once more at its end. `list` lets the order through, and prints each line that i
 """
 
 import linecache
-import os
 import signal
 import sys
 import threading
@@ -58,7 +57,8 @@ def main():
 
     def strike(line, _):
         if line == wanted:
-            os.kill(os.getpid(), number)
+            # At this thread: one that is sent to the process strikes any, and this one might go on for some lines.
+            signal.pthread_kill(threading.get_ident(), number)
 
     trace(strike)
     return orders.main(sys.argv[3:])
