@@ -98,15 +98,16 @@ impl Listener {
         };
         let number = self.numbers.fetch_add(1, Ordering::Relaxed) + 1;
         let shared = Arc::clone(&self.shared);
+        let gauge = shared.metrics.connections.clone();
+        gauge.inc();
         tokio::spawn(async move {
-            let gauge = shared.metrics.connections.clone();
-            gauge.inc();
             let seated = shared.roster.seat(number, peer, tls.is_some(), system_clock());
             if let Err(error) = greet(shared, &seated, tcp, tls).await {
                 tracing::debug!(connection = number, %peer, %error, "connection failed");
             }
-            gauge.dec();
+            // In this order: who sees one fewer finds its seat free.
             drop(seat);
+            gauge.dec();
         });
     }
 }

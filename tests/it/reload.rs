@@ -63,8 +63,11 @@ fn limits_count_for_transactions_that_begin_later() {
 
 #[test]
 fn the_limit_of_connections_follows_and_cuts_nobody_off() {
-    let mut proxy = Proxy::start_with(broker().port, &[("listen.max_connections", "1")]);
+    let mut proxy = Proxy::start(broker().port);
     let mut first = Raw::login(proxy.port);
+    // Somebody looked whether the port is open.
+    wait_until(deadline(PATIENCE), "the first to be alone", || proxy.metric("halfway_connections") == 1.0);
+    reload(&mut proxy, &[("listen.max_connections", "1")], DONE);
     assert!(Raw::try_login(proxy.port).is_err());
     reload(&mut proxy, &[("listen.max_connections", "2")], DONE);
     let mut second = Raw::login(proxy.port);
