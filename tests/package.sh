@@ -88,12 +88,19 @@ start() {
     # No function, so that the signals reach the program itself.
     "${as_service[@]}" "${command[@]}" >>"$work/halfway.log" 2>&1 &
     pid=$!
+    until_true "an answer" healthy
+    until_true "its store" test -s "$root/var/lib/halfway/halfway.db"
+}
+healthy() { "${as_service[@]}" halfway doctor --health >/dev/null 2>&1; }
+until_true() {
+    local what=$1
+    shift
     for _ in $(seq 300); do
-        "${as_service[@]}" halfway doctor --health >/dev/null 2>&1 && return
+        "$@" && return
         kill -0 $pid 2>/dev/null || fail "it ended"
         sleep 0.1
     done
-    fail "it did not become ready"
+    fail "waited in vain for $what"
 }
 stop() {
     kill -TERM $pid
@@ -103,7 +110,6 @@ stop() {
 
 say "Running its unit's command line"
 start
-[ -s "$root/var/lib/halfway/halfway.db" ] || fail "there is no store"
 printf '[log]\nlevel = "debug"\n' >>"$root/etc/halfway/config.toml"
 expect "the unit's reload" "$(setting ExecReload)" '/bin/kill -HUP $MAINPID'
 kill -HUP $pid
