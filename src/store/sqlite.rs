@@ -12,6 +12,7 @@
 //! The queues have no bound of their own. A session has at most one unanswered call for a channel, and the messages in
 //! it were in the session's memory before: what bounds a session's memory bounds its share of the queue.
 
+mod history;
 mod letters;
 mod listing;
 mod named;
@@ -53,7 +54,7 @@ pub struct SqliteSettings {
     pub path: PathBuf,
     /// Bytes that may be in use in the file before [`Store::is_full`], or `None`.
     pub max_size: Option<u64>,
-    /// How long a finished transaction that was parked is kept, from its decision.
+    /// How long a finished transaction that was parked is kept, from its end.
     pub retention: Duration,
     /// The wall clock.
     pub clock: fn() -> Timestamp,

@@ -1,6 +1,7 @@
 //! What people and the check-back read: who is due, lists, a transaction with its history and its messages. Each answer
 //! is short, because the relay's pages wait behind it.
 
+use super::history;
 use super::reader::{Of, packs_of};
 use super::rows::{id, key, pack_keys, state};
 use crate::store::{Due, DueNow, Event, Filter, Listing, NameFilter, Pack, Sequence, Summary};
@@ -307,15 +308,7 @@ pub(super) fn transaction(sql: &Connection, id: TransactionId) -> rusqlite::Resu
          WHERE t.sequence = :sequence"
     );
     let (_, summary) = sql.prepare_cached(&query)?.query_row(named_params! { ":sequence": sequence }, self::summary)?;
-    let events = sql
-        .prepare_cached(
-            "SELECT at, event, actor, reason FROM history
-             WHERE transaction_id = ?1 ORDER BY entry",
-        )?
-        .query_map([key(id)], |row| {
-            Ok(Event { at: Timestamp(row.get(0)?), event: row.get(1)?, actor: row.get(2)?, reason: row.get(3)? })
-        })?
-        .collect::<rusqlite::Result<Vec<_>>>()?;
+    let events = history::read(&sql, sequence, id)?;
     Ok(Some((summary, events)))
 }
 

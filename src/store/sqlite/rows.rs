@@ -237,7 +237,6 @@ impl<'a> Rows<'a> {
             return Ok(Outcome::Refused(conflict(state)));
         }
         self.pack(number, 0, 0, &messages)?;
-        self.note(origin.id, "parked", &Actor::Channel, None)?;
         if named.is_none() {
             return Ok(Outcome::Done);
         }
@@ -349,7 +348,7 @@ impl<'a> Rows<'a> {
             self.pack(row.number, row.packs.into(), row.messages, &messages)?;
         }
         self.left(row, State::Committed, actor);
-        self.note(row.id, State::Committed.as_str(), actor, reason)?;
+        self.note_commit(row.id, actor, reason)?;
         let sequence = Sequence(sequence);
         Ok(Released { sequence, id: row.id, lane: row.lane.clone(), packs: row.packs + more })
     }
@@ -418,28 +417,34 @@ impl<'a> Rows<'a> {
     fn forget_kept(&mut self, first: i64, last: i64) -> rusqlite::Result<u64> {
         static KEPT: LazyLock<String> = LazyLock::new(|| {
             format!(
-                "SELECT {ROW_COLUMNS}, t.letters FROM transactions AS t NOT INDEXED
+                "SELECT {ROW_COLUMNS}, t.letters, t.parked_at IS NOT NULL FROM transactions AS t NOT INDEXED
                  CROSS JOIN lanes AS l ON l.lane = t.lane
                  WHERE t.sequence BETWEEN ?1 AND ?2 AND t.state = 'committed'"
             )
         });
-        let mut kept = self.sql.prepare_cached(&KEPT)?;
-        let kept = kept.query_map([first, last], |row| Ok((Row::read(row)?, row.get("letters")?)))?;
-        let kept = kept.collect::<rusqlite::Result<Vec<(Row, u32)>>>()?;
-        for (row, letters) in &kept {
-            if row.packs > 0 && self.retry_delivered(row)? {
+        let sql = self.sql;
+        let mut kept = sql.prepare_cached(&KEPT)?;
+        let kept = kept.query_map([first, last], |row| Ok((Row::read(row)?, row.get(14)?, row.get(15)?)))?;
+        let kept = kept.collect::<rusqlite::Result<Vec<(Row, u32, bool)>>>()?;
+        let mut settle = sql.prepare_cached(
+            "UPDATE transactions SET state = ?2, body = NULL, settled_at = ?3 WHERE sequence = ?1 AND state = 'committed'",
+        )?;
+        for (row, letters, was_parked) in &kept {
+            // What has packs and was never parked brings a letter once more.
+            if row.packs > 0 && !was_parked && self.retry_delivered(row)? {
                 continue;
             }
-            let state = if *letters > 0 { State::DeadLettered } else { State::Delivered };
-            self.sql
-                .prepare_cached(
-                    "UPDATE transactions SET state = ?2, body = NULL WHERE sequence = ?1 AND state = 'committed'",
-                )?
-                .execute(params![row.sequence, state.as_str()])?;
+            let (state, settled_at) = match letters {
+                0 => (State::Delivered, Some(self.now.0)),
+                _ => (State::DeadLettered, None),
+            };
+            settle.execute(params![row.sequence, state.as_str(), settled_at])?;
             if row.packs > 0 {
                 self.discard(row)?;
             }
-            self.note(row.id, state.as_str(), &Actor::Relay, None)?;
+            if state == State::DeadLettered {
+                self.note(row.id, state.as_str(), &Actor::Relay, None)?;
+            }
         }
         Ok(kept.len() as u64)
     }
@@ -507,22 +512,6 @@ impl<'a> Rows<'a> {
             )
         });
         self.sql.prepare_cached(&FIND)?.query_row([key(id)], Row::read).optional()
-    }
-
-    pub(super) fn note(
-        &mut self,
-        id: TransactionId,
-        event: &str,
-        actor: &Actor,
-        reason: Option<&str>,
-    ) -> rusqlite::Result<()> {
-        let entry = self.sequence()?;
-        self.sql
-            .prepare_cached(
-                "INSERT INTO history (transaction_id, entry, at, event, actor, reason) VALUES (?1, ?2, ?3, ?4, ?5, ?6)",
-            )?
-            .execute(params![key(id), entry, self.now.0, event, actor.to_string(), reason])?;
-        Ok(())
     }
 }
 
