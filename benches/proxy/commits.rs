@@ -3,7 +3,7 @@
 use crate::load::{Client, QueueType};
 use crate::report::{count, head, median, ms, percentile, row};
 use crate::support::{Broker, Proxy};
-use crate::{Options, cpu_time};
+use crate::{Options, cpu_time, cpu_time_of_group};
 use std::time::{Duration, Instant};
 
 /// What a commit commits.
@@ -23,6 +23,8 @@ pub struct Round {
     pub p99: f64,
     /// CPU time of the proxy for one message.
     pub proxy_micros: f64,
+    /// CPU time of RabbitMQ for one message.
+    pub broker_micros: f64,
 }
 
 /// Measures all combinations that the options ask for.
@@ -41,6 +43,7 @@ pub async fn run(broker: &Broker, options: &Options) {
         "p50 ms",
         "p99 ms",
         "proxy CPU µs a message",
+        "RabbitMQ CPU µs a message",
     ]);
     for kind in options.queues() {
         for messages in options.messages() {
@@ -66,6 +69,7 @@ pub async fn run(broker: &Broker, options: &Options) {
                         format!("{:.2}", of(at, |round| round.p50)),
                         format!("{:.2}", of(at, |round| round.p99)),
                         proxy.map_or_else(String::new, |_| format!("{:.1}", of(at, |round| round.proxy_micros))),
+                        format!("{:.1}", of(at, |round| round.broker_micros)),
                     ]);
                 }
             }
@@ -126,7 +130,8 @@ pub async fn round(
     for _ in 0..connections {
         clients.push(Client::connect(port).await.expect("a client can connect"));
     }
-    let (cpu, begin) = (proxy.map(|proxy| cpu_time(proxy.process_id())), Instant::now());
+    let cpu = || (proxy.map(|proxy| cpu_time(proxy.process_id())), cpu_time_of_group(broker.process_id()));
+    let (before, begin) = (cpu(), Instant::now());
     let tasks: Vec<_> = clients
         .into_iter()
         .enumerate()
@@ -150,12 +155,17 @@ pub async fn round(
     let total = times.len() * messages;
     watcher.wait_for_count(queue, kind, total as u64).await.expect("every message arrives");
     let elapsed = begin.elapsed();
-    let cpu = cpu.map(|before| cpu_time(proxy.expect("it has a time").process_id()) - before);
+    let after = cpu();
     watcher.delete(queue).await.expect("a queue can be deleted");
     Round {
         commits_per_second: times.len() as f64 / elapsed.as_secs_f64(),
         p50: ms(percentile(&mut times, 0.5)),
         p99: ms(percentile(&mut times, 0.99)),
-        proxy_micros: cpu.map_or(0.0, |cpu| cpu.as_secs_f64() * 1e6 / total as f64),
+        proxy_micros: after.0.zip(before.0).map_or(0.0, |(after, before)| micros(after - before) / total as f64),
+        broker_micros: micros(after.1 - before.1) / total as f64,
     }
+}
+
+fn micros(time: Duration) -> f64 {
+    time.as_secs_f64() * 1e6
 }

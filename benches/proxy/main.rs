@@ -69,11 +69,29 @@ impl Options {
 
 /// The CPU time that a process has used, in user and kernel mode. Resolution: 10 ms.
 fn cpu_time(process: u32) -> Duration {
-    let stat = std::fs::read_to_string(format!("/proc/{process}/stat")).expect("a running process is in /proc");
-    // Fields 14 and 15, counted from behind the name, which may have spaces.
-    let fields: Vec<&str> = stat.rsplit(')').next().unwrap_or_default().split_whitespace().collect();
-    let ticks: u64 = fields[11..13].iter().map(|ticks| ticks.parse::<u64>().expect("a number of ticks")).sum();
-    Duration::from_millis(ticks * 10)
+    stat(&process.to_string()).expect("a running process is in /proc").cpu_time
+}
+
+/// The CPU time that all processes of a group have used: RabbitMQ is a script and what it started.
+fn cpu_time_of_group(group: u32) -> Duration {
+    let processes = std::fs::read_dir("/proc").expect("/proc is there");
+    let names = processes.flatten().filter_map(|entry| entry.file_name().into_string().ok());
+    let stats = names.filter_map(|process| stat(&process));
+    stats.filter(|stat| stat.group == group).map(|stat| stat.cpu_time).sum()
+}
+
+struct Stat {
+    group: u32,
+    cpu_time: Duration,
+}
+
+/// What Linux tells of a process; `None`: it is no process, or not any more.
+fn stat(process: &str) -> Option<Stat> {
+    let stat = std::fs::read_to_string(format!("/proc/{process}/stat")).ok()?;
+    // From the third field on, counted from behind the name, which may have spaces.
+    let fields: Vec<&str> = stat.rsplit(')').next()?.split_whitespace().collect();
+    let ticks: u64 = fields.get(11..13)?.iter().flat_map(|ticks| ticks.parse::<u64>()).sum();
+    Some(Stat { group: fields[2].parse().ok()?, cpu_time: Duration::from_millis(ticks * 10) })
 }
 
 /// Resident memory of a process.

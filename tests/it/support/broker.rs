@@ -148,6 +148,12 @@ impl Broker {
         *process = Some(Process::start(self.command("rabbitmq-server"), self.folder.path(), "console.log"));
     }
 
+    /// The process that was started, which leads the group of RabbitMQ's processes.
+    #[allow(dead_code)] // for the benchmarks
+    pub fn process_id(&self) -> u32 {
+        self.process().as_ref().expect("it runs").id()
+    }
+
     /// Ends the node in good order.
     pub fn stop(&self) {
         let mut process = self.process().take().expect("it runs");
