@@ -5,7 +5,6 @@ use std::sync::Arc;
 
 use axum::Json;
 use axum::extract::State;
-use axum::http::StatusCode;
 use futures_util::future::join_all;
 use serde::Serialize;
 use utoipa::ToSchema;
@@ -18,7 +17,7 @@ use super::letters::{self, Fate};
 use super::openapi::{Refusals, Wrong};
 use super::problem::Problem;
 use super::request::one_of;
-use super::{Admin, view};
+use super::{Admin, apart, view};
 use crate::store::{Filter, LetterFilter, system_clock};
 use crate::tx::decision::{Decision, Target, Verdict};
 use crate::tx::state;
@@ -29,6 +28,8 @@ const BATCH: usize = 200;
 const COUNTED: usize = 1000;
 /// How often, at most: what is beyond is not worth the store's time.
 const COUNTS_MAX: usize = 20;
+/// What is said of a batch that panicked.
+const BROKE_OFF: &str = "the batch broke off; see the log";
 
 /// How many fit, or what became of a batch.
 #[derive(Debug, Serialize, ToSchema)]
@@ -145,7 +146,7 @@ pub(super) async fn transactions(
     let page = store.transactions(filter, begun.after, BATCH).await?;
     let next_cursor = page.next.map(|after| BulkCursor { after, ..begun }.to_string());
     let ids: Vec<_> = page.items.iter().map(|summary| summary.id).collect();
-    let done = apart(async move {
+    let work = async move {
         let mut done = Done { next_cursor, ..Done::default() };
         match action {
             // Called in order, so that they are decided in order, and awaited together: they share their syncs.
@@ -180,8 +181,8 @@ pub(super) async fn transactions(
             }
         }
         Ok(done)
-    })
-    .await?;
+    };
+    let done = apart(work, BROKE_OFF).await?;
     Ok(Json(Answer::Done(done)))
 }
 
@@ -222,7 +223,7 @@ pub(super) async fn dead_letters(
     let page = store.dead_letters(filter, begun.after, BATCH).await?;
     let next_cursor = page.next.map(|after| BulkCursor { after, ..begun }.to_string());
     let ids: Vec<_> = page.items.iter().map(|letter| letter.id).collect();
-    let done = apart(async move {
+    let work = async move {
         let mut done = Done { next_cursor, ..Done::default() };
         let calls: Result<Vec<_>, _> = ids
             .iter()
@@ -239,8 +240,8 @@ pub(super) async fn dead_letters(
             );
         }
         Ok(done)
-    })
-    .await?;
+    };
+    let done = apart(work, BROKE_OFF).await?;
     Ok(Json(Answer::Done(done)))
 }
 
@@ -248,12 +249,6 @@ pub(super) async fn dead_letters(
 fn begin(cursor: Option<BulkCursor>) -> BulkCursor {
     // What came at this very moment is there.
     cursor.unwrap_or_else(|| BulkCursor { after: 0, until: view::just_after(system_clock()) })
-}
-
-/// Runs in a task of its own: a caller who hangs up takes nothing back, so what is begun is done, logged and counted.
-async fn apart(work: impl Future<Output = Result<Done, Problem>> + Send + 'static) -> Result<Done, Problem> {
-    let failed = |_| Problem::new(StatusCode::INTERNAL_SERVER_ERROR, "the batch broke off; see the log");
-    tokio::spawn(work).await.map_err(failed)?
 }
 
 /// A count that goes on page by page, and not forever.

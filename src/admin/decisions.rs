@@ -14,7 +14,7 @@ use super::body::{Nothing, Reason};
 use super::openapi::{Changed, Conflict, Refusals, Unknown, Wrong};
 use super::problem::Problem;
 use super::request::{Id, IfMatch, Named, Page};
-use super::{Admin, sessions, view};
+use super::{Admin, DECISION_FAILED, apart, sessions, view};
 use crate::store::{Filter, Store, StoreError};
 use crate::tx::decision::{Actor, Decision, Fate, Target, Verdict};
 use crate::tx::id::TransactionId;
@@ -214,12 +214,8 @@ async fn decide(
     decision: Decision,
     Reason(reason): Reason,
 ) -> Answer<view::Decided> {
-    admin.store()?;
-    // A task of its own: a caller who hangs up takes nothing back, so it has to be logged and counted all the same.
-    let task = tokio::spawn(async move { settle(&admin, who, target, decision, reason, false)?.await });
-    let verdict =
-        task.await.map_err(|_| Problem::new(StatusCode::INTERNAL_SERVER_ERROR, "the decision failed; see the log"))?;
-    match verdict? {
+    let work = async move { settle(&admin, who, target, decision, reason, false)?.await };
+    match apart(work, DECISION_FAILED).await? {
         Verdict::Decided(fate) => Ok(Json(view::Decided::new(fate, true))),
         Verdict::Before(fate) => Ok(Json(view::Decided::new(fate, false))),
         Verdict::Contradicted(fate) => Err(contradicted(fate)),

@@ -13,7 +13,7 @@ use super::body::Reason;
 use super::openapi::{Conflict, Refusals, Unknown, Wrong};
 use super::problem::Problem;
 use super::request::{Letter, Page};
-use super::{Admin, view};
+use super::{Admin, DECISION_FAILED, apart, view};
 use crate::store::{LetterFilter, LetterId, StoreError};
 use crate::tx::decision::Actor;
 use crate::tx::id::TransactionId;
@@ -126,11 +126,8 @@ async fn decide(
     fate: Fate,
     Reason(reason): Reason,
 ) -> Answer<view::LetterDecided> {
-    admin.store()?;
-    // A task of its own: a caller who hangs up takes nothing back, so it has to be logged all the same.
-    let task = tokio::spawn(async move { settle(&admin, who, id, fate, reason, false)?.await });
-    let failed = |_| Problem::new(StatusCode::INTERNAL_SERVER_ERROR, "the decision failed; see the log");
-    let transaction = task.await.map_err(failed)??.ok_or_else(unknown)?;
+    let work = async move { settle(&admin, who, id, fate, reason, false)?.await };
+    let transaction = apart(work, DECISION_FAILED).await?.ok_or_else(unknown)?;
     Ok(Json(view::LetterDecided::new(id, transaction, fate.as_str())))
 }
 
