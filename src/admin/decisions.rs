@@ -13,7 +13,7 @@ use super::body;
 use super::body::{Nothing, Reason};
 use super::openapi::{Changed, Conflict, Refusals, Unknown, Wrong};
 use super::problem::Problem;
-use super::request::{Id, IfMatch, Named, Page};
+use super::request::{Id, IfMatch, Named, NamedPath, Page, PageQuery};
 use super::{Admin, DECISION_FAILED, apart, sessions, view};
 use crate::store::{Filter, Store, StoreError};
 use crate::tx::decision::{Actor, Decision, Fate, Target, Verdict};
@@ -41,8 +41,7 @@ impl Admin {
         ("name" = Option<String>, Query, min_length = 1, max_length = 255, description = "The name; `*` stands for any characters, `?` for one."),
         ("exchange" = Option<String>, Query, description = "The exchange of the first message, of those that have their messages still."),
         ("min_age" = Option<String>, Query, pattern = "^(0|[0-9]{1,6}(s|m|h|d))$", description = "At least so old, such as `30s`, `5m` or `1h 30m`."),
-        ("limit" = Option<u16>, Query, minimum = 1, maximum = 1000, description = "Items in a page; 100 without it."),
-        ("cursor" = Option<String>, Query, pattern = "^[0-7][0-9a-f]{15}$", description = "The `next_cursor` of the page before."),
+        PageQuery,
     ),
     responses(
         (status = 200, body = view::Page, description = "A page, in the order in which they came. It may have fewer than `limit`, even none, although there is a next one."),
@@ -60,7 +59,7 @@ pub(super) async fn list(State(admin): State<Admin>, page: Page<Filter>) -> Answ
     path = "/transactions/{id}",
     tag = "transactions",
     operation_id = "showTransaction",
-    params(("id" = String, Path, format = "uuid", description = "The transaction's id.")),
+    params(Id),
     responses(
         (status = 200, body = view::Transaction, description = "The transaction with its history.", headers(("ETag" = String, description = "Its version."))),
         Wrong,
@@ -80,10 +79,7 @@ pub(super) async fn show(State(admin): State<Admin>, Id(id): Id) -> Result<Respo
     path = "/transactions/{id}/commit",
     tag = "transactions",
     operation_id = "commit",
-    params(
-        ("id" = String, Path, format = "uuid", description = "The transaction's id."),
-        ("If-Match" = Option<String>, Header, description = "Versions, each in quotes: it has to be in one of them."),
-    ),
+    params(Id, IfMatch),
     request_body = body::ReasonBody,
     responses(
         (status = 200, body = view::Decided, description = "It is decided so, and durable."),
@@ -110,10 +106,7 @@ pub(super) async fn commit(
     path = "/transactions/{id}/rollback",
     tag = "transactions",
     operation_id = "rollBack",
-    params(
-        ("id" = String, Path, format = "uuid", description = "The transaction's id."),
-        ("If-Match" = Option<String>, Header, description = "Versions, each in quotes: it has to be in one of them."),
-    ),
+    params(Id, IfMatch),
     request_body = body::ReasonBody,
     responses(
         (status = 200, body = view::Decided, description = "It is decided so, and durable."),
@@ -140,11 +133,7 @@ pub(super) async fn roll_back(
     path = "/vhosts/{vhost}/users/{user}/transactions/{name}/commit",
     tag = "transactions",
     operation_id = "commitNamed",
-    params(
-        ("vhost" = String, Path, description = "The virtual host; the default one is `%2F`."),
-        ("user" = String, Path, description = "The user who published."),
-        ("name" = String, Path, description = "The transaction's name.", min_length = 1, max_length = 255),
-    ),
+    params(NamedPath),
     request_body = body::ReasonBody,
     responses(
         (status = 200, body = view::Decided, description = "It is decided so, and durable."),
@@ -168,11 +157,7 @@ pub(super) async fn commit_named(
     path = "/vhosts/{vhost}/users/{user}/transactions/{name}/rollback",
     tag = "transactions",
     operation_id = "rollBackNamed",
-    params(
-        ("vhost" = String, Path, description = "The virtual host; the default one is `%2F`."),
-        ("user" = String, Path, description = "The user who published."),
-        ("name" = String, Path, description = "The transaction's name.", min_length = 1, max_length = 255),
-    ),
+    params(NamedPath),
     request_body = body::ReasonBody,
     responses(
         (status = 200, body = view::Decided, description = "It is decided so, and durable."),
@@ -248,7 +233,7 @@ pub(super) fn settle(
     path = "/transactions/{id}/check",
     tag = "transactions",
     operation_id = "check",
-    params(("id" = String, Path, format = "uuid", description = "The transaction's id.")),
+    params(Id),
     request_body = body::NothingBody,
     responses(
         (status = 200, body = view::Transaction, description = "Its checker is asked now."),
