@@ -55,9 +55,15 @@ pub struct List {
     /// Only those of this user
     #[arg(long)]
     pub user: Option<String>,
-    /// Only those with this name
+    /// Only those with this name; * in it stands for any characters, ? for one
     #[arg(long, value_parser = name)]
     pub name: Option<String>,
+    /// Only those whose first message, if they have it still, was published to this exchange; empty is the default exchange
+    #[arg(long)]
+    pub exchange: Option<String>,
+    /// Only those at least so old, such as 30s or "1h 30m"
+    #[arg(long, value_name = "AGE")]
+    pub min_age: Option<humantime::Duration>,
     /// At most so many
     #[arg(long, value_name = "N", default_value = "100", value_parser = clap::value_parser!(u32).range(1..))]
     pub limit: u32,
@@ -156,7 +162,16 @@ async fn run_decide(decide: &Decide, what: &str, out: impl Write) -> Result<(), 
 
 async fn run_list(list: &List, out: impl Write) -> Result<(), AskError> {
     let client = client(&list.reach)?;
-    let filters = [("state", &list.state), ("vhost", &list.vhost), ("user", &list.user), ("name", &list.name)];
+    let List { state, vhost, user, name, exchange, min_age, .. } = list;
+    let min_age = &min_age.map(|age| age.to_string());
+    let filters = [
+        ("state", state),
+        ("vhost", vhost),
+        ("user", user),
+        ("name", name),
+        ("exchange", exchange),
+        ("min_age", min_age),
+    ];
     let filters = filters.map(|(key, value)| (key, value.as_deref()));
     let answer = ask::list(&client, "/api/transactions", &filters, list.limit as usize).await?;
     print(&list.reach, &answer, out, |answer, out| print_list(answer, SystemTime::now(), terminal_width(), out))
