@@ -210,9 +210,16 @@ fn keys_that_need_one_another_are_checked_together() {
         ("[store]\nmax_size = '100MiB'", "transaction.max_size"),
         ("[transaction]\nmax_message_size = '2GiB'", "transaction.max_message_size"),
         ("[log]\nlevel = 'info,halfway=loud'", "log.level"),
+        ("[log]\nlevel = 'nonsense='", "log.level"),
+        ("[log]\nlevel = 'wran'", "log.level"),
+        ("[log]\nlevel = 'info,'", "log.level"),
+        ("[log]\nlevel = 'info,[connection{id=7}]'", "log.level"),
     ] {
         let found = problems(text, &[]);
         assert!(found.len() == 1 && found[0].starts_with(&format!("{key}: ")), "{text}: {found:?}");
+    }
+    for level in ["off", "WARN", "info,halfway::relay=debug,halfway::audit=info", "warn,[connection{id}]=trace"] {
+        assert!(load_text(&format!("[log]\nlevel = '{level}'"), &[]).is_ok(), "{level}");
     }
     let both = "[listen]\ntls_address = '0.0.0.0:5671'\ntls = { certificate = 'c', key = 'k' }";
     let tls = load_text(both, &[]).expect("valid").config.listen.tls().expect("a TLS port");
