@@ -105,6 +105,8 @@ fn tokens_are_tables_in_a_list_and_their_keys_are_checked_like_all_others() {
     let variable = [("HALFWAY_ADMIN__TOKENS", "[{ token_file = 'b', role = 'viewer' }]"), ("HALFWAY_TOKEN", "x")];
     let loaded = load_text(text, &variable).expect("valid");
     assert_eq!(loaded.config.admin.tokens[0].role, Role::Viewer);
+    assert_eq!(origin(&loaded, "admin.tokens.0.role"), Origin::Variable("HALFWAY_ADMIN__TOKENS".into()));
+    assert!(matches!(origin(&load_text(text, &[]).expect("valid"), "admin.tokens.0.token_file"), Origin::File(_)));
     let closed = load_text("", &[("HALFWAY_ADMIN__OPEN_ON_LOOPBACK", "false")]).expect("valid");
     assert!(!closed.config.admin.is_open());
 
