@@ -10,8 +10,7 @@ use serde::Serialize;
 use utoipa::ToSchema;
 
 use super::access::Operator;
-use super::body;
-use super::body::{Bulk, BulkCursor};
+use super::body::{self, Bulk, BulkCursor};
 use super::decisions::{NO_CHECKER, check_now, settle};
 use super::letters::{self, Fate};
 use super::openapi::{Refusals, Wrong};

@@ -8,8 +8,7 @@ use utoipa::ToSchema;
 
 use super::access::Operator;
 use super::audit::{Action, Line};
-use super::body;
-use super::body::Reason;
+use super::body::{self, Reason};
 use super::openapi::{Refusals, Unknown, Wrong};
 use super::problem::Problem;
 use super::request::{ConnectionNumber, Everything, Page, PageQuery, cursor};

@@ -9,8 +9,7 @@ use axum::response::{IntoResponse, Response};
 
 use super::access::Operator;
 use super::audit::{Action, Line};
-use super::body;
-use super::body::{Nothing, Reason};
+use super::body::{self, Nothing, Reason};
 use super::openapi::{Changed, Conflict, Refusals, Unknown, Wrong};
 use super::problem::Problem;
 use super::request::{Id, IfMatch, Named, NamedPath, Page, PageQuery};

@@ -8,8 +8,7 @@ use axum::http::StatusCode;
 
 use super::access::Operator;
 use super::audit::{Action, Line};
-use super::body;
-use super::body::Reason;
+use super::body::{self, Reason};
 use super::openapi::{Conflict, Refusals, Unknown, Wrong};
 use super::problem::Problem;
 use super::request::{Letter, Page, PageQuery};
