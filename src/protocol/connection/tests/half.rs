@@ -47,21 +47,6 @@ fn keep(script: &mut Script, channel: u16, id: TransactionId) {
     script.collect();
 }
 
-fn control(channel: u16, routing_key: &[u8], name: &str, body: &[u8]) -> Vec<u8> {
-    let (mut headers, mut out) = (Vec::new(), Vec::new());
-    table::write_string(&mut headers, b"x-half-transaction", name.as_bytes());
-    Publish { exchange: b"halfway", routing_key, flags: 0 }.write(&mut out, channel);
-    frame::write_content(&mut out, channel, &full(body.len() as u64, &headers), body, 4096);
-    out
-}
-
-fn closed(frames: &[u8]) -> (u16, String) {
-    let Split::Frame(frame) = frame::split(frames, 1000) else { panic!("a close") };
-    assert_eq!(frame.method_id(), Some(id::CHANNEL_CLOSE));
-    let close = Close::parse(frame.arguments()).unwrap();
-    (frame.channel, String::from_utf8_lossy(close.text).into_owned())
-}
-
 #[test]
 fn a_half_message_is_judged_in_order_and_confirmed_when_it_is_durable() {
     let mut script = ordinary(&[1], true);
