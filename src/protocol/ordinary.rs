@@ -54,23 +54,27 @@ pub enum Step {
     Broken,
 }
 
-/// A message whose header is not there yet, or a half message whose body is not.
+/// What the client is in the middle of.
 #[derive(Debug)]
 enum Receiving {
-    Header {
-        publish: Vec<u8>,
-        raw: Vec<u8>,
-    },
-    Body {
-        publish: Vec<u8>,
-        header: Vec<u8>,
-        body: Vec<u8>,
-        body_bytes: u64,
-        received: u64,
-        what: What,
-    },
+    /// A message whose header is not there yet: the arguments of its basic.publish.
+    Header(Vec<u8>),
+    /// A message that is held, and whose body is not all there.
+    Body(Held),
     /// The body of an ordinary message, which passes.
     Passing(u64),
+}
+
+/// A message that does not pass, as far as it is there.
+#[derive(Debug)]
+struct Held {
+    what: What,
+    publish: Vec<u8>,
+    header: Vec<u8>,
+    /// Of a half message; the others' is not looked at.
+    body: Vec<u8>,
+    received: u64,
+    body_bytes: u64,
 }
 
 /// What a held message turned out to be.
@@ -206,16 +210,16 @@ impl HalfChannel {
         }
         match (frame.kind, self.receiving.take()) {
             (kind::METHOD, None) => self.handle_method(frame),
-            (kind::HEADER, Some(Receiving::Header { publish, raw })) => self.handle_header(publish, &raw, frame, io),
-            (kind::BODY, Some(Receiving::Body { publish, header, mut body, body_bytes, received, what })) => {
-                let received = received + frame.payload.len() as u64;
-                if received > body_bytes {
-                    return self.broken(&publish, Some(&header), frame, io);
+            (kind::HEADER, Some(Receiving::Header(publish))) => self.handle_header(publish, frame, io),
+            (kind::BODY, Some(Receiving::Body(mut held))) => {
+                held.received += frame.payload.len() as u64;
+                if held.received > held.body_bytes {
+                    return self.broken(&held.publish, Some(&held.header), frame, io);
                 }
-                if matches!(what, What::Half(_)) {
-                    body.extend_from_slice(frame.payload);
+                if matches!(held.what, What::Half(_)) {
+                    held.body.extend_from_slice(frame.payload);
                 }
-                self.proceed(publish, header, body, body_bytes, received, what, io)
+                self.proceed(held, io)
             }
             (kind::BODY, Some(Receiving::Passing(rest))) => {
                 let rest = rest.saturating_sub(frame.payload.len() as u64);
@@ -228,8 +232,8 @@ impl HalfChannel {
                     }
                 }
             }
-            (_, Some(Receiving::Header { publish, .. })) => self.broken(&publish, None, frame, io),
-            (_, Some(Receiving::Body { publish, header, .. })) => self.broken(&publish, Some(&header), frame, io),
+            (_, Some(Receiving::Header(publish))) => self.broken(&publish, None, frame, io),
+            (_, Some(Receiving::Body(held))) => self.broken(&held.publish, Some(&held.header), frame, io),
             // Out of order: RabbitMQ says so.
             (_, None | Some(Receiving::Passing(_))) => Step::Pass,
         }
@@ -237,20 +241,25 @@ impl HalfChannel {
 
     /// A frame that may not stand here. RabbitMQ is shown what came, and says what it says to that.
     fn broken(&mut self, publish: &[u8], header: Option<&[u8]>, frame: &Frame<'_>, io: &mut Io) -> Step {
-        frame::write_method(&mut io.to_upstream, self.number, id::BASIC_PUBLISH, |out| out.extend_from_slice(publish));
-        if let Some(header) = header {
-            frame::write(&mut io.to_upstream, kind::HEADER, self.number, |out| out.extend_from_slice(header));
-        }
+        self.pass(publish, header, io);
         io.to_upstream.extend_from_slice(frame.raw);
         Step::Broken
+    }
+
+    /// Lets RabbitMQ have the front of a message that was held.
+    fn pass(&self, publish: &[u8], header: Option<&[u8]>, io: &mut Io) {
+        let (out, number) = (&mut io.to_upstream, self.number);
+        frame::write_method(out, number, id::BASIC_PUBLISH, |out| out.extend_from_slice(publish));
+        if let Some(header) = header {
+            frame::write(out, kind::HEADER, number, |out| out.extend_from_slice(header));
+        }
     }
 
     fn handle_method(&mut self, frame: &Frame<'_>) -> Step {
         let method = frame.method_id();
         match method {
             Some(id::BASIC_PUBLISH) => {
-                let (publish, raw) = (frame.arguments().to_vec(), frame.raw.to_vec());
-                self.receiving = Some(Receiving::Header { publish, raw });
+                self.receiving = Some(Receiving::Header(frame.arguments().to_vec()));
                 return Step::Taken;
             }
             Some((CLASS_BASIC, _)) => return Step::Pass,
@@ -265,7 +274,7 @@ impl HalfChannel {
         Step::Pass
     }
 
-    fn handle_header(&mut self, publish: Vec<u8>, raw: &[u8], frame: &Frame<'_>, io: &mut Io) -> Step {
+    fn handle_header(&mut self, publish: Vec<u8>, frame: &Frame<'_>, io: &mut Io) -> Step {
         let what = match (Publish::parse(&publish), properties::body_size(frame.payload)) {
             (Ok(parsed), Ok(body_bytes)) => look(&parsed, frame.payload, io).map(|what| (what, body_bytes)),
             _ => None,
@@ -276,29 +285,21 @@ impl HalfChannel {
             }
             let rest = properties::body_size(frame.payload).unwrap_or(0);
             self.receiving = (rest > 0).then_some(Receiving::Passing(rest));
-            io.to_upstream.extend_from_slice(raw);
+            self.pass(&publish, None, io);
             return Step::Pass;
         };
         io.published = true;
-        self.proceed(publish, frame.payload.to_vec(), Vec::new(), body_bytes, 0, what, io)
+        let (header, body) = (frame.payload.to_vec(), Vec::new());
+        self.proceed(Held { what, publish, header, body, received: 0, body_bytes }, io)
     }
 
     /// Goes on receiving, or takes the message if all of it is there.
-    #[allow(clippy::too_many_arguments)] // the parts of one message
-    fn proceed(
-        &mut self,
-        publish: Vec<u8>,
-        header: Vec<u8>,
-        body: Vec<u8>,
-        body_bytes: u64,
-        received: u64,
-        what: What,
-        io: &mut Io,
-    ) -> Step {
-        if received < body_bytes {
-            self.receiving = Some(Receiving::Body { publish, header, body, body_bytes, received, what });
+    fn proceed(&mut self, held: Held, io: &mut Io) -> Step {
+        if held.received < held.body_bytes {
+            self.receiving = Some(Receiving::Body(held));
             return Step::Taken;
         }
+        let Held { what, publish, header, body, .. } = held;
         let stage = match what {
             What::Wrong(text) => return Step::Refuse(ReplyCode::PRECONDITION_FAILED, text, id::BASIC_PUBLISH),
             What::Decision(decision, name) => Stage::Decision(decision, name),
@@ -475,12 +476,8 @@ impl HalfChannel {
     /// Shows RabbitMQ the front of a message whose rest will not be held back any more.
     pub fn pass_receiving(&mut self, io: &mut Io) {
         match self.receiving.take() {
-            Some(Receiving::Header { raw, .. }) => io.to_upstream.extend_from_slice(&raw),
-            Some(Receiving::Body { publish, header, .. }) => {
-                let (out, number) = (&mut io.to_upstream, self.number);
-                frame::write_method(out, number, id::BASIC_PUBLISH, |out| out.extend_from_slice(&publish));
-                frame::write(out, kind::HEADER, number, |out| out.extend_from_slice(&header));
-            }
+            Some(Receiving::Header(publish)) => self.pass(&publish, None, io),
+            Some(Receiving::Body(held)) => self.pass(&held.publish, Some(&held.header), io),
             Some(Receiving::Passing(_)) | None => {}
         }
     }
