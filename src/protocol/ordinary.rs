@@ -95,6 +95,17 @@ struct Waiting {
     stage: Stage,
 }
 
+impl Waiting {
+    /// Has a half message judged, now that it is in order.
+    fn ask(&mut self) -> Option<(Ticket, Vec<u8>)> {
+        let Stage::Ordering { probe, half } = &mut self.stage else { return None };
+        let probe = std::mem::take(probe);
+        let half = Half { named: Arc::clone(&half.named), batch: std::mem::take(&mut half.batch) };
+        self.stage = Stage::Judging(half);
+        Some((self.ticket, probe))
+    }
+}
+
 #[derive(Debug)]
 enum Stage {
     Ordering { probe: Vec<u8>, half: Half },
@@ -117,7 +128,10 @@ pub struct HalfChannel {
     /// `None`: not in confirm mode.
     numbering: Option<Numbering>,
     receiving: Option<Receiving>,
+    /// In the order in which they came, which is that of their tickets. There may be thousands.
     waiting: VecDeque<Waiting>,
+    /// The sum of theirs.
+    waiting_bytes: usize,
     /// Frames of the client that wait until nothing is on its way.
     behind: Vec<u8>,
     /// Whether a method that may change RabbitMQ's judgement went out since the last flow-ok was asked for.
@@ -142,6 +156,7 @@ impl HalfChannel {
             numbering: published.map(Numbering::new),
             receiving: None,
             waiting: VecDeque::new(),
+            waiting_bytes: 0,
             behind: Vec::new(),
             // What the client did before this was not looked at.
             unordered: true,
@@ -179,8 +194,7 @@ impl HalfChannel {
 
     /// Whether the client has to wait before it may send more.
     pub fn is_congested(&self) -> bool {
-        self.refusal.is_none()
-            && self.behind.len() + self.waiting.iter().map(|waiting| waiting.bytes).sum::<usize>() > WAITING_BYTES_MAX
+        self.refusal.is_none() && self.behind.len() + self.waiting_bytes > WAITING_BYTES_MAX
     }
 
     /// Frames that waited; they are the client's next ones.
@@ -320,42 +334,33 @@ impl HalfChannel {
             io.committing += 1;
         }
         self.waiting.push_back(Waiting { ticket: io.next_ticket(), tag, bytes, stage });
+        self.waiting_bytes += bytes;
         // The answer also tells where RabbitMQ is within a content, which the confirm of a decision needs too.
         if std::mem::take(&mut self.unordered) {
             self.flows.push_back(true);
             method::write_flow(&mut io.to_upstream, self.number);
         }
-        self.advance(io)
+        self.decide_first(io);
+        if self.flows.contains(&true) {
+            return Step::Taken;
+        }
+        self.waiting.back_mut().and_then(Waiting::ask).map_or(Step::Taken, |asked| Step::Ask(vec![asked]))
     }
 
-    /// Lets what waits take its next step, where it can.
-    fn advance(&mut self, io: &mut Io) -> Step {
-        let mut asked = Vec::new();
-        let ordered = !self.flows.contains(&true);
-        for (place, waiting) in self.waiting.iter_mut().enumerate() {
-            match &mut waiting.stage {
-                Stage::Ordering { probe, half } if ordered => {
-                    asked.push((waiting.ticket, std::mem::take(probe)));
-                    let half = Half { named: Arc::clone(&half.named), batch: std::mem::take(&mut half.batch) };
-                    waiting.stage = Stage::Judging(half);
-                }
-                Stage::Decision(decision, name) if place == 0 => {
-                    let (decision, name) = (*decision, name.clone());
-                    let (channel, ticket) = (self.number, waiting.ticket);
-                    io.commands.push_back(Command::Decide { channel, ticket, decision, name: name.clone() });
-                    waiting.stage = Stage::Deciding(name);
-                }
-                _ => {}
-            }
+    /// Asks the store for a decision, if all before it are through.
+    fn decide_first(&mut self, io: &mut Io) {
+        let Some(Waiting { ticket, stage, .. }) = self.waiting.front_mut() else { return };
+        if let Stage::Decision(decision, name) = stage {
+            let (channel, ticket, decision, name) = (self.number, *ticket, *decision, name.clone());
+            *stage = Stage::Deciding(name.clone());
+            io.commands.push_back(Command::Decide { channel, ticket, decision, name });
         }
-        if asked.is_empty() { Step::Taken } else { Step::Ask(asked) }
     }
 
     /// What RabbitMQ says of a half message.
     pub fn handle_judged(&mut self, ticket: Ticket, judgement: Judgement, io: &mut Io) -> Step {
-        let Some(waiting) = self.waiting.iter_mut().find(|waiting| waiting.ticket == ticket) else {
-            return Step::Taken;
-        };
+        let Some(place) = self.place(ticket) else { return Step::Taken };
+        let waiting = &mut self.waiting[place];
         let Stage::Judging(half) = &mut waiting.stage else { return Step::Taken };
         match judgement {
             Judgement::Refused { code, text, method } => {
@@ -386,9 +391,7 @@ impl HalfChannel {
 
     /// The store's answer to a decision.
     pub fn handle_decided(&mut self, ticket: Ticket, result: Result<Verdict, StoreError>, io: &mut Io) -> Step {
-        let Some(place) = self.waiting.iter().position(|waiting| waiting.ticket == ticket) else {
-            return Step::Taken;
-        };
+        let Some(place) = self.place(ticket) else { return Step::Taken };
         let Stage::Deciding(name) = &self.waiting[place].stage else { return Step::Taken };
         match half::check_verdict(name, result) {
             Ok(()) => self.done(place, io),
@@ -396,10 +399,15 @@ impl HalfChannel {
         }
     }
 
+    fn place(&self, ticket: Ticket) -> Option<usize> {
+        self.waiting.binary_search_by_key(&ticket, |waiting| waiting.ticket).ok()
+    }
+
     /// A half message or decision is durable: it is confirmed, and others may go on.
     fn done(&mut self, place: usize, io: &mut Io) -> Step {
-        let waiting = self.waiting.remove(place);
-        if let (Some(numbering), Some(tag)) = (&mut self.numbering, waiting.and_then(|waiting| waiting.tag)) {
+        let Some(waiting) = self.waiting.remove(place) else { return Step::Taken };
+        self.waiting_bytes -= waiting.bytes;
+        if let (Some(numbering), Some(tag)) = (&mut self.numbering, waiting.tag) {
             let settle = numbering.parked(tag);
             let mut ack = Vec::new();
             method::write_settle(&mut ack, self.number, id::BASIC_ACK, settle);
@@ -409,7 +417,8 @@ impl HalfChannel {
             io.committing -= 1;
             return Step::Released;
         }
-        self.advance(io)
+        self.decide_first(io);
+        Step::Taken
     }
 
     /// Speaks to the client, never into the middle of a content.
@@ -436,7 +445,8 @@ impl HalfChannel {
         }
         match frame.method_id() {
             Some(id::CHANNEL_FLOW_OK) if self.flows.pop_front() == Some(true) => match self.is_busy() {
-                true => self.advance(io),
+                true if self.flows.contains(&true) => Step::Taken,
+                true => Step::Ask(self.waiting.iter_mut().filter_map(Waiting::ask).collect()),
                 false => Step::Released,
             },
             Some(method @ (id::BASIC_ACK | id::BASIC_NACK)) => {
@@ -455,6 +465,7 @@ impl HalfChannel {
     pub fn lose_upstream(&mut self, io: &mut Io) {
         let was_waiting = !self.waiting.is_empty();
         self.waiting.retain(|waiting| matches!(waiting.stage, Stage::Parking(_) | Stage::Deciding(_)));
+        self.waiting_bytes = self.waiting.iter().map(|waiting| waiting.bytes).sum();
         if was_waiting && self.waiting.is_empty() {
             io.committing -= 1;
         }
@@ -470,6 +481,7 @@ impl HalfChannel {
         if !self.waiting.is_empty() {
             io.committing -= 1;
             self.waiting.clear();
+            self.waiting_bytes = 0;
         }
     }
 

@@ -281,6 +281,42 @@ fn a_client_that_closes_politely_has_everything_kept() {
 }
 
 #[test]
+fn a_client_waits_while_much_is_on_its_way_and_no_longer() {
+    const BODY: usize = 10_000;
+    for lost in [false, true] {
+        let mut script = ordinary(&[1], true);
+        let mut count = 0;
+        while script.connection.wants_client() {
+            script.client(&half(1, "order-1", &[7; BODY]));
+            count += 1;
+            assert!(count < 1000);
+        }
+        assert!((90..=110).contains(&count), "{count} of {BODY} bytes");
+        script.upstream(&flow_ok(1));
+        for _ in 0..count {
+            script.upstream(&bare(SEAT, id::TX_ROLLBACK_OK));
+        }
+        let kept: Vec<_> = (0..count).map(|_| parked(&mut script).1).collect();
+        assert!(!script.connection.wants_client(), "judged, not durable");
+        // The last first: answers may come in any order.
+        keep(&mut script, 1, kept[count - 1]);
+        assert!(script.connection.wants_client());
+        if lost {
+            script.connection.handle_upstream_lost();
+            script.collect();
+        }
+        script.sent();
+        for id in &kept[..count - 1] {
+            keep(&mut script, 1, *id);
+        }
+        let acks: Vec<_> = (1..count as u64).map(|tag| ack(1, tag, false)).collect();
+        if !lost {
+            assert_eq!(script.sent().0, acks.concat());
+        }
+    }
+}
+
+#[test]
 fn a_store_that_fails_closes_the_channel() {
     let mut script = ordinary(&[1], true);
     script.client(&half(1, "a", b"1"));
