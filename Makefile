@@ -22,7 +22,8 @@ test: ## Run every test, against a real RabbitMQ
 
 picture: ## Take the README's picture of the dashboard again, after five minutes of traffic
 	@tests/setup.sh
-	cargo test --locked --test it dashboard::picture -- --ignored
+	PICTURE_SECONDS=300 cargo test --locked --test it dashboard::picture
+	cp target/dashboard/picture.png docs/dashboard.png
 
 fuzz: ## Feed the protocol core with anything, FOR seconds (30) each target
 	@tests/fuzz/run.sh $(FOR)

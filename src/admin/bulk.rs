@@ -5,21 +5,19 @@ use std::sync::Arc;
 
 use axum::Json;
 use axum::extract::State;
-use axum::http::StatusCode;
 use futures_util::future::join_all;
 use serde::Serialize;
 use utoipa::ToSchema;
 
 use super::access::Operator;
-use super::body;
-use super::body::{Bulk, BulkCursor};
+use super::body::{self, Bulk, BulkCursor};
 use super::decisions::{NO_CHECKER, check_now, settle};
 use super::letters::{self, Fate};
 use super::openapi::{Refusals, Wrong};
 use super::problem::Problem;
 use super::request::one_of;
-use super::{Admin, view};
-use crate::store::{Filter, LetterFilter, system_clock};
+use super::{Admin, apart, view};
+use crate::store::{Filter, LetterFilter, Listing, Reply, system_clock};
 use crate::tx::decision::{Decision, Target, Verdict};
 use crate::tx::state;
 
@@ -29,6 +27,8 @@ const BATCH: usize = 200;
 const COUNTED: usize = 1000;
 /// How often, at most: what is beyond is not worth the store's time.
 const COUNTS_MAX: usize = 20;
+/// What is said of a batch that panicked.
+const BROKE_OFF: &str = "the batch broke off; see the log";
 
 /// How many fit, or what became of a batch.
 #[derive(Debug, Serialize, ToSchema)]
@@ -71,6 +71,16 @@ enum Outcome {
     Done,
     Skipped,
     Failed(String),
+}
+
+/// What happened to each, where `judge` knows it of those that did not fail.
+fn outcomes<T>(
+    ids: impl Iterator<Item: ToString>,
+    results: Vec<Result<T, Problem>>,
+    judge: impl Fn(T) -> Outcome,
+) -> Vec<(String, Outcome)> {
+    let failed = |problem: Problem| Outcome::Failed(problem.detail().to_owned());
+    ids.zip(results).map(|(id, result)| (id.to_string(), result.map_or_else(failed, &judge))).collect()
 }
 
 impl Done {
@@ -135,54 +145,33 @@ pub(super) async fn transactions(
     filter.parked_before.get_or_insert(begun.until);
     let store = admin.store()?;
     let Some(reason) = bulk.reason else {
-        let mut count = Count::default();
-        while let Some(after) = count.next() {
-            let page = store.transactions(filter.clone(), after, COUNTED).await?;
-            count.add(page.items.len(), page.next);
-        }
-        return Ok(Json(Answer::Counted(count.end())));
+        return count(|after| store.transactions(filter.clone(), after, COUNTED)).await;
     };
     let page = store.transactions(filter, begun.after, BATCH).await?;
-    let next_cursor = page.next.map(|after| BulkCursor { after, ..begun }.to_string());
     let ids: Vec<_> = page.items.iter().map(|summary| summary.id).collect();
-    let done = apart(async move {
-        let mut done = Done { next_cursor, ..Done::default() };
-        match action {
+    let work = async move {
+        Ok(match action {
             // Called in order, so that they are decided in order, and awaited together: they share their syncs.
             Action::Decide(decision) => {
                 let calls: Result<Vec<_>, _> = ids
                     .iter()
                     .map(|id| settle(&admin, Arc::clone(&who), Target::Id(*id), decision, Arc::clone(&reason), true))
                     .collect();
-                for (id, verdict) in ids.iter().zip(join_all(calls?).await) {
-                    done.add(
-                        id.to_string(),
-                        match verdict {
-                            Ok(Verdict::Decided(_)) => Outcome::Done,
-                            Ok(_) => Outcome::Skipped,
-                            Err(problem) => Outcome::Failed(problem.detail().to_owned()),
-                        },
-                    );
-                }
+                outcomes(ids.iter(), join_all(calls?).await, |verdict| match verdict {
+                    Verdict::Decided(_) => Outcome::Done,
+                    _ => Outcome::Skipped,
+                })
             }
             Action::Check => {
-                let asked = ids.iter().map(|id| check_now(&admin, &who, *id, Some(&reason)));
-                for (id, asked) in ids.iter().zip(join_all(asked).await) {
-                    done.add(
-                        id.to_string(),
-                        match asked {
-                            Ok(true) => Outcome::Done,
-                            Ok(false) => Outcome::Failed(NO_CHECKER.into()),
-                            Err(problem) => Outcome::Failed(problem.detail().to_owned()),
-                        },
-                    );
-                }
+                let calls = ids.iter().map(|id| check_now(&admin, &who, *id, Some(&reason)));
+                outcomes(ids.iter(), join_all(calls).await, |asked| match asked {
+                    true => Outcome::Done,
+                    false => Outcome::Failed(NO_CHECKER.into()),
+                })
             }
-        }
-        Ok(done)
-    })
-    .await?;
-    Ok(Json(Answer::Done(done)))
+        })
+    };
+    do_all(work, begun, page.next).await
 }
 
 /// Decides about dead letters.
@@ -212,48 +201,51 @@ pub(super) async fn dead_letters(
     let filter = LetterFilter { since_before: Some(begun.until), ..bulk.filter };
     let store = admin.store()?;
     let Some(reason) = bulk.reason else {
-        let mut count = Count::default();
-        while let Some(after) = count.next() {
-            let page = store.dead_letters(filter.clone(), after, COUNTED).await?;
-            count.add(page.items.len(), page.next);
-        }
-        return Ok(Json(Answer::Counted(count.end())));
+        return count(|after| store.dead_letters(filter.clone(), after, COUNTED)).await;
     };
     let page = store.dead_letters(filter, begun.after, BATCH).await?;
-    let next_cursor = page.next.map(|after| BulkCursor { after, ..begun }.to_string());
     let ids: Vec<_> = page.items.iter().map(|letter| letter.id).collect();
-    let done = apart(async move {
-        let mut done = Done { next_cursor, ..Done::default() };
+    let work = async move {
         let calls: Result<Vec<_>, _> = ids
             .iter()
             .map(|id| letters::settle(&admin, Arc::clone(&who), *id, fate, Arc::clone(&reason), true))
             .collect();
-        for (id, settled) in ids.iter().zip(join_all(calls?).await) {
-            done.add(
-                id.0.to_string(),
-                match settled {
-                    Ok(Some(_)) => Outcome::Done,
-                    Ok(None) => Outcome::Skipped,
-                    Err(problem) => Outcome::Failed(problem.detail().to_owned()),
-                },
-            );
-        }
-        Ok(done)
-    })
-    .await?;
+        Ok(outcomes(ids.iter().map(|id| id.0), join_all(calls?).await, |transaction| match transaction {
+            Some(_) => Outcome::Done,
+            None => Outcome::Skipped,
+        }))
+    };
+    do_all(work, begun, page.next).await
+}
+
+/// Does what is to be done with a page, and tells what became of it. `next`: what to ask the store for to get the rest.
+async fn do_all(
+    work: impl Future<Output = Result<Vec<(String, Outcome)>, Problem>> + Send + 'static,
+    begun: BulkCursor,
+    next: Option<i64>,
+) -> Result<Json<Answer>, Problem> {
+    let next_cursor = next.map(|after| BulkCursor { after, ..begun }.to_string());
+    let mut done = Done { next_cursor, ..Done::default() };
+    for (id, outcome) in apart(work, BROKE_OFF).await? {
+        done.add(id, outcome);
+    }
     Ok(Json(Answer::Done(done)))
+}
+
+/// Counts what `list` gives page by page, as far as that is worth the store's time.
+async fn count<T>(list: impl Fn(i64) -> Reply<Listing<T>>) -> Result<Json<Answer>, Problem> {
+    let mut count = Count::default();
+    while let Some(after) = count.next() {
+        let page = list(after).await?;
+        count.add(page.items.len(), page.next);
+    }
+    Ok(Json(Answer::Counted(count.end())))
 }
 
 /// The first request takes everything that is there at its moment.
 fn begin(cursor: Option<BulkCursor>) -> BulkCursor {
     // What came at this very moment is there.
     cursor.unwrap_or_else(|| BulkCursor { after: 0, until: view::just_after(system_clock()) })
-}
-
-/// Runs in a task of its own: a caller who hangs up takes nothing back, so what is begun is done, logged and counted.
-async fn apart(work: impl Future<Output = Result<Done, Problem>> + Send + 'static) -> Result<Done, Problem> {
-    let failed = |_| Problem::new(StatusCode::INTERNAL_SERVER_ERROR, "the batch broke off; see the log");
-    tokio::spawn(work).await.map_err(failed)?
 }
 
 /// A count that goes on page by page, and not forever.

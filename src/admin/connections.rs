@@ -8,11 +8,10 @@ use utoipa::ToSchema;
 
 use super::access::Operator;
 use super::audit::{Action, Line};
-use super::body;
-use super::body::Reason;
+use super::body::{self, Reason};
 use super::openapi::{Refusals, Unknown, Wrong};
 use super::problem::Problem;
-use super::request::{ConnectionNumber, Everything, Page, cursor};
+use super::request::{ConnectionNumber, Everything, Page, PageQuery, cursor};
 use super::view::{self, Count};
 use super::{Admin, sessions};
 use crate::protocol::command::Stage;
@@ -80,10 +79,7 @@ impl From<&Seat> for Connection {
     path = "/connections",
     tag = "connections",
     operation_id = "listConnections",
-    params(
-        ("limit" = Option<u16>, Query, minimum = 1, maximum = 1000, description = "Items in a page; 100 without it."),
-        ("cursor" = Option<String>, Query, pattern = "^[0-7][0-9a-f]{15}$", description = "The `next_cursor` of the page before."),
-    ),
+    params(PageQuery),
     responses(
         (status = 200, body = Connections, description = "A page, the oldest first."),
         Wrong,
@@ -102,7 +98,7 @@ pub(super) async fn list(State(admin): State<Admin>, page: Page<Everything>) -> 
     path = "/connections/{id}",
     tag = "connections",
     operation_id = "closeConnection",
-    params(("id" = String, Path, pattern = "^[1-9][0-9]{0,18}$", description = "The connection's number.")),
+    params(ConnectionNumber),
     request_body = body::ReasonBody,
     responses(
         (status = 204, description = "It is told to end."),

@@ -9,12 +9,11 @@ use axum::response::{IntoResponse, Response};
 
 use super::access::Operator;
 use super::audit::{Action, Line};
-use super::body;
-use super::body::{Nothing, Reason};
+use super::body::{self, Nothing, Reason};
 use super::openapi::{Changed, Conflict, Refusals, Unknown, Wrong};
 use super::problem::Problem;
-use super::request::{Id, IfMatch, Named, Page};
-use super::{Admin, sessions, view};
+use super::request::{Id, IfMatch, Named, NamedPath, Page, PageQuery};
+use super::{Admin, DECISION_FAILED, apart, sessions, view};
 use crate::store::{Filter, Store, StoreError};
 use crate::tx::decision::{Actor, Decision, Fate, Target, Verdict};
 use crate::tx::id::TransactionId;
@@ -41,8 +40,7 @@ impl Admin {
         ("name" = Option<String>, Query, min_length = 1, max_length = 255, description = "The name; `*` stands for any characters, `?` for one."),
         ("exchange" = Option<String>, Query, description = "The exchange of the first message, of those that have their messages still."),
         ("min_age" = Option<String>, Query, pattern = "^(0|[0-9]{1,6}(s|m|h|d))$", description = "At least so old, such as `30s`, `5m` or `1h 30m`."),
-        ("limit" = Option<u16>, Query, minimum = 1, maximum = 1000, description = "Items in a page; 100 without it."),
-        ("cursor" = Option<String>, Query, pattern = "^[0-7][0-9a-f]{15}$", description = "The `next_cursor` of the page before."),
+        PageQuery,
     ),
     responses(
         (status = 200, body = view::Page, description = "A page, in the order in which they came. It may have fewer than `limit`, even none, although there is a next one."),
@@ -60,7 +58,7 @@ pub(super) async fn list(State(admin): State<Admin>, page: Page<Filter>) -> Answ
     path = "/transactions/{id}",
     tag = "transactions",
     operation_id = "showTransaction",
-    params(("id" = String, Path, format = "uuid", description = "The transaction's id.")),
+    params(Id),
     responses(
         (status = 200, body = view::Transaction, description = "The transaction with its history.", headers(("ETag" = String, description = "Its version."))),
         Wrong,
@@ -80,10 +78,7 @@ pub(super) async fn show(State(admin): State<Admin>, Id(id): Id) -> Result<Respo
     path = "/transactions/{id}/commit",
     tag = "transactions",
     operation_id = "commit",
-    params(
-        ("id" = String, Path, format = "uuid", description = "The transaction's id."),
-        ("If-Match" = Option<String>, Header, description = "Versions, each in quotes: it has to be in one of them."),
-    ),
+    params(Id, IfMatch),
     request_body = body::ReasonBody,
     responses(
         (status = 200, body = view::Decided, description = "It is decided so, and durable."),
@@ -110,10 +105,7 @@ pub(super) async fn commit(
     path = "/transactions/{id}/rollback",
     tag = "transactions",
     operation_id = "rollBack",
-    params(
-        ("id" = String, Path, format = "uuid", description = "The transaction's id."),
-        ("If-Match" = Option<String>, Header, description = "Versions, each in quotes: it has to be in one of them."),
-    ),
+    params(Id, IfMatch),
     request_body = body::ReasonBody,
     responses(
         (status = 200, body = view::Decided, description = "It is decided so, and durable."),
@@ -140,11 +132,7 @@ pub(super) async fn roll_back(
     path = "/vhosts/{vhost}/users/{user}/transactions/{name}/commit",
     tag = "transactions",
     operation_id = "commitNamed",
-    params(
-        ("vhost" = String, Path, description = "The virtual host; the default one is `%2F`."),
-        ("user" = String, Path, description = "The user who published."),
-        ("name" = String, Path, description = "The transaction's name.", min_length = 1, max_length = 255),
-    ),
+    params(NamedPath),
     request_body = body::ReasonBody,
     responses(
         (status = 200, body = view::Decided, description = "It is decided so, and durable."),
@@ -168,11 +156,7 @@ pub(super) async fn commit_named(
     path = "/vhosts/{vhost}/users/{user}/transactions/{name}/rollback",
     tag = "transactions",
     operation_id = "rollBackNamed",
-    params(
-        ("vhost" = String, Path, description = "The virtual host; the default one is `%2F`."),
-        ("user" = String, Path, description = "The user who published."),
-        ("name" = String, Path, description = "The transaction's name.", min_length = 1, max_length = 255),
-    ),
+    params(NamedPath),
     request_body = body::ReasonBody,
     responses(
         (status = 200, body = view::Decided, description = "It is decided so, and durable."),
@@ -214,12 +198,8 @@ async fn decide(
     decision: Decision,
     Reason(reason): Reason,
 ) -> Answer<view::Decided> {
-    admin.store()?;
-    // A task of its own: a caller who hangs up takes nothing back, so it has to be logged and counted all the same.
-    let task = tokio::spawn(async move { settle(&admin, who, target, decision, reason, false)?.await });
-    let verdict =
-        task.await.map_err(|_| Problem::new(StatusCode::INTERNAL_SERVER_ERROR, "the decision failed; see the log"))?;
-    match verdict? {
+    let work = async move { settle(&admin, who, target, decision, reason, false)?.await };
+    match apart(work, DECISION_FAILED).await? {
         Verdict::Decided(fate) => Ok(Json(view::Decided::new(fate, true))),
         Verdict::Before(fate) => Ok(Json(view::Decided::new(fate, false))),
         Verdict::Contradicted(fate) => Err(contradicted(fate)),
@@ -252,7 +232,7 @@ pub(super) fn settle(
     path = "/transactions/{id}/check",
     tag = "transactions",
     operation_id = "check",
-    params(("id" = String, Path, format = "uuid", description = "The transaction's id.")),
+    params(Id),
     request_body = body::NothingBody,
     responses(
         (status = 200, body = view::Transaction, description = "Its checker is asked now."),

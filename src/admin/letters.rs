@@ -8,12 +8,11 @@ use axum::http::StatusCode;
 
 use super::access::Operator;
 use super::audit::{Action, Line};
-use super::body;
-use super::body::Reason;
+use super::body::{self, Reason};
 use super::openapi::{Conflict, Refusals, Unknown, Wrong};
 use super::problem::Problem;
-use super::request::{Letter, Page};
-use super::{Admin, view};
+use super::request::{Letter, Page, PageQuery};
+use super::{Admin, DECISION_FAILED, apart, view};
 use crate::store::{LetterFilter, LetterId, StoreError};
 use crate::tx::decision::Actor;
 use crate::tx::id::TransactionId;
@@ -44,8 +43,7 @@ impl Fate {
     params(
         ("vhost" = Option<String>, Query, description = "The virtual host."),
         ("exchange" = Option<String>, Query, description = "The exchange that it was published to."),
-        ("limit" = Option<u16>, Query, minimum = 1, maximum = 1000, description = "Items in a page; 100 without it."),
-        ("cursor" = Option<String>, Query, pattern = "^[0-7][0-9a-f]{15}$", description = "The `next_cursor` of the page before."),
+        PageQuery,
     ),
     responses(
         (status = 200, body = view::LetterPage, description = "A page, the first that was found out first."),
@@ -63,7 +61,7 @@ pub(super) async fn list(State(admin): State<Admin>, page: Page<LetterFilter>) -
     path = "/dead-letters/{id}",
     tag = "dead letters",
     operation_id = "showDeadLetter",
-    params(("id" = String, Path, pattern = "^[1-9][0-9]{0,18}$", description = "The dead letter's number.")),
+    params(Letter),
     responses(
         (status = 200, body = view::Letter, description = "The dead letter."),
         Wrong,
@@ -81,7 +79,7 @@ pub(super) async fn show(State(admin): State<Admin>, Letter(id): Letter) -> Answ
     path = "/dead-letters/{id}/retry",
     tag = "dead letters",
     operation_id = "retry",
-    params(("id" = String, Path, pattern = "^[1-9][0-9]{0,18}$", description = "The dead letter's number.")),
+    params(Letter),
     request_body = body::ReasonBody,
     responses(
         (status = 200, body = view::LetterDecided, description = "It is on its way once more."),
@@ -100,7 +98,7 @@ pub(super) async fn retry(admin: State<Admin>, who: Operator, id: Letter, why: R
     path = "/dead-letters/{id}/discard",
     tag = "dead letters",
     operation_id = "discard",
-    params(("id" = String, Path, pattern = "^[1-9][0-9]{0,18}$", description = "The dead letter's number.")),
+    params(Letter),
     request_body = body::ReasonBody,
     responses(
         (status = 200, body = view::LetterDecided, description = "It is gone."),
@@ -126,11 +124,8 @@ async fn decide(
     fate: Fate,
     Reason(reason): Reason,
 ) -> Answer<view::LetterDecided> {
-    admin.store()?;
-    // A task of its own: a caller who hangs up takes nothing back, so it has to be logged all the same.
-    let task = tokio::spawn(async move { settle(&admin, who, id, fate, reason, false)?.await });
-    let failed = |_| Problem::new(StatusCode::INTERNAL_SERVER_ERROR, "the decision failed; see the log");
-    let transaction = task.await.map_err(failed)??.ok_or_else(unknown)?;
+    let work = async move { settle(&admin, who, id, fate, reason, false)?.await };
+    let transaction = apart(work, DECISION_FAILED).await?.ok_or_else(unknown)?;
     Ok(Json(view::LetterDecided::new(id, transaction, fate.as_str())))
 }
 

@@ -8,8 +8,7 @@ use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 
 use super::audit::{Action, Line};
-use super::body;
-use super::body::{Nothing, Token};
+use super::body::{self, Nothing, Token};
 use super::openapi::{Refusals, Wrong};
 use super::problem::Problem;
 use super::sessions::{self, Caller};

@@ -9,7 +9,7 @@ use utoipa::ToSchema;
 
 use super::openapi::{Refusals, Unknown, Wrong};
 use super::problem::Problem;
-use super::request::{Id, MessagePage, message_cursor};
+use super::request::{Id, MessagePage, MessagePageQuery, message_cursor};
 use super::view::Count;
 use super::{Admin, decisions};
 use crate::amqp::method::Publish;
@@ -69,11 +69,7 @@ enum Form {
     path = "/transactions/{id}/messages",
     tag = "transactions",
     operation_id = "listMessages",
-    params(
-        ("id" = String, Path, format = "uuid", description = "The transaction's id."),
-        ("limit" = Option<u16>, Query, minimum = 1, maximum = 100, description = "Messages in a page; 20 without it."),
-        ("cursor" = Option<String>, Query, pattern = "^[0-7][0-9a-f]{15}$", description = "The `next_cursor` of the page before."),
-    ),
+    params(Id, MessagePageQuery),
     responses(
         (status = 200, body = Messages, description = "A page of messages, in the order in which they were published; none if it has them no more."),
         Wrong,

@@ -27,8 +27,10 @@ mod view;
 use std::convert::Infallible;
 use std::sync::{Arc, OnceLock, PoisonError, RwLock};
 
+use axum::http::StatusCode;
 use tokio::net::TcpListener;
 
+use self::problem::Problem;
 use self::sampler::Sampler;
 use crate::config::{Checker, Entry, Loaded};
 use crate::store::system_clock;
@@ -60,6 +62,19 @@ struct Setup {
     store_bytes_max: u64,
     entries: Vec<Entry>,
     checkers: Vec<Checker>,
+}
+
+/// What is said of a decision that panicked.
+const DECISION_FAILED: &str = "the decision failed; see the log";
+
+/// Runs in a task of its own: a caller who hangs up takes nothing back, so what is begun is done and logged.
+/// # Errors
+/// Those of `work`; 500 with `failed`, if it panics.
+async fn apart<T: Send + 'static>(
+    work: impl Future<Output = Result<T, Problem>> + Send + 'static,
+    failed: &'static str,
+) -> Result<T, Problem> {
+    tokio::spawn(work).await.map_err(|_| Problem::new(StatusCode::INTERNAL_SERVER_ERROR, failed))?
 }
 
 impl Admin {

@@ -4,8 +4,11 @@ use std::borrow::Cow;
 
 use axum::extract::{FromRequestParts, Path, RawQuery};
 use axum::http::{header, request::Parts};
+use utoipa::IntoParams;
 use uuid::Uuid;
 use wildmatch::WildMatch;
+
+pub(super) use self::shapes::{MessagePageQuery, NamedPath, PageQuery};
 
 use super::problem::Problem;
 use super::view::just_after;
@@ -182,7 +185,13 @@ impl<S: Send + Sync> FromRequestParts<S> for NoQuery {
 }
 
 /// The versions of which one has to be the transaction's; none: any will do.
-pub(super) struct IfMatch(Option<Vec<String>>);
+#[derive(IntoParams)]
+#[into_params(names("If-Match"), parameter_in = Header)]
+pub(super) struct IfMatch(
+    /// Versions, each in quotes: it has to be in one of them.
+    #[param(value_type = Option<String>)]
+    Option<Vec<String>>,
+);
 
 impl IfMatch {
     /// Whether the one that there is will do.
@@ -211,7 +220,13 @@ impl<S: Send + Sync> FromRequestParts<S> for IfMatch {
 }
 
 /// A dead letter's number in the path.
-pub(super) struct Letter(pub(super) LetterId);
+#[derive(IntoParams)]
+#[into_params(names("id"), parameter_in = Path)]
+pub(super) struct Letter(
+    /// The dead letter's number.
+    #[param(value_type = String, pattern = "^[1-9][0-9]{0,18}$")]
+    pub(super) LetterId,
+);
 
 impl<S: Send + Sync> FromRequestParts<S> for Letter {
     type Rejection = Problem;
@@ -226,7 +241,13 @@ impl<S: Send + Sync> FromRequestParts<S> for Letter {
 }
 
 /// A connection's number in the path.
-pub(super) struct ConnectionNumber(pub(super) u64);
+#[derive(IntoParams)]
+#[into_params(names("id"), parameter_in = Path)]
+pub(super) struct ConnectionNumber(
+    /// The connection's number.
+    #[param(value_type = String, pattern = "^[1-9][0-9]{0,18}$")]
+    pub(super) u64,
+);
 
 impl<S: Send + Sync> FromRequestParts<S> for ConnectionNumber {
     type Rejection = Problem;
@@ -283,7 +304,13 @@ pub(super) fn one_of(words: &[&str]) -> String {
 }
 
 /// A transaction's id in the path.
-pub(super) struct Id(pub(super) TransactionId);
+#[derive(IntoParams)]
+#[into_params(names("id"), parameter_in = Path)]
+pub(super) struct Id(
+    /// The transaction's id.
+    #[param(value_type = String, format = "uuid")]
+    pub(super) TransactionId,
+);
 
 impl<S: Send + Sync> FromRequestParts<S> for Id {
     type Rejection = Problem;
@@ -308,5 +335,45 @@ impl<S: Send + Sync> FromRequestParts<S> for Named {
         let segments = Path::<(String, String, String)>::from_request_parts(parts, state).await;
         let Path((vhost, user, text)) = segments.map_err(|error| Problem::field("path", error.body_text()))?;
         Ok(Self(Owned { vhost: vhost.into(), user: user.into(), name: name("name", &text)? }))
+    }
+}
+
+/// The shapes of queries and paths, for the document; what is read is read key by key, so that errors name them.
+#[allow(dead_code, reason = "they are drawn, not made")]
+mod shapes {
+    use utoipa::IntoParams;
+
+    #[derive(IntoParams)]
+    #[into_params(parameter_in = Query)]
+    pub(in super::super) struct PageQuery {
+        /// Items in a page; 100 without it.
+        #[param(minimum = 1, maximum = 1000)]
+        limit: Option<u16>,
+        /// The `next_cursor` of the page before.
+        #[param(pattern = "^[0-7][0-9a-f]{15}$")]
+        cursor: Option<String>,
+    }
+
+    #[derive(IntoParams)]
+    #[into_params(parameter_in = Query)]
+    pub(in super::super) struct MessagePageQuery {
+        /// Messages in a page; 20 without it.
+        #[param(minimum = 1, maximum = 100)]
+        limit: Option<u16>,
+        /// The `next_cursor` of the page before.
+        #[param(pattern = "^[0-7][0-9a-f]{15}$")]
+        cursor: Option<String>,
+    }
+
+    #[derive(IntoParams)]
+    #[into_params(parameter_in = Path)]
+    pub(in super::super) struct NamedPath {
+        /// The virtual host; the default one is `%2F`.
+        vhost: String,
+        /// The user who published.
+        user: String,
+        /// The transaction's name.
+        #[param(min_length = 1, max_length = 255)]
+        name: String,
     }
 }

@@ -10,7 +10,7 @@ use super::sessions::Caller;
 use super::{Admin, request};
 use crate::config::{self, Role};
 use crate::health::{COMPONENTS, Condition, Report};
-use crate::store::{self, Event, LetterId, Letters, Listing, Summary};
+use crate::store::{self, Event, LetterId, Listing, Summary};
 use crate::tx::decision::Fate;
 use crate::tx::id::{Timestamp, TransactionId};
 use crate::tx::state;
@@ -97,8 +97,8 @@ pub(super) struct Page {
     next_cursor: Option<String>,
 }
 
-impl From<Listing> for Page {
-    fn from(listing: Listing) -> Self {
+impl From<Listing<Summary>> for Page {
+    fn from(listing: Listing<Summary>) -> Self {
         Self {
             items: listing.items.into_iter().map(Transaction::from).collect(),
             next_cursor: listing.next.map(request::cursor),
@@ -214,8 +214,8 @@ pub(super) struct LetterPage {
     next_cursor: Option<String>,
 }
 
-impl From<Letters> for LetterPage {
-    fn from(letters: Letters) -> Self {
+impl From<Listing<store::Letter>> for LetterPage {
+    fn from(letters: Listing<store::Letter>) -> Self {
         Self {
             items: letters.items.into_iter().map(Letter::from).collect(),
             next_cursor: letters.next.map(request::cursor),

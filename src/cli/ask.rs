@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 
 use super::Query;
 use super::client::{Client, ClientError, Url, encoded};
-use super::text::{shown, shown_json};
+use super::text::{Column, shown, shown_json, table};
 use crate::admin::{LIMIT_MAX, TokenError, check_reason, read_token};
 use crate::config::{self, ConfigError, Role, TOKEN_VARIABLE};
 
@@ -129,6 +129,27 @@ pub(super) async fn list(
         }
     }
     Ok(json!({"items": items, "next_cursor": cursor}))
+}
+
+/// Prints what [`list`] gave as a table. `columns`: heads, and whether they may be shortened; `row`: an item's cells.
+pub(super) fn print_list<const N: usize>(
+    answer: &Value,
+    columns: [(&'static str, bool); N],
+    row: impl Fn(&Value) -> [String; N],
+    width: Option<usize>,
+    out: &mut impl Write,
+) -> io::Result<()> {
+    let items = answer["items"].as_array().map(Vec::as_slice).unwrap_or_default();
+    if items.is_empty() {
+        return writeln!(out, "There are none.");
+    }
+    let columns = columns.map(|(head, elastic)| Column { head, elastic });
+    let rows: Vec<Vec<String>> = items.iter().map(|item| row(item).into()).collect();
+    table(&columns, &rows, width).iter().try_for_each(|line| writeln!(out, "{line}"))?;
+    match answer["next_cursor"].is_null() {
+        true => Ok(()),
+        false => writeln!(out, "There are more: raise --limit."),
+    }
 }
 
 /// A field as a person may see it.

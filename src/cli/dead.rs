@@ -12,7 +12,6 @@ use serde_json::{Value, json};
 use super::ask::{self, AskError, Reach, age, client, print, reason, terminal_width, text};
 use super::client::{Client, ClientError};
 use super::progress::{Progress, Step};
-use super::text::{Column, table};
 
 /// `halfway dead`.
 #[derive(Debug, Subcommand)]
@@ -131,7 +130,7 @@ pub async fn run(command: &DeadCommand, out: impl Write) -> Result<bool, AskErro
             let client = client(&list.reach)?;
             let answer = ask::list(&client, PATH, &list.only.filters(), list.limit as usize).await?;
             print(&list.reach, &answer, out, |answer, out| {
-                print_list(answer, SystemTime::now(), terminal_width(), &mut *out)
+                print_list(answer, SystemTime::now(), terminal_width(), out)
             })?;
         }
         DeadCommand::Show(Show { reach, id }) => {
@@ -196,11 +195,7 @@ async fn retry_all(retry: &Retry, out: impl Write) -> Result<bool, AskError> {
     Ok(all_done)
 }
 
-fn print_list(answer: &Value, now: SystemTime, width: Option<usize>, mut out: impl Write) -> io::Result<()> {
-    let items = answer["items"].as_array().map(Vec::as_slice).unwrap_or_default();
-    if items.is_empty() {
-        return writeln!(out, "There are none.");
-    }
+fn print_list(answer: &Value, now: SystemTime, width: Option<usize>, out: &mut impl Write) -> io::Result<()> {
     let columns = [
         ("ID", false),
         ("AGE", false),
@@ -209,21 +204,13 @@ fn print_list(answer: &Value, now: SystemTime, width: Option<usize>, mut out: im
         ("ROUTING KEY", true),
         ("CODE", false),
         ("REASON", true),
-    ]
-    .map(|(head, elastic)| Column { head, elastic });
-    let rows: Vec<Vec<String>> = items
-        .iter()
-        .map(|item| {
-            let mut row = vec![text(item, "id"), age(&item["since"], now)];
-            row.extend(["attempts", "exchange", "routing_key", "reply_code", "reply_text"].map(|it| text(item, it)));
-            row
-        })
-        .collect();
-    table(&columns, &rows, width).iter().try_for_each(|line| writeln!(out, "{line}"))?;
-    match answer["next_cursor"].is_null() {
-        true => Ok(()),
-        false => writeln!(out, "There are more: raise --limit."),
-    }
+    ];
+    let row = |item: &Value| {
+        let [id, attempts, exchange, key, code, reply] =
+            ["id", "attempts", "exchange", "routing_key", "reply_code", "reply_text"].map(|field| text(item, field));
+        [id, age(&item["since"], now), attempts, exchange, key, code, reply]
+    };
+    ask::print_list(answer, columns, row, width, out)
 }
 
 fn print_letter<W: Write>(letter: &Value, out: &mut W) -> io::Result<()> {

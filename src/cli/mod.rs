@@ -391,6 +391,7 @@ mod tests {
             "halfway tx list --state done",
             "halfway tx list --limit 0",
             "halfway tx list --name=",
+            "halfway tx list --min-age soon",
             "halfway tx list --url proxy",
             "halfway serve --confg a",
             "halfway config",

@@ -10,7 +10,6 @@ use uuid::Uuid;
 
 use super::ask::{self, AskError, Reach, age, client, print, reason, terminal_width, text};
 use super::client::{Client, encoded};
-use super::text::{Column, table};
 use crate::tx::name::TransactionName;
 use crate::tx::state::State;
 
@@ -56,9 +55,15 @@ pub struct List {
     /// Only those of this user
     #[arg(long)]
     pub user: Option<String>,
-    /// Only those with this name
+    /// Only those with this name; * in it stands for any characters, ? for one
     #[arg(long, value_parser = name)]
     pub name: Option<String>,
+    /// Only those whose first message, if they have it still, was published to this exchange; empty is the default exchange
+    #[arg(long)]
+    pub exchange: Option<String>,
+    /// Only those at least so old, such as 30s or "1h 30m"
+    #[arg(long, value_name = "AGE")]
+    pub min_age: Option<humantime::Duration>,
     /// At most so many
     #[arg(long, value_name = "N", default_value = "100", value_parser = clap::value_parser!(u32).range(1..))]
     pub limit: u32,
@@ -157,17 +162,19 @@ async fn run_decide(decide: &Decide, what: &str, out: impl Write) -> Result<(), 
 
 async fn run_list(list: &List, out: impl Write) -> Result<(), AskError> {
     let client = client(&list.reach)?;
-    let filters = [("state", &list.state), ("vhost", &list.vhost), ("user", &list.user), ("name", &list.name)];
+    let List { state, vhost, user, name, exchange, min_age, .. } = list;
+    let min_age = &min_age.map(|age| age.to_string());
+    let filters = [
+        ("state", state),
+        ("vhost", vhost),
+        ("user", user),
+        ("name", name),
+        ("exchange", exchange),
+        ("min_age", min_age),
+    ];
     let filters = filters.map(|(key, value)| (key, value.as_deref()));
     let answer = ask::list(&client, "/api/transactions", &filters, list.limit as usize).await?;
-    print(&list.reach, &answer, out, |answer, out| {
-        let items = answer["items"].as_array().map(Vec::as_slice).unwrap_or_default();
-        print_list(items, SystemTime::now(), terminal_width(), &mut *out)?;
-        match answer["next_cursor"].is_null() {
-            true => Ok(()),
-            false => writeln!(out, "There are more: raise --limit."),
-        }
-    })
+    print(&list.reach, &answer, out, |answer, out| print_list(answer, SystemTime::now(), terminal_width(), out))
 }
 
 impl Which {
@@ -202,10 +209,7 @@ async fn id_of(client: &Client, which: &Which) -> Result<String, AskError> {
     found.and_then(|item| item["id"].as_str()).map(str::to_owned).ok_or(AskError::Unknown)
 }
 
-fn print_list(items: &[Value], now: SystemTime, width: Option<usize>, mut out: impl Write) -> io::Result<()> {
-    if items.is_empty() {
-        return writeln!(out, "There are none.");
-    }
+fn print_list(answer: &Value, now: SystemTime, width: Option<usize>, out: &mut impl Write) -> io::Result<()> {
     let columns = [
         ("ID", false),
         ("STATE", false),
@@ -214,17 +218,13 @@ fn print_list(items: &[Value], now: SystemTime, width: Option<usize>, mut out: i
         ("NAME", true),
         ("USER", true),
         ("VHOST", true),
-    ]
-    .map(|(head, elastic)| Column { head, elastic });
-    let rows: Vec<Vec<String>> = items
-        .iter()
-        .map(|item| {
-            let mut row = vec![text(item, "id"), text(item, "state"), age(&item["created_at"], now)];
-            row.extend(["messages", "name", "user", "vhost"].map(|field| text(item, field)));
-            row
-        })
-        .collect();
-    table(&columns, &rows, width).iter().try_for_each(|line| writeln!(out, "{line}"))
+    ];
+    let row = |item: &Value| {
+        let [id, state, messages, name, user, vhost] =
+            ["id", "state", "messages", "name", "user", "vhost"].map(|field| text(item, field));
+        [id, state, age(&item["created_at"], now), messages, name, user, vhost]
+    };
+    ask::print_list(answer, columns, row, width, out)
 }
 
 fn print_transaction<W: Write>(transaction: &Value, out: &mut W) -> io::Result<()> {
@@ -271,7 +271,7 @@ mod tests {
         let print = |width| {
             let mut out = Vec::new();
             let now = UNIX_EPOCH + Duration::from_secs(7201);
-            print_list(std::slice::from_ref(&item), now, width, &mut out).expect("writing to a Vec does not fail");
+            print_list(&json!({"items": [item]}), now, width, &mut out).expect("writing to a Vec does not fail");
             String::from_utf8(out).expect("UTF-8")
         };
         let narrow = print(Some(80));
@@ -283,7 +283,7 @@ mod tests {
             "{whole}"
         );
         let mut out = Vec::new();
-        print_list(&[], UNIX_EPOCH, None, &mut out).expect("writing to a Vec does not fail");
+        print_list(&json!({"items": []}), UNIX_EPOCH, None, &mut out).expect("writing to a Vec does not fail");
         assert_eq!(out, b"There are none.\n");
     }
 }

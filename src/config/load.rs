@@ -48,8 +48,7 @@ impl Loaded {
     /// Every key with its effective value (secrets redacted) and its origin, sorted by key.
     pub fn entries(&self) -> Vec<Entry> {
         let origin = |key: &str| {
-            let list = key.split('.').next().filter(|list| *list == CHECKER);
-            let known = self.origins.get(key).or_else(|| self.origins.get(list?));
+            let known = self.origins.get(key).or_else(|| self.origins.get(list_of(key)?));
             known.cloned().unwrap_or(Origin::Default)
         };
         leaves(&self.config).into_iter().map(|(key, value)| Entry { origin: origin(&key), key, value }).collect()
@@ -176,7 +175,7 @@ pub(super) fn load_from(
         }
     }
     let origin_of = |key: &str| {
-        let list = || key.starts_with("checker.").then(|| figment.find_metadata(CHECKER)).flatten();
+        let list = || list_of(key).and_then(|list| figment.find_metadata(list));
         figment.find_metadata(key).or_else(list).and_then(origin).unwrap_or(Origin::Default)
     };
     let config = figment.extract::<Config>().map_err(|errors| {
@@ -411,6 +410,12 @@ pub(super) fn leaves(config: &impl Serialize) -> Keys {
     let mut keys = Keys::new();
     walk(String::new(), serde_json::to_value(config).expect("structs of strings and numbers become JSON"), &mut keys);
     keys
+}
+
+/// The list of tables that a key such as `checker.0.url` stands in; all of a list comes from one place.
+fn list_of(key: &str) -> Option<&str> {
+    let mut dots = key.match_indices('.').map(|(at, _)| at);
+    dots.find(|dot| key[dot + 1..].starts_with(|first: char| first.is_ascii_digit())).map(|dot| &key[..dot])
 }
 
 fn origin(metadata: &Metadata) -> Option<Origin> {

@@ -105,6 +105,8 @@ fn tokens_are_tables_in_a_list_and_their_keys_are_checked_like_all_others() {
     let variable = [("HALFWAY_ADMIN__TOKENS", "[{ token_file = 'b', role = 'viewer' }]"), ("HALFWAY_TOKEN", "x")];
     let loaded = load_text(text, &variable).expect("valid");
     assert_eq!(loaded.config.admin.tokens[0].role, Role::Viewer);
+    assert_eq!(origin(&loaded, "admin.tokens.0.role"), Origin::Variable("HALFWAY_ADMIN__TOKENS".into()));
+    assert!(matches!(origin(&load_text(text, &[]).expect("valid"), "admin.tokens.0.token_file"), Origin::File(_)));
     let closed = load_text("", &[("HALFWAY_ADMIN__OPEN_ON_LOOPBACK", "false")]).expect("valid");
     assert!(!closed.config.admin.is_open());
 
@@ -210,9 +212,16 @@ fn keys_that_need_one_another_are_checked_together() {
         ("[store]\nmax_size = '100MiB'", "transaction.max_size"),
         ("[transaction]\nmax_message_size = '2GiB'", "transaction.max_message_size"),
         ("[log]\nlevel = 'info,halfway=loud'", "log.level"),
+        ("[log]\nlevel = 'nonsense='", "log.level"),
+        ("[log]\nlevel = 'wran'", "log.level"),
+        ("[log]\nlevel = 'info,'", "log.level"),
+        ("[log]\nlevel = 'info,[connection{id=7}]'", "log.level"),
     ] {
         let found = problems(text, &[]);
         assert!(found.len() == 1 && found[0].starts_with(&format!("{key}: ")), "{text}: {found:?}");
+    }
+    for level in ["off", "WARN", "info,halfway::relay=debug,halfway::audit=info", "warn,[connection{id}]=trace"] {
+        assert!(load_text(&format!("[log]\nlevel = '{level}'"), &[]).is_ok(), "{level}");
     }
     let both = "[listen]\ntls_address = '0.0.0.0:5671'\ntls = { certificate = 'c', key = 'k' }";
     let tls = load_text(both, &[]).expect("valid").config.listen.tls().expect("a TLS port");

@@ -3,6 +3,7 @@
 use std::{net::SocketAddr, time::Duration};
 
 use tracing_subscriber::EnvFilter;
+use tracing_subscriber::filter::LevelFilter;
 
 use super::{AdminToken, Checker, Config, MessageSizeLimit};
 
@@ -59,8 +60,8 @@ pub(super) fn problems(config: &Config) -> Vec<(String, String)> {
     let exchange = &transaction.control_exchange;
     check((1..=255).contains(&exchange.len()), "transaction.control_exchange", "must have 1 to 255 bytes");
 
-    if let Err(error) = EnvFilter::try_new(&config.log.level) {
-        found.push(("log.level".to_owned(), format!("is neither a level nor a list of module=level: {error}")));
+    if let Err(text) = check_level(&config.log.level) {
+        found.push(("log.level".to_owned(), text));
     }
     for (number, checker) in checkers.iter().enumerate() {
         let mut check = |holds: bool, key: &str, text: String| {
@@ -119,6 +120,22 @@ pub(super) fn warnings(config: &Config) -> Vec<(String, String)> {
         Some((format!("checker.{number}.match"), text))
     };
     config.checker.iter().enumerate().filter_map(shadow).collect()
+}
+
+/// What a list of directives has to be: [`EnvFilter`] would take a word that is no level, or a level left out, for all
+/// levels of a module.
+fn check_level(list: &str) -> Result<(), String> {
+    let wrong = |what: &str| Err(format!("is neither a level nor a list of module=level: {what}"));
+    if let Err(error) = EnvFilter::try_new(list) {
+        return wrong(&error.to_string());
+    }
+    for directive in list.split(',') {
+        let level = directive.rsplit_once('=').map_or(directive, |(_, level)| level);
+        if level.is_empty() || level.parse::<LevelFilter>().is_err() {
+            return wrong(&format!("\"{directive}\" has no level"));
+        }
+    }
+    Ok(())
 }
 
 fn collide(one: Option<SocketAddr>, other: Option<SocketAddr>) -> bool {

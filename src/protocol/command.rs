@@ -38,7 +38,7 @@ pub struct Settings {
 }
 
 /// Tells the half messages and decisions of a connection apart.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Ticket(pub u64);
 
 /// What the session has to do for the connection.
@@ -226,7 +226,7 @@ impl Io {
     }
 
     /// A ticket that no channel of the connection has had: an answer may come when its channel is closed, and another
-    /// is open under the same number.
+    /// is open under the same number. They rise.
     pub fn next_ticket(&mut self) -> Ticket {
         self.last_ticket += 1;
         Ticket(self.last_ticket)

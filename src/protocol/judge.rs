@@ -64,8 +64,9 @@ impl Judge {
     pub fn is_in_the_way(&self, channel: u16, open: &HashSet<u16>, channel_max: u16) -> bool {
         match self.state {
             State::Absent => false,
-            State::Closing(number) => number == channel || has_no_room(open.len() + 1, channel_max),
-            State::Open(number) => number == channel || has_no_room(open.len() + 1, channel_max),
+            State::Open(number) | State::Closing(number) => {
+                number == channel || has_no_room(open.len() + 1, channel_max)
+            }
         }
     }
 

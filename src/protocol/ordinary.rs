@@ -54,23 +54,27 @@ pub enum Step {
     Broken,
 }
 
-/// A message whose header is not there yet, or a half message whose body is not.
+/// What the client is in the middle of.
 #[derive(Debug)]
 enum Receiving {
-    Header {
-        publish: Vec<u8>,
-        raw: Vec<u8>,
-    },
-    Body {
-        publish: Vec<u8>,
-        header: Vec<u8>,
-        body: Vec<u8>,
-        body_bytes: u64,
-        received: u64,
-        what: What,
-    },
+    /// A message whose header is not there yet: the arguments of its basic.publish.
+    Header(Vec<u8>),
+    /// A message that is held, and whose body is not all there.
+    Body(Held),
     /// The body of an ordinary message, which passes.
     Passing(u64),
+}
+
+/// A message that does not pass, as far as it is there.
+#[derive(Debug)]
+struct Held {
+    what: What,
+    publish: Vec<u8>,
+    header: Vec<u8>,
+    /// Of a half message; the others' is not looked at.
+    body: Vec<u8>,
+    received: u64,
+    body_bytes: u64,
 }
 
 /// What a held message turned out to be.
@@ -89,6 +93,17 @@ struct Waiting {
     tag: Option<u64>,
     bytes: usize,
     stage: Stage,
+}
+
+impl Waiting {
+    /// Has a half message judged, now that it is in order.
+    fn ask(&mut self) -> Option<(Ticket, Vec<u8>)> {
+        let Stage::Ordering { probe, half } = &mut self.stage else { return None };
+        let probe = std::mem::take(probe);
+        let half = Half { named: Arc::clone(&half.named), batch: std::mem::take(&mut half.batch) };
+        self.stage = Stage::Judging(half);
+        Some((self.ticket, probe))
+    }
 }
 
 #[derive(Debug)]
@@ -113,7 +128,10 @@ pub struct HalfChannel {
     /// `None`: not in confirm mode.
     numbering: Option<Numbering>,
     receiving: Option<Receiving>,
+    /// In the order in which they came, which is that of their tickets. There may be thousands.
     waiting: VecDeque<Waiting>,
+    /// The sum of theirs.
+    waiting_bytes: usize,
     /// Frames of the client that wait until nothing is on its way.
     behind: Vec<u8>,
     /// Whether a method that may change RabbitMQ's judgement went out since the last flow-ok was asked for.
@@ -138,6 +156,7 @@ impl HalfChannel {
             numbering: published.map(Numbering::new),
             receiving: None,
             waiting: VecDeque::new(),
+            waiting_bytes: 0,
             behind: Vec::new(),
             // What the client did before this was not looked at.
             unordered: true,
@@ -175,8 +194,7 @@ impl HalfChannel {
 
     /// Whether the client has to wait before it may send more.
     pub fn is_congested(&self) -> bool {
-        self.refusal.is_none()
-            && self.behind.len() + self.waiting.iter().map(|waiting| waiting.bytes).sum::<usize>() > WAITING_BYTES_MAX
+        self.refusal.is_none() && self.behind.len() + self.waiting_bytes > WAITING_BYTES_MAX
     }
 
     /// Frames that waited; they are the client's next ones.
@@ -206,16 +224,16 @@ impl HalfChannel {
         }
         match (frame.kind, self.receiving.take()) {
             (kind::METHOD, None) => self.handle_method(frame),
-            (kind::HEADER, Some(Receiving::Header { publish, raw })) => self.handle_header(publish, &raw, frame, io),
-            (kind::BODY, Some(Receiving::Body { publish, header, mut body, body_bytes, received, what })) => {
-                let received = received + frame.payload.len() as u64;
-                if received > body_bytes {
-                    return self.broken(&publish, Some(&header), frame, io);
+            (kind::HEADER, Some(Receiving::Header(publish))) => self.handle_header(publish, frame, io),
+            (kind::BODY, Some(Receiving::Body(mut held))) => {
+                held.received += frame.payload.len() as u64;
+                if held.received > held.body_bytes {
+                    return self.broken(&held.publish, Some(&held.header), frame, io);
                 }
-                if matches!(what, What::Half(_)) {
-                    body.extend_from_slice(frame.payload);
+                if matches!(held.what, What::Half(_)) {
+                    held.body.extend_from_slice(frame.payload);
                 }
-                self.proceed(publish, header, body, body_bytes, received, what, io)
+                self.proceed(held, io)
             }
             (kind::BODY, Some(Receiving::Passing(rest))) => {
                 let rest = rest.saturating_sub(frame.payload.len() as u64);
@@ -228,8 +246,8 @@ impl HalfChannel {
                     }
                 }
             }
-            (_, Some(Receiving::Header { publish, .. })) => self.broken(&publish, None, frame, io),
-            (_, Some(Receiving::Body { publish, header, .. })) => self.broken(&publish, Some(&header), frame, io),
+            (_, Some(Receiving::Header(publish))) => self.broken(&publish, None, frame, io),
+            (_, Some(Receiving::Body(held))) => self.broken(&held.publish, Some(&held.header), frame, io),
             // Out of order: RabbitMQ says so.
             (_, None | Some(Receiving::Passing(_))) => Step::Pass,
         }
@@ -237,20 +255,25 @@ impl HalfChannel {
 
     /// A frame that may not stand here. RabbitMQ is shown what came, and says what it says to that.
     fn broken(&mut self, publish: &[u8], header: Option<&[u8]>, frame: &Frame<'_>, io: &mut Io) -> Step {
-        frame::write_method(&mut io.to_upstream, self.number, id::BASIC_PUBLISH, |out| out.extend_from_slice(publish));
-        if let Some(header) = header {
-            frame::write(&mut io.to_upstream, kind::HEADER, self.number, |out| out.extend_from_slice(header));
-        }
+        self.pass(publish, header, io);
         io.to_upstream.extend_from_slice(frame.raw);
         Step::Broken
+    }
+
+    /// Lets RabbitMQ have the front of a message that was held.
+    fn pass(&self, publish: &[u8], header: Option<&[u8]>, io: &mut Io) {
+        let (out, number) = (&mut io.to_upstream, self.number);
+        frame::write_method(out, number, id::BASIC_PUBLISH, |out| out.extend_from_slice(publish));
+        if let Some(header) = header {
+            frame::write(out, kind::HEADER, number, |out| out.extend_from_slice(header));
+        }
     }
 
     fn handle_method(&mut self, frame: &Frame<'_>) -> Step {
         let method = frame.method_id();
         match method {
             Some(id::BASIC_PUBLISH) => {
-                let (publish, raw) = (frame.arguments().to_vec(), frame.raw.to_vec());
-                self.receiving = Some(Receiving::Header { publish, raw });
+                self.receiving = Some(Receiving::Header(frame.arguments().to_vec()));
                 return Step::Taken;
             }
             Some((CLASS_BASIC, _)) => return Step::Pass,
@@ -265,7 +288,7 @@ impl HalfChannel {
         Step::Pass
     }
 
-    fn handle_header(&mut self, publish: Vec<u8>, raw: &[u8], frame: &Frame<'_>, io: &mut Io) -> Step {
+    fn handle_header(&mut self, publish: Vec<u8>, frame: &Frame<'_>, io: &mut Io) -> Step {
         let what = match (Publish::parse(&publish), properties::body_size(frame.payload)) {
             (Ok(parsed), Ok(body_bytes)) => look(&parsed, frame.payload, io).map(|what| (what, body_bytes)),
             _ => None,
@@ -276,29 +299,21 @@ impl HalfChannel {
             }
             let rest = properties::body_size(frame.payload).unwrap_or(0);
             self.receiving = (rest > 0).then_some(Receiving::Passing(rest));
-            io.to_upstream.extend_from_slice(raw);
+            self.pass(&publish, None, io);
             return Step::Pass;
         };
         io.published = true;
-        self.proceed(publish, frame.payload.to_vec(), Vec::new(), body_bytes, 0, what, io)
+        let (header, body) = (frame.payload.to_vec(), Vec::new());
+        self.proceed(Held { what, publish, header, body, received: 0, body_bytes }, io)
     }
 
     /// Goes on receiving, or takes the message if all of it is there.
-    #[allow(clippy::too_many_arguments)] // the parts of one message
-    fn proceed(
-        &mut self,
-        publish: Vec<u8>,
-        header: Vec<u8>,
-        body: Vec<u8>,
-        body_bytes: u64,
-        received: u64,
-        what: What,
-        io: &mut Io,
-    ) -> Step {
-        if received < body_bytes {
-            self.receiving = Some(Receiving::Body { publish, header, body, body_bytes, received, what });
+    fn proceed(&mut self, held: Held, io: &mut Io) -> Step {
+        if held.received < held.body_bytes {
+            self.receiving = Some(Receiving::Body(held));
             return Step::Taken;
         }
+        let Held { what, publish, header, body, .. } = held;
         let stage = match what {
             What::Wrong(text) => return Step::Refuse(ReplyCode::PRECONDITION_FAILED, text, id::BASIC_PUBLISH),
             What::Decision(decision, name) => Stage::Decision(decision, name),
@@ -319,42 +334,33 @@ impl HalfChannel {
             io.committing += 1;
         }
         self.waiting.push_back(Waiting { ticket: io.next_ticket(), tag, bytes, stage });
+        self.waiting_bytes += bytes;
         // The answer also tells where RabbitMQ is within a content, which the confirm of a decision needs too.
         if std::mem::take(&mut self.unordered) {
             self.flows.push_back(true);
             method::write_flow(&mut io.to_upstream, self.number);
         }
-        self.advance(io)
+        self.decide_first(io);
+        if self.flows.contains(&true) {
+            return Step::Taken;
+        }
+        self.waiting.back_mut().and_then(Waiting::ask).map_or(Step::Taken, |asked| Step::Ask(vec![asked]))
     }
 
-    /// Lets what waits take its next step, where it can.
-    fn advance(&mut self, io: &mut Io) -> Step {
-        let mut asked = Vec::new();
-        let ordered = !self.flows.contains(&true);
-        for (place, waiting) in self.waiting.iter_mut().enumerate() {
-            match &mut waiting.stage {
-                Stage::Ordering { probe, half } if ordered => {
-                    asked.push((waiting.ticket, std::mem::take(probe)));
-                    let half = Half { named: Arc::clone(&half.named), batch: std::mem::take(&mut half.batch) };
-                    waiting.stage = Stage::Judging(half);
-                }
-                Stage::Decision(decision, name) if place == 0 => {
-                    let (decision, name) = (*decision, name.clone());
-                    let (channel, ticket) = (self.number, waiting.ticket);
-                    io.commands.push_back(Command::Decide { channel, ticket, decision, name: name.clone() });
-                    waiting.stage = Stage::Deciding(name);
-                }
-                _ => {}
-            }
+    /// Asks the store for a decision, if all before it are through.
+    fn decide_first(&mut self, io: &mut Io) {
+        let Some(Waiting { ticket, stage, .. }) = self.waiting.front_mut() else { return };
+        if let Stage::Decision(decision, name) = stage {
+            let (channel, ticket, decision, name) = (self.number, *ticket, *decision, name.clone());
+            *stage = Stage::Deciding(name.clone());
+            io.commands.push_back(Command::Decide { channel, ticket, decision, name });
         }
-        if asked.is_empty() { Step::Taken } else { Step::Ask(asked) }
     }
 
     /// What RabbitMQ says of a half message.
     pub fn handle_judged(&mut self, ticket: Ticket, judgement: Judgement, io: &mut Io) -> Step {
-        let Some(waiting) = self.waiting.iter_mut().find(|waiting| waiting.ticket == ticket) else {
-            return Step::Taken;
-        };
+        let Some(place) = self.place(ticket) else { return Step::Taken };
+        let waiting = &mut self.waiting[place];
         let Stage::Judging(half) = &mut waiting.stage else { return Step::Taken };
         match judgement {
             Judgement::Refused { code, text, method } => {
@@ -385,9 +391,7 @@ impl HalfChannel {
 
     /// The store's answer to a decision.
     pub fn handle_decided(&mut self, ticket: Ticket, result: Result<Verdict, StoreError>, io: &mut Io) -> Step {
-        let Some(place) = self.waiting.iter().position(|waiting| waiting.ticket == ticket) else {
-            return Step::Taken;
-        };
+        let Some(place) = self.place(ticket) else { return Step::Taken };
         let Stage::Deciding(name) = &self.waiting[place].stage else { return Step::Taken };
         match half::check_verdict(name, result) {
             Ok(()) => self.done(place, io),
@@ -395,10 +399,15 @@ impl HalfChannel {
         }
     }
 
+    fn place(&self, ticket: Ticket) -> Option<usize> {
+        self.waiting.binary_search_by_key(&ticket, |waiting| waiting.ticket).ok()
+    }
+
     /// A half message or decision is durable: it is confirmed, and others may go on.
     fn done(&mut self, place: usize, io: &mut Io) -> Step {
-        let waiting = self.waiting.remove(place);
-        if let (Some(numbering), Some(tag)) = (&mut self.numbering, waiting.and_then(|waiting| waiting.tag)) {
+        let Some(waiting) = self.waiting.remove(place) else { return Step::Taken };
+        self.waiting_bytes -= waiting.bytes;
+        if let (Some(numbering), Some(tag)) = (&mut self.numbering, waiting.tag) {
             let settle = numbering.parked(tag);
             let mut ack = Vec::new();
             method::write_settle(&mut ack, self.number, id::BASIC_ACK, settle);
@@ -408,7 +417,8 @@ impl HalfChannel {
             io.committing -= 1;
             return Step::Released;
         }
-        self.advance(io)
+        self.decide_first(io);
+        Step::Taken
     }
 
     /// Speaks to the client, never into the middle of a content.
@@ -435,7 +445,8 @@ impl HalfChannel {
         }
         match frame.method_id() {
             Some(id::CHANNEL_FLOW_OK) if self.flows.pop_front() == Some(true) => match self.is_busy() {
-                true => self.advance(io),
+                true if self.flows.contains(&true) => Step::Taken,
+                true => Step::Ask(self.waiting.iter_mut().filter_map(Waiting::ask).collect()),
                 false => Step::Released,
             },
             Some(method @ (id::BASIC_ACK | id::BASIC_NACK)) => {
@@ -454,6 +465,7 @@ impl HalfChannel {
     pub fn lose_upstream(&mut self, io: &mut Io) {
         let was_waiting = !self.waiting.is_empty();
         self.waiting.retain(|waiting| matches!(waiting.stage, Stage::Parking(_) | Stage::Deciding(_)));
+        self.waiting_bytes = self.waiting.iter().map(|waiting| waiting.bytes).sum();
         if was_waiting && self.waiting.is_empty() {
             io.committing -= 1;
         }
@@ -469,18 +481,15 @@ impl HalfChannel {
         if !self.waiting.is_empty() {
             io.committing -= 1;
             self.waiting.clear();
+            self.waiting_bytes = 0;
         }
     }
 
     /// Shows RabbitMQ the front of a message whose rest will not be held back any more.
     pub fn pass_receiving(&mut self, io: &mut Io) {
         match self.receiving.take() {
-            Some(Receiving::Header { raw, .. }) => io.to_upstream.extend_from_slice(&raw),
-            Some(Receiving::Body { publish, header, .. }) => {
-                let (out, number) = (&mut io.to_upstream, self.number);
-                frame::write_method(out, number, id::BASIC_PUBLISH, |out| out.extend_from_slice(&publish));
-                frame::write(out, kind::HEADER, number, |out| out.extend_from_slice(&header));
-            }
+            Some(Receiving::Header(publish)) => self.pass(&publish, None, io),
+            Some(Receiving::Body(held)) => self.pass(&held.publish, Some(&held.header), io),
             Some(Receiving::Passing(_)) | None => {}
         }
     }

@@ -74,16 +74,6 @@ impl LetterFilter {
     }
 }
 
-/// Some dead letters, the first that was found out first. As with [`Listing`](super::Listing), it may have fewer than
-/// were asked for although there are more.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Letters {
-    /// At most as many as were asked for.
-    pub items: Vec<Letter>,
-    /// What to ask for to get those behind; none: there are none.
-    pub next: Option<i64>,
-}
-
 /// The text that a history has of something done with the message at this place.
 pub(super) fn about(index: u32, text: &str) -> String {
     format!("message {index}: {text}")

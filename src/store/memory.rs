@@ -5,8 +5,8 @@ mod letters;
 use self::letters::Kept;
 use super::{
     COMMITTED_BEFORE, Check, Commit, Committed, Committing, Cursor, DeadLetter, Due, DueNow, Event, Filter, Lane,
-    Letter, LetterFilter, LetterId, Letters, Listing, Messages, Named, Origin, Outlet, Pack, Reply, Sequence, Store,
-    StoreError, Summary, system_clock,
+    Letter, LetterFilter, LetterId, Listing, Messages, Named, Origin, Outlet, Pack, Reply, Sequence, Store, StoreError,
+    Summary, system_clock,
 };
 use crate::amqp::properties::Properties;
 use crate::tx::batch::{self, Batch};
@@ -556,7 +556,7 @@ impl Held {
         DueNow { due: scheduled, next }
     }
 
-    fn list(&self, after: i64, limit: usize, fits: impl Fn(&Row) -> bool) -> Listing {
+    fn list(&self, after: i64, limit: usize, fits: impl Fn(&Row) -> bool) -> Listing<Summary> {
         let fitting = self.rows.range(after.saturating_add(1)..).filter(|(_, row)| fits(row)).take(limit.max(1));
         let found: Vec<_> = fitting.map(|(place, row)| (*place, row.summary())).collect();
         let next = found.last().filter(|_| found.len() >= limit.max(1)).map(|(place, _)| *place);
@@ -668,7 +668,7 @@ impl Store for MemoryStore {
         answered(held.check_disk().map(|()| held.check_now(id, checker, self.now())))
     }
 
-    fn unasked(&self, known: Vec<Arc<str>>, after: i64, limit: usize) -> Reply<Listing> {
+    fn unasked(&self, known: Vec<Arc<str>>, after: i64, limit: usize) -> Reply<Listing<Summary>> {
         answered(Ok(self.held().list(after, limit, |row| {
             row.state == State::InDoubt && row.checker.as_ref().is_none_or(|checker| !known.contains(checker))
         })))
@@ -680,7 +680,7 @@ impl Store for MemoryStore {
         answered(Ok(row.map(|row| (row.summary(), row.history.clone()))))
     }
 
-    fn transactions(&self, filter: Filter, after: i64, limit: usize) -> Reply<Listing> {
+    fn transactions(&self, filter: Filter, after: i64, limit: usize) -> Reply<Listing<Summary>> {
         answered(Ok(self.held().list(after, limit, |row| filter.fits(&row.summary()) && row.fits_front(&filter))))
     }
 
@@ -697,7 +697,7 @@ impl Store for MemoryStore {
         answered(self.held().dead_letter(letter, self.now()))
     }
 
-    fn dead_letters(&self, filter: LetterFilter, after: i64, limit: usize) -> Reply<Letters> {
+    fn dead_letters(&self, filter: LetterFilter, after: i64, limit: usize) -> Reply<Listing<Letter>> {
         answered(Ok(self.held().list_letters(&filter, after, limit)))
     }
 

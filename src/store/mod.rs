@@ -14,7 +14,7 @@ mod letter;
 pub mod memory;
 pub mod sqlite;
 
-pub use self::letter::{Envelope, Letter, LetterFilter, LetterId, Letters};
+pub use self::letter::{Envelope, Letter, LetterFilter, LetterId};
 use crate::amqp::method::Publish;
 use crate::tx::batch::{self, Batch};
 pub use crate::tx::checker::Named;
@@ -315,16 +315,22 @@ impl Filter {
     }
 }
 
-/// Some transactions, in the order in which they entered the store or were committed.
+/// Some of a list.
 ///
 /// It may have fewer than were asked for, or none, although there are more: what hardly anything fits is looked for a
 /// bounded way.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Listing {
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Listing<T> {
     /// At most as many as were asked for.
-    pub items: Vec<Summary>,
+    pub items: Vec<T>,
     /// What to ask for to get those behind; none: there are none.
     pub next: Option<i64>,
+}
+
+impl<T> Default for Listing<T> {
+    fn default() -> Self {
+        Self { items: Vec::new(), next: None }
+    }
 }
 
 /// The answer to come of a call on a [`Store`].
@@ -403,13 +409,14 @@ pub trait Store: Send + Sync + 'static {
 
     /// Transactions in doubt that nobody would ask about: without a checker, or with one that is not among `known`.
     /// Those behind `after` (0: from the first), `limit` at most.
-    fn unasked(&self, known: Vec<Arc<str>>, after: i64, limit: usize) -> Reply<Listing>;
+    fn unasked(&self, known: Vec<Arc<str>>, after: i64, limit: usize) -> Reply<Listing<Summary>>;
 
     /// A transaction with its history, oldest event first.
     fn transaction(&self, id: TransactionId) -> Reply<Option<(Summary, Vec<Event>)>>;
 
-    /// Transactions that fit, behind `after` (0: from the first), `limit` at most.
-    fn transactions(&self, filter: Filter, after: i64, limit: usize) -> Reply<Listing>;
+    /// Transactions that fit, behind `after` (0: from the first), `limit` at most, in the order in which they entered the
+    /// store or were committed.
+    fn transactions(&self, filter: Filter, after: i64, limit: usize) -> Reply<Listing<Summary>>;
 
     /// Messages of a transaction in any state that has them still, from pack number `from` on, until they add up to
     /// `bytes_max` (at least one pack, if there is one).
@@ -423,8 +430,9 @@ pub trait Store: Send + Sync + 'static {
     /// that was tried again, and is the same letter as before.
     fn dead_letter(&self, letter: DeadLetter) -> Reply<()>;
 
-    /// Dead letters that wait for a person and fit, behind `after` (0: from the first), `limit` at most.
-    fn dead_letters(&self, filter: LetterFilter, after: i64, limit: usize) -> Reply<Letters>;
+    /// Dead letters that wait for a person and fit, behind `after` (0: from the first), `limit` at most, in the order in
+    /// which they were found out.
+    fn dead_letters(&self, filter: LetterFilter, after: i64, limit: usize) -> Reply<Listing<Letter>>;
 
     /// A dead letter that waits for a person.
     fn dead_letter_by_id(&self, letter: LetterId) -> Reply<Option<Letter>>;

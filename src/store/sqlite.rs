@@ -35,7 +35,7 @@ use self::reader::{Question, Reader};
 use self::writer::{Call, Request, Writer};
 use super::{
     Check, Commit, Committing, Cursor, DeadLetter, DueNow, Event, Filter, Lane, Letter, LetterFilter, LetterId,
-    Letters, Listing, Origin, Outlet, Pack, Reply, Sequence, Store, Summary, system_clock,
+    Listing, Origin, Outlet, Pack, Reply, Sequence, Store, Summary, system_clock,
 };
 use crate::tx::batch::Batch;
 use crate::tx::decision::{Actor, Decision, Target, Verdict};
@@ -192,7 +192,7 @@ impl Store for SqliteStore {
         self.write(|answer| Request::CheckNow { id, checker, answer })
     }
 
-    fn unasked(&self, known: Vec<Arc<str>>, after: i64, limit: usize) -> Reply<Listing> {
+    fn unasked(&self, known: Vec<Arc<str>>, after: i64, limit: usize) -> Reply<Listing<Summary>> {
         self.ask(|answer| Question::Unasked { known, after, limit, answer })
     }
 
@@ -200,7 +200,7 @@ impl Store for SqliteStore {
         self.ask(|answer| Question::Transaction { id, answer })
     }
 
-    fn transactions(&self, filter: Filter, after: i64, limit: usize) -> Reply<Listing> {
+    fn transactions(&self, filter: Filter, after: i64, limit: usize) -> Reply<Listing<Summary>> {
         self.ask(|answer| Question::Transactions { filter, after, limit, answer })
     }
 
@@ -217,7 +217,7 @@ impl Store for SqliteStore {
         self.write(|answer| Request::DeadLetter { letter, answer })
     }
 
-    fn dead_letters(&self, filter: LetterFilter, after: i64, limit: usize) -> Reply<Letters> {
+    fn dead_letters(&self, filter: LetterFilter, after: i64, limit: usize) -> Reply<Listing<Letter>> {
         self.ask(|answer| Question::Letters { filter, after, limit, answer })
     }
 

@@ -3,7 +3,7 @@
 use super::{About, Operation, Span, Tracer, Value};
 use crate::store::{
     Check, Commit, Committed, Committing, Cursor, DeadLetter, DueNow, Event, Filter, Lane, Letter, LetterFilter,
-    LetterId, Letters, Listing, Named, Origin, Outlet, Pack, Reply, Sequence, Store, StoreError, Summary,
+    LetterId, Listing, Named, Origin, Outlet, Pack, Reply, Sequence, Store, StoreError, Summary,
 };
 use crate::tx::batch::Batch;
 use crate::tx::decision::{Actor, Decision, Target, Verdict};
@@ -194,7 +194,7 @@ impl Store for TracedStore {
         self.inner.check_now(id, checker)
     }
 
-    fn unasked(&self, known: Vec<Arc<str>>, after: i64, limit: usize) -> Reply<Listing> {
+    fn unasked(&self, known: Vec<Arc<str>>, after: i64, limit: usize) -> Reply<Listing<Summary>> {
         self.inner.unasked(known, after, limit)
     }
 
@@ -202,7 +202,7 @@ impl Store for TracedStore {
         self.inner.transaction(id)
     }
 
-    fn transactions(&self, filter: Filter, after: i64, limit: usize) -> Reply<Listing> {
+    fn transactions(&self, filter: Filter, after: i64, limit: usize) -> Reply<Listing<Summary>> {
         self.inner.transactions(filter, after, limit)
     }
 
@@ -219,7 +219,7 @@ impl Store for TracedStore {
         self.inner.dead_letter(letter)
     }
 
-    fn dead_letters(&self, filter: LetterFilter, after: i64, limit: usize) -> Reply<Letters> {
+    fn dead_letters(&self, filter: LetterFilter, after: i64, limit: usize) -> Reply<Listing<Letter>> {
         self.inner.dead_letters(filter, after, limit)
     }
 

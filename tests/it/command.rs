@@ -159,7 +159,7 @@ pub fn park(proxy: &Proxy, name: &str) -> String {
     let path = proxy.folder().join("halfway.db");
     let store = SqliteStore::open(SqliteSettings::new(path), Arc::new(Nowhere)).expect("made");
     let mut batch = Batch::default();
-    batch.push(HalfMessage { publish: b"\0\0\0\x06orders", header: b"", body: b"order" });
+    batch.push(HalfMessage { publish: b"\0\0\0\x06orders\0", header: b"", body: b"order" });
     let id = TransactionId(uuid::Uuid::now_v7());
     let origin = Origin {
         id,
@@ -196,6 +196,16 @@ fn a_transaction_in_doubt_is_found_and_decided_by_hand() {
     assert!(lines.contains(&id) && lines.contains("order/1 \\u{1b}[2J") && !lines.contains('\u{1b}'), "{lines}");
     let first = text(&proxy.command(&["tx", "list", "--limit", "1"]).stdout);
     assert!(first.contains(&id) && !first.contains(&other) && first.contains("raise --limit"), "{first}");
+    for (filter, found) in [
+        (["--exchange", ""], 3),
+        (["--exchange", "orders"], 0),
+        (["--min-age", "0s"], 3),
+        (["--min-age", "1h 30m"], 0),
+        (["--name", "order-?"], 2),
+    ] {
+        let list = json_of(&proxy.command(&[&["tx", "list", "--json"][..], &filter].concat()));
+        assert_eq!(list["items"].as_array().map(Vec::len), Some(found), "{filter:?}");
+    }
 
     // By name, with characters that a path has other uses for.
     let by_name = |what: &str, more: &[&str]| {

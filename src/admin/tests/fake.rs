@@ -7,7 +7,7 @@ use uuid::Uuid;
 
 use crate::store::{
     Check, Commit, Committing, Cursor, DeadLetter, DueNow, Envelope, Event, Filter, Lane, Letter, LetterFilter,
-    LetterId, Letters, Listing, Origin, Pack, Reply, Sequence, Store, StoreError, Summary,
+    LetterId, Listing, Origin, Pack, Reply, Sequence, Store, StoreError, Summary,
 };
 use crate::tx::batch::Batch;
 use crate::tx::decision::{Actor, Decision, Fate, Target, Verdict};
@@ -151,7 +151,7 @@ impl Store for FakeStore {
         self.answer(|rows| rows.iter().find(|row| row.id == id).map(|row| (row.clone(), vec![event])))
     }
 
-    fn transactions(&self, filter: Filter, after: i64, limit: usize) -> Reply<Listing> {
+    fn transactions(&self, filter: Filter, after: i64, limit: usize) -> Reply<Listing<Summary>> {
         let fits = |row: &Summary| filter.fits(row);
         self.answer(|rows| {
             let mut fitting = (1i64..).zip(rows.iter()).filter(|(place, row)| *place > after && fits(row));
@@ -161,7 +161,7 @@ impl Store for FakeStore {
         })
     }
 
-    fn dead_letters(&self, filter: LetterFilter, after: i64, limit: usize) -> Reply<Letters> {
+    fn dead_letters(&self, filter: LetterFilter, after: i64, limit: usize) -> Reply<Listing<Letter>> {
         let fits = |letter: &Letter| {
             filter.vhost.as_deref().is_none_or(|vhost| *letter.vhost == *vhost)
                 && filter.exchange.as_deref().is_none_or(|exchange| letter.envelope.exchange == exchange)
@@ -170,7 +170,7 @@ impl Store for FakeStore {
             let letters = self.letters.lock().unwrap();
             let items: Vec<_> = letters.iter().filter(|it| it.id.0 > after && fits(it)).take(limit).cloned().collect();
             let next = items.last().filter(|_| items.len() == limit).map(|letter| letter.id.0);
-            Letters { items, next }
+            Listing { items, next }
         })
     }
 
@@ -218,7 +218,7 @@ impl Store for FakeStore {
         unreachable!("the HTTP port asks no checker")
     }
 
-    fn unasked(&self, _: Vec<Arc<str>>, _: i64, _: usize) -> Reply<Listing> {
+    fn unasked(&self, _: Vec<Arc<str>>, _: i64, _: usize) -> Reply<Listing<Summary>> {
         unreachable!("the HTTP port asks no checker")
     }
 

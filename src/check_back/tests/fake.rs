@@ -3,7 +3,7 @@
 use crate::check_back::question::tests::{pack, summary};
 use crate::store::{
     Check, Commit, Committing, Cursor, DeadLetter, Due, DueNow, Event, Filter, Lane, Letter, LetterFilter, LetterId,
-    Letters, Listing, Origin, Pack, Reply, Sequence, Store, StoreError, Summary,
+    Listing, Origin, Pack, Reply, Sequence, Store, StoreError, Summary,
 };
 use crate::tx::batch::Batch;
 use crate::tx::decision::{Actor, Decision, Fate, Target, Verdict};
@@ -174,7 +174,7 @@ impl Store for FakeStore {
         })
     }
 
-    fn unasked(&self, known: Vec<Arc<str>>, after: i64, limit: usize) -> Reply<Listing> {
+    fn unasked(&self, known: Vec<Arc<str>>, after: i64, limit: usize) -> Reply<Listing<Summary>> {
         self.answer(|rows| {
             let place = |row: &Row| row.summary.id.0.as_u128() as i64;
             let is_known = |row: &Row| row.summary.checker.as_ref().is_some_and(|checker| known.contains(checker));
@@ -214,7 +214,7 @@ impl Store for FakeStore {
         unreachable!("{NOT_ASKED}")
     }
 
-    fn transactions(&self, _: Filter, _: i64, _: usize) -> Reply<Listing> {
+    fn transactions(&self, _: Filter, _: i64, _: usize) -> Reply<Listing<Summary>> {
         unreachable!("{NOT_ASKED}")
     }
 
@@ -226,7 +226,7 @@ impl Store for FakeStore {
         unreachable!("{NOT_ASKED}")
     }
 
-    fn dead_letters(&self, _: LetterFilter, _: i64, _: usize) -> Reply<Letters> {
+    fn dead_letters(&self, _: LetterFilter, _: i64, _: usize) -> Reply<Listing<Letter>> {
         unreachable!("{NOT_ASKED}")
     }
 

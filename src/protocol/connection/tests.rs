@@ -100,6 +100,15 @@ fn half(channel: u16, name: &str, body: &[u8]) -> Vec<u8> {
     message(channel, b"k", 0, &full(body.len() as u64, &headers), body)
 }
 
+/// A decision by the control exchange.
+fn control(channel: u16, routing_key: &[u8], name: &str, body: &[u8]) -> Vec<u8> {
+    let (mut headers, mut out) = (Vec::new(), Vec::new());
+    table::write_string(&mut headers, b"x-half-transaction", name.as_bytes());
+    Publish { exchange: b"halfway", routing_key, flags: 0 }.write(&mut out, channel);
+    frame::write_content(&mut out, channel, &full(body.len() as u64, &headers), body, 4096);
+    out
+}
+
 fn ack(channel: u16, tag: u64, multiple: bool) -> Vec<u8> {
     let mut out = Vec::new();
     frame::write_method(&mut out, channel, id::BASIC_ACK, |out| {
@@ -126,6 +135,14 @@ fn close(channel: u16, code: u16, text: &str) -> Vec<u8> {
     let mut out = Vec::new();
     Close { code: ReplyCode(code), text: text.as_bytes(), method: id::BASIC_PUBLISH }.write(&mut out, channel);
     out
+}
+
+/// The channel that the proxy closes, and its words.
+fn closed(frames: &[u8]) -> (u16, String) {
+    let Split::Frame(frame) = frame::split(frames, 1000) else { panic!("a close") };
+    assert_eq!(frame.method_id(), Some(id::CHANNEL_CLOSE));
+    let close = Close::parse(frame.arguments()).unwrap();
+    (frame.channel, String::from_utf8_lossy(close.text).into_owned())
 }
 
 /// The methods in some frames, with their channels.

@@ -3,7 +3,7 @@
 use super::{Held, not_there};
 use crate::store::letter::{STILL_FORWARDED, about};
 use crate::store::{
-    Committed, DeadLetter, Envelope, Lane, Letter, LetterFilter, LetterId, Letters, Pack, Sequence, StoreError,
+    Committed, DeadLetter, Envelope, Lane, Letter, LetterFilter, LetterId, Listing, Pack, Sequence, StoreError,
 };
 use crate::tx::decision::Actor;
 use crate::tx::id::{Timestamp, TransactionId};
@@ -135,12 +135,12 @@ impl Held {
         })
     }
 
-    pub(super) fn list_letters(&self, filter: &LetterFilter, after: i64, limit: usize) -> Letters {
+    pub(super) fn list_letters(&self, filter: &LetterFilter, after: i64, limit: usize) -> Listing<Letter> {
         let waiting = self.letters.iter().filter(|kept| kept.retry.is_none() && kept.id.0 > after);
         let fitting = waiting.map(|kept| self.seen(kept)).filter(|letter| filter.fits(letter));
         let items: Vec<_> = fitting.take(limit.max(1)).collect();
         let next = items.last().filter(|_| items.len() >= limit.max(1)).map(|letter| letter.id.0);
-        Letters { items, next }
+        Listing { items, next }
     }
 
     pub(super) fn letter(&self, letter: LetterId) -> Option<Letter> {

@@ -6,7 +6,7 @@
 
 use super::rows::{Outcome, ROW_COLUMNS, Released, Row, Rows, id, state};
 use crate::store::letter::{STILL_FORWARDED, about};
-use crate::store::{DeadLetter, Envelope, Lane, Letter, LetterFilter, LetterId, Letters, Sequence, StoreError};
+use crate::store::{DeadLetter, Envelope, Lane, Letter, LetterFilter, LetterId, Listing, Sequence, StoreError};
 use crate::tx::decision::Actor;
 use crate::tx::id::{Timestamp, TransactionId};
 use crate::tx::state::State;
@@ -265,11 +265,16 @@ pub(super) fn by_id(sql: &Connection, wanted: LetterId) -> rusqlite::Result<Opti
         .optional()
 }
 
-pub(super) fn list(sql: &Connection, filter: &LetterFilter, after: i64, limit: usize) -> rusqlite::Result<Letters> {
+pub(super) fn list(
+    sql: &Connection,
+    filter: &LetterFilter,
+    after: i64,
+    limit: usize,
+) -> rusqlite::Result<Listing<Letter>> {
     let sql = Transaction::new_unchecked(sql, TransactionBehavior::Deferred)?;
     let mut statement = sql.prepare_cached(&format!("SELECT {COLUMNS} AND d.letter > ?1 ORDER BY d.letter"))?;
     let mut rows = statement.query([after])?;
-    let mut found = Letters::default();
+    let mut found = Listing::default();
     let (mut seen, mut bytes) = (0, 0);
     while let Some(row) = rows.next()? {
         let (letter, length) = letter(row)?;

@@ -110,7 +110,7 @@ impl Rows {
         Ok(())
     }
 
-    fn finish(mut self) -> Listing {
+    fn finish(mut self) -> Listing<Summary> {
         self.items.sort_unstable_by_key(|(sequence, _)| *sequence);
         if let Some(next) = self.next {
             self.items.retain(|(sequence, _)| *sequence <= next);
@@ -163,7 +163,12 @@ impl<'a> Fronts<'a> {
     }
 }
 
-pub(super) fn transactions(sql: &Connection, filter: &Filter, after: i64, limit: usize) -> rusqlite::Result<Listing> {
+pub(super) fn transactions(
+    sql: &Connection,
+    filter: &Filter,
+    after: i64,
+    limit: usize,
+) -> rusqlite::Result<Listing<Summary>> {
     let sql = Transaction::new_unchecked(sql, TransactionBehavior::Deferred)?;
     let mut rows = Rows::new(limit);
     let select = |from: &str| {
@@ -205,7 +210,12 @@ fn lanes_of(sql: &Connection, vhost: Option<&str>) -> rusqlite::Result<Vec<i64>>
     lanes.query_map([vhost], |row| row.get(0))?.collect()
 }
 
-pub(super) fn unasked(sql: &Connection, known: &[Arc<str>], after: i64, limit: usize) -> rusqlite::Result<Listing> {
+pub(super) fn unasked(
+    sql: &Connection,
+    known: &[Arc<str>],
+    after: i64,
+    limit: usize,
+) -> rusqlite::Result<Listing<Summary>> {
     let sql = Transaction::new_unchecked(sql, TransactionBehavior::Deferred)?;
     let query = format!(
         "SELECT {COLUMNS} FROM transactions AS t INDEXED BY doubtful CROSS JOIN lanes AS l ON l.lane = t.lane

@@ -6,8 +6,7 @@ use super::listing;
 use super::rows::{lane_number, pack_keys};
 use super::writer::Answer;
 use crate::store::{
-    Cursor, DueNow, Event, Filter, Lane, Letter, LetterFilter, LetterId, Letters, Listing, Pack, Sequence, StoreError,
-    Summary,
+    Cursor, DueNow, Event, Filter, Lane, Letter, LetterFilter, LetterId, Listing, Pack, Sequence, StoreError, Summary,
 };
 use crate::tx::id::{Timestamp, TransactionId};
 use bytes::Bytes;
@@ -22,11 +21,11 @@ pub(super) enum Question {
     Lanes { answer: Answer<Vec<Lane>> },
     Page { lane: Lane, after: Option<Cursor>, bytes_max: usize, answer: Answer<Vec<Pack>> },
     Due { checker: String, now: Timestamp, limit: usize, answer: Answer<DueNow> },
-    Unasked { known: Vec<Arc<str>>, after: i64, limit: usize, answer: Answer<Listing> },
+    Unasked { known: Vec<Arc<str>>, after: i64, limit: usize, answer: Answer<Listing<Summary>> },
     Transaction { id: TransactionId, answer: Answer<Option<(Summary, Vec<Event>)>> },
-    Transactions { filter: Filter, after: i64, limit: usize, answer: Answer<Listing> },
+    Transactions { filter: Filter, after: i64, limit: usize, answer: Answer<Listing<Summary>> },
     Messages { id: TransactionId, from: u32, bytes_max: usize, answer: Answer<Vec<Pack>> },
-    Letters { filter: LetterFilter, after: i64, limit: usize, answer: Answer<Letters> },
+    Letters { filter: LetterFilter, after: i64, limit: usize, answer: Answer<Listing<Letter>> },
     Letter { letter: LetterId, answer: Answer<Option<Letter>> },
     Close,
 }

@@ -1,23 +1,24 @@
-//! The picture of the dashboard that the README shows.
+//! The dashboard while there is traffic, and a picture of it: after minutes of that, the README's (`make picture`).
 
-use super::{Stage, one_browser, unknowing};
+use super::{Stage, one_browser, pictures, unknowing};
 use crate::support::{Raw, client, transactional, unique};
-use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-/// What the charts show.
-const SPAN: Duration = Duration::from_secs(300);
+/// How many seconds the charts are to show; without it, as little as makes a line.
+const SECONDS: &str = "PICTURE_SECONDS";
 
 #[test]
-#[ignore = "takes five minutes, and writes docs/dashboard.png"]
-fn picture() {
+fn charts_follow_the_traffic() {
+    let seconds = std::env::var(SECONDS).map_or(0, |seconds| seconds.parse().expect("a number of seconds"));
+    let half = Duration::from_secs(seconds) / 2;
     let _turn = one_browser();
     let checker = unknowing();
     let table = format!("[{{ name = 'orders', url = '{}', match = {{ transaction = 'order-*' }} }}]", checker.url);
     let stage = Stage::new(&[("checker", &table)]);
     let (start, over) = (Instant::now(), AtomicBool::new(false));
     std::thread::scope(|scope| {
+        let _end = Over(&over);
         for shop in 0..3 {
             let (stage, over) = (&stage, &over);
             scope.spawn(move || {
@@ -33,14 +34,22 @@ fn picture() {
                 }
             });
         }
-        std::thread::sleep(SPAN / 2);
+        std::thread::sleep(half);
         stage.doubt([("order-4711", 2), ("order-4712", 1), ("order-4713", 3)]);
         stage.dead_letters(&["invoices"]);
-        std::thread::sleep(SPAN / 2);
-        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/dashboard.png");
+        std::thread::sleep(half);
+        let path = pictures().join("picture.png");
         client::node("dashboard/picture.js", &[&stage.url(), &path.display().to_string()]);
-        over.store(true, Ordering::Relaxed);
     });
+}
+
+/// Ends the traffic, also when something fails.
+struct Over<'a>(&'a AtomicBool);
+
+impl Drop for Over<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
 }
 
 /// A transaction, of which one in nine is rolled back.

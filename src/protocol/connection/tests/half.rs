@@ -47,21 +47,6 @@ fn keep(script: &mut Script, channel: u16, id: TransactionId) {
     script.collect();
 }
 
-fn control(channel: u16, routing_key: &[u8], name: &str, body: &[u8]) -> Vec<u8> {
-    let (mut headers, mut out) = (Vec::new(), Vec::new());
-    table::write_string(&mut headers, b"x-half-transaction", name.as_bytes());
-    Publish { exchange: b"halfway", routing_key, flags: 0 }.write(&mut out, channel);
-    frame::write_content(&mut out, channel, &full(body.len() as u64, &headers), body, 4096);
-    out
-}
-
-fn closed(frames: &[u8]) -> (u16, String) {
-    let Split::Frame(frame) = frame::split(frames, 1000) else { panic!("a close") };
-    assert_eq!(frame.method_id(), Some(id::CHANNEL_CLOSE));
-    let close = Close::parse(frame.arguments()).unwrap();
-    (frame.channel, String::from_utf8_lossy(close.text).into_owned())
-}
-
 #[test]
 fn a_half_message_is_judged_in_order_and_confirmed_when_it_is_durable() {
     let mut script = ordinary(&[1], true);
@@ -293,6 +278,42 @@ fn a_client_that_closes_politely_has_everything_kept() {
     script.sent();
     keep(&mut script, 1, id);
     assert_eq!(script.sent().1, [bare(1, id::CHANNEL_CLOSE), goodbye].concat());
+}
+
+#[test]
+fn a_client_waits_while_much_is_on_its_way_and_no_longer() {
+    const BODY: usize = 10_000;
+    for lost in [false, true] {
+        let mut script = ordinary(&[1], true);
+        let mut count = 0;
+        while script.connection.wants_client() {
+            script.client(&half(1, "order-1", &[7; BODY]));
+            count += 1;
+            assert!(count < 1000);
+        }
+        assert!((90..=110).contains(&count), "{count} of {BODY} bytes");
+        script.upstream(&flow_ok(1));
+        for _ in 0..count {
+            script.upstream(&bare(SEAT, id::TX_ROLLBACK_OK));
+        }
+        let kept: Vec<_> = (0..count).map(|_| parked(&mut script).1).collect();
+        assert!(!script.connection.wants_client(), "judged, not durable");
+        // The last first: answers may come in any order.
+        keep(&mut script, 1, kept[count - 1]);
+        assert!(script.connection.wants_client());
+        if lost {
+            script.connection.handle_upstream_lost();
+            script.collect();
+        }
+        script.sent();
+        for id in &kept[..count - 1] {
+            keep(&mut script, 1, *id);
+        }
+        let acks: Vec<_> = (1..count as u64).map(|tag| ack(1, tag, false)).collect();
+        if !lost {
+            assert_eq!(script.sent().0, acks.concat());
+        }
+    }
 }
 
 #[test]

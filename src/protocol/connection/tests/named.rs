@@ -291,11 +291,7 @@ fn one_transaction_has_one_name_from_its_first_message_on() {
     let refused = |frames: &[Vec<u8>]| {
         let mut script = Script::transactional(settings());
         script.client(&frames.concat());
-        let to_client = script.sent().0;
-        let Split::Frame(frame) = frame::split(&to_client, 1000) else { panic!("a close") };
-        let close = Close::parse(frame.arguments()).unwrap();
-        assert_eq!((frame.channel, close.code), (1, ReplyCode::PRECONDITION_FAILED));
-        String::from_utf8_lossy(close.text).into_owned()
+        closed(&script.sent().0).1
     };
     assert_eq!(
         refused(&[half(1, "a", b""), half(1, "b", b"")]),
@@ -316,11 +312,8 @@ fn a_name_that_is_open_elsewhere_is_locked() {
     let (id, ..) = parked(&mut script);
     script.sent();
     script.connection.handle_parked(1, id, Err(StoreError::Locked("order-1".into())));
-    let to_client = script.sent().0;
-    let Split::Frame(frame) = frame::split(&to_client, 1000) else { panic!("a close") };
-    let close = Close::parse(frame.arguments()).unwrap();
-    assert_eq!(close.code, ReplyCode::RESOURCE_LOCKED);
-    assert_eq!(close.text, b"RESOURCE_LOCKED - transaction 'order-1' is open on another channel");
+    let text = "RESOURCE_LOCKED - transaction 'order-1' is open on another channel";
+    assert_eq!(closed(&script.sent().0), (1, text.into()));
 }
 
 #[test]
@@ -335,31 +328,21 @@ fn what_was_committed_before_is_not_waited_for() {
 #[test]
 fn decisions_on_a_transactional_channel_are_made_at_its_commit_and_before_it() {
     let mut script = Script::transactional(settings());
-    let mut headers = Vec::new();
-    table::write_string(&mut headers, b"x-half-transaction", b"order-9");
-    let mut decision = Vec::new();
-    Publish { exchange: b"halfway", routing_key: b"commit", flags: 0 }.write(&mut decision, 1);
-    frame::write_content(&mut decision, 1, &full(0, &headers), b"", 4096);
+    let decision = control(1, b"commit", "order-9", b"");
     script.client(&[publish(1, b"own"), decision, bare(1, id::TX_COMMIT)].concat());
     judge(&mut script);
     let Command::Decide { channel: 1, ticket, name, .. } = script.command() else { panic!("others come first") };
     assert!(script.commands.is_empty());
     script.connection.handle_decided(1, ticket, &name, Ok(Verdict::Unknown));
     script.collect();
-    let to_client = script.sent().0;
-    let Split::Frame(frame) = frame::split(&to_client, 1000) else { panic!("a close") };
-    assert_eq!(Close::parse(frame.arguments()).unwrap().text, b"NOT_FOUND - no transaction 'order-9'");
+    assert_eq!(closed(&script.sent().0), (1, "NOT_FOUND - no transaction 'order-9'".into()));
     assert!(!script.commands.iter().any(|command| matches!(command, Command::Commit { .. })), "nothing is committed");
 }
 
 #[test]
 fn a_commit_that_only_decides_about_others_ends_once_when_its_client_is_lost() {
     let mut script = Script::transactional(settings());
-    let mut headers = Vec::new();
-    table::write_string(&mut headers, b"x-half-transaction", b"order-9");
-    let mut decision = Vec::new();
-    Publish { exchange: b"halfway", routing_key: b"commit", flags: 0 }.write(&mut decision, 1);
-    frame::write_content(&mut decision, 1, &full(0, &headers), b"", 4096);
+    let decision = control(1, b"commit", "order-9", b"");
     script.connection.handle_client(&[decision, bare(1, id::TX_COMMIT)].concat());
     script.connection.handle_upstream(&bare(1, id::TX_ROLLBACK_OK));
     script.connection.handle_client_lost();
@@ -375,17 +358,15 @@ fn a_commit_that_only_decides_about_others_ends_once_when_its_client_is_lost() {
 fn what_gathers_while_a_decision_comes_is_judged_behind_it() {
     let mut script = Script::transactional(settings());
     script.client(&[half(1, "order-1", b"one"), publish(1, b"two")].concat());
-    let (mut headers, mut decision) = (Vec::new(), Vec::new());
-    table::write_string(&mut headers, b"x-half-transaction", b"order-9");
-    Publish { exchange: b"halfway", routing_key: b"commit", flags: 0 }.write(&mut decision, 1);
-    script.client(&decision);
+    let decision = control(1, b"commit", "order-9", b"");
+    let Split::Frame(method) = frame::split(&decision, 1000) else { panic!("a decision") };
+    let (method, header) = decision.split_at(method.raw.len());
+    script.client(method);
     judge(&mut script);
     let (id, ..) = parked(&mut script);
     keep(&mut script, id);
     script.sent();
-    let mut header = Vec::new();
-    frame::write(&mut header, kind::HEADER, 1, |out| out.extend(full(0, &headers)));
-    script.client(&[header, bare(1, id::TX_SELECT)].concat());
+    script.client(&[header, &bare(1, id::TX_SELECT)].concat());
     assert_eq!(methods(&script.sent().1), [(1, id::TX_ROLLBACK), (1, id::TX_SELECT)]);
     judge(&mut script);
     assert_eq!(parked(&mut script), (id, "order-1".into(), 1));
