@@ -98,13 +98,16 @@ fn report_store(health: &Health, metrics: &Metrics, store: &SqliteStore) {
     metrics.in_doubt_oldest_age_seconds.set(age_seconds(gauge(&stats.oldest_in_doubt), now));
     let oldest_committed = if read(&stats.backlog) == 0 { 0 } else { gauge(&stats.oldest_committed) };
     metrics.backlog_oldest_age_seconds.set(age_seconds(oldest_committed, now));
-    let condition = match (store.is_full(), read(&stats.dead_letters)) {
-        _ if stats.failing.load(Ordering::Relaxed) => Condition::NotReady("it can't write; see the log".into()),
+    health.set(Component::Store, store_condition(stats, store.is_full()));
+}
+
+fn store_condition(stats: &Stats, is_full: bool) -> Condition {
+    match (is_full, read(&stats.dead_letters)) {
+        _ if stats.failing.load(Ordering::Relaxed) => Condition::NotReady(format!("it can't write: {}", stats.why())),
         (true, _) => Condition::Degraded("past store.max_size: publishers of transactions wait".into()),
         (false, 0) => Condition::Ready,
-        (false, letters) => Condition::Degraded(format!("{letters} dead letters wait for a person")),
-    };
-    health.set(Component::Store, condition);
+        (false, letters) => Condition::Degraded(format!("dead letters that wait for a person: {letters}")),
+    }
 }
 
 fn report_relay(
@@ -159,7 +162,7 @@ fn trouble(vhost: &VhostSnapshot) -> Option<String> {
         Link::Blocked(why) => Some(why.clone()),
         Link::Refused(code, text) => Some(format!("{code} {text}")),
         Link::Connected if vhost.stalled_lanes == 0 => None,
-        Link::Connected => Some(format!("{} lanes wait for confirms that don't come", vhost.stalled_lanes)),
+        Link::Connected => Some(format!("lanes that wait for confirms that don't come: {}", vhost.stalled_lanes)),
     }
 }
 
@@ -229,6 +232,18 @@ mod tests {
         assert_eq!(shown.len(), VHOSTS_MAX + 1, "a name that comes first in the alphabet takes nobody's place");
         assert_eq!(shown[OTHER_VHOSTS], Shown { connected: false, blocked: false, stalled: false });
         assert!(shown["001"].connected);
+    }
+
+    #[test]
+    fn the_store_says_what_is_wrong_with_it() {
+        let stats = Stats::default();
+        assert_eq!(store_condition(&stats, false), Condition::Ready);
+        stats.dead_letters.store(1, Ordering::Relaxed);
+        let letters = Condition::Degraded("dead letters that wait for a person: 1".into());
+        assert_eq!(store_condition(&stats, false), letters);
+        stats.fails("database or disk is full");
+        let failing = Condition::NotReady("it can't write: database or disk is full".into());
+        assert_eq!(store_condition(&stats, true), failing, "it is the worst of all");
     }
 
     #[test]
