@@ -277,6 +277,27 @@ async fn an_outage_is_no_storm_and_ends_with_the_oldest() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn who_asks_by_hand_does_not_wait_for_the_breaker() {
+    let store = FakeStore::new();
+    (1..=100).for_each(|number| store.add(number, Duration::from_millis(number as u64)));
+    let up = Arc::new(std::sync::atomic::AtomicBool::new(false));
+    let is_up = Arc::clone(&up);
+    let checker = FakeChecker::new(Duration::ZERO, move |_, _| {
+        if is_up.load(Ordering::SeqCst) { Ok(COMMIT) } else { Err(NoAnswer::new("down")) }
+    });
+    let running = start(&store, &checker, policy(2, WhenExhausted::Hold), 4, 1000);
+    sleep(120 * SECOND).await;
+    let asked = checker.asked().len();
+    until("one more try", || checker.asked().len() > asked).await;
+    up.store(true, Ordering::SeqCst);
+    let begun = Instant::now();
+    running.roster.hurry_checkers();
+    until("a decision", || !store.decided().is_empty()).await;
+    // By itself the breaker waits for 15 seconds at least. The clock is the test's own.
+    assert!(begun.elapsed() < SECOND, "{:?}", begun.elapsed());
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_checker_that_says_nothing_is_given_up() {
     let store = FakeStore::new();
     store.add(1, Duration::ZERO);
