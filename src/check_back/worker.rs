@@ -284,7 +284,7 @@ impl<A> Context<A> {
     async fn write_down(&self, transaction: &Summary, answered: Answered) {
         let id = transaction.id;
         let (answer, result) = match &answered {
-            Ok((answer, _)) => (Some(*answer), answer.as_str().to_owned()),
+            Ok((answer, took)) => (Some(*answer), format!("{} in {} ms", answer.as_str(), took.as_millis())),
             Err(reason) => (None, reason.to_string()),
         };
         self.counts.checks.count(answer);

@@ -176,7 +176,7 @@ pub enum Committing {
 pub struct Check {
     /// Who was asked.
     pub checker: Arc<str>,
-    /// What came of it, for its history: `unknown`, `ongoing`, or why there is no answer.
+    /// What came of it, for its history: `unknown` or `ongoing` and how long that took, or why there is no answer.
     pub result: String,
     /// Whether it was an answer that counts against `max_checks`.
     pub counted: bool,
