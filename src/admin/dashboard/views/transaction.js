@@ -53,7 +53,7 @@ export function transaction(main, { id, signal, who }) {
     put(outcome);
     try {
       await post(`${url}/check`, {});
-      put(outcome, h('p', { class: 'note', role: 'status' }, 'Its checker is asked now. The answer will stand in the timeline.'));
+      put(outcome, h('p', { class: 'note', role: 'status' }, 'Its checker is asked now. An answer will stand in the timeline; whether it answers at all, under ', h('a', { href: '#/checkers' }, 'Checkers'), '.'));
       await refresh();
     } catch (error) {
       put(outcome, problemBox(error));
@@ -118,7 +118,7 @@ function timelineOf(it) {
   const entry = (event, index) => h('li', { class: `event is-${event.event.replaceAll('_', '-')}` },
     h('div', {}, h('b', {}, EVENTS[event.event] ?? capital(words(event.event))), event.actor && [' by ', text(event.actor)],
       took(event) !== null && h('span', { class: 'quiet' }, ` in ${seconds(took(event))}`)),
-    event.reason && h('div', { class: 'why' }, text(event.reason)),
+    event.reason && h('div', { class: 'why' }, text(event.reason), event.event === 'check' && event.reason.startsWith('no answer') && h('span', { class: 'quiet' }, ' (said once, however often)')),
     h('div', { class: 'quiet' }, h('time', { datetime: event.at }, moment(event.at, { millis: true })), index > 0 && later(all[index - 1], event)));
   return h('ol', { class: 'timeline' }, all.map(entry), pending(it));
 }
