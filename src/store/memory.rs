@@ -5,8 +5,8 @@ mod letters;
 use self::letters::Kept;
 use super::{
     COMMITTED_BEFORE, Check, Commit, Committed, Committing, Cursor, DeadLetter, Due, DueNow, Event, Filter, Lane,
-    Letter, LetterFilter, LetterId, Letters, Listing, Messages, Named, Origin, Outlet, Pack, Reply, Sequence, Store,
-    StoreError, Summary, system_clock,
+    Letter, LetterFilter, LetterId, LetterMessage, Letters, Listing, Messages, Named, Origin, Outlet, Pack, Reply,
+    Sequence, Store, StoreError, Summary, system_clock,
 };
 use crate::amqp::properties::Properties;
 use crate::tx::batch::{self, Batch};
@@ -703,6 +703,10 @@ impl Store for MemoryStore {
 
     fn dead_letter_by_id(&self, letter: LetterId) -> Reply<Option<Letter>> {
         answered(Ok(self.held().letter(letter)))
+    }
+
+    fn dead_letter_message(&self, letter: LetterId) -> Reply<Option<LetterMessage>> {
+        answered(Ok(self.held().letter_message(letter)))
     }
 
     fn retry(&self, letter: LetterId, actor: Actor, reason: String) -> Reply<Option<TransactionId>> {

@@ -14,7 +14,7 @@ mod letter;
 pub mod memory;
 pub mod sqlite;
 
-pub use self::letter::{Envelope, Letter, LetterFilter, LetterId, Letters};
+pub use self::letter::{Envelope, Letter, LetterFilter, LetterId, LetterMessage, Letters};
 use crate::amqp::method::Publish;
 use crate::tx::batch::{self, Batch};
 pub use crate::tx::checker::Named;
@@ -428,6 +428,9 @@ pub trait Store: Send + Sync + 'static {
 
     /// A dead letter that waits for a person.
     fn dead_letter_by_id(&self, letter: LetterId) -> Reply<Option<Letter>>;
+
+    /// The message of a dead letter that waits for a person, and its place in its transaction.
+    fn dead_letter_message(&self, letter: LetterId) -> Reply<Option<LetterMessage>>;
 
     /// Has a dead letter tried again: its message is committed once more, under its old place in its transaction and
     /// behind all that is committed now, as a possible duplicate. Until RabbitMQ has answered, the letter is not to be
