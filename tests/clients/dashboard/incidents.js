@@ -29,7 +29,7 @@ await tell(url, async (house) => {
   await page.getByRole('link', { name: 'stays in doubt' }).click();
   await visit.see(page.getByText('3 transactions, as of'));
   await page.getByRole('link', { name: 'order-1' }).click();
-  await visit.see(page.locator('.timeline').getByText(/no answer: .* \(said once, however often\)/));
+  await visit.see(page.locator('.timeline').getByText(/no answer: .* \(the same again is not listed\)/));
   await have('start the checker');
   await visit.button('Check now').click();
   await visit.see(page.locator('.timeline').getByText('Committed by checker orders'));
@@ -45,6 +45,9 @@ await tell(url, async (house) => {
   await have('fill the disk');
   await visit.see(page.getByText(/The store (can’t write|failed to write)/));
   await visit.see(page.getByText('Make room on its disk'));
+  await page.getByRole('link', { name: /^The store (can’t write|failed)/ }).click();
+  await visit.see(page.getByText('store.url'));
+  await visit.go('');
   await have('make room');
   await visit.gone(page.getByText('The store can’t write'));
   await visit.close();

@@ -11,6 +11,8 @@ const STORE_FULL = 0.8;
 /** By then a checker that works has answered. */
 const DOUBT_SECONDS_LONG = 3600;
 const IN_DOUBT = '#/transactions?state=in_doubt';
+/** Where it lies, and how large it may be. */
+const STORE = '#/configuration?find=store';
 
 export function overview(main, { signal }) {
   const [verdict, cards, parts] = [h('div'), h('div', { class: 'cards' }), h('div', { class: 'parts' }, PARTS.map(() => h('section', { class: 'panel' })))];
@@ -65,11 +67,11 @@ const [MEND_DISK, MEND_BROKER] = ['Make room on its disk, or mend it', 'Mend Rab
 const MEANINGS = {
   not_ready: {
     listener: { what: 'No client can connect' },
-    store: { what: 'The store can’t write: nothing can be committed or decided', todo: MEND_DISK },
+    store: { what: 'The store can’t write: nothing can be committed or decided', todo: MEND_DISK, href: STORE },
     upstream: { what: 'RabbitMQ can’t be reached: no client can connect', todo: MEND_BROKER },
   },
   degraded: {
-    store: { what: 'The store failed to write a moment ago: commits may fail', todo: MEND_DISK },
+    store: { what: 'The store failed to write a moment ago: commits may fail', todo: MEND_DISK, href: STORE },
     relay: { what: 'Committed messages wait in the store: RabbitMQ does not take them', todo: MEND_BROKER },
   },
 };
@@ -82,7 +84,7 @@ function concerns(now) {
   return [
     isStarting(now) && { what: 'Halfway is starting' },
     ...of('not_ready'),
-    now.store.blocked && { bad: true, what: 'The store is full: clients that publish are blocked', href: '#/configuration?find=store' },
+    now.store.blocked && { bad: true, what: 'The store is full: clients that publish are blocked', href: STORE },
     now.draining && { what: 'The proxy is shutting down' },
     ...now.silent_checkers.map(({ name, reason }) => ({
       what: 'A checker does not answer: its transactions stay in doubt', why: `${name}: ${bare(reason ?? '')}`, href: '#/checkers', key: `checker-${name}`,
@@ -90,18 +92,24 @@ function concerns(now) {
     Number(now.dead_letters) > 0 && { bad: true, what: `${counted(now.dead_letters, 'dead letter')} to retry or discard`, href: '#/dead-letters' },
     oldest >= DOUBT_SECONDS_LONG && { what: `A transaction is in doubt for ${span(oldest)}`, href: IN_DOUBT },
     // Dead letters and a store past its size have lines of their own, with the way there.
-    ...of('degraded').filter(({ what, why }) => what !== MEANINGS.degraded.store.what || /write/.test(why)),
-    !now.store.blocked && share >= STORE_FULL && { what: `The store is ${Math.round(share * 100)} % full`, href: '#/configuration?find=store' },
+    ...of('degraded').filter(({ what, why }) => what !== MEANINGS.degraded.store.what || isFailing(why)),
+    !now.store.blocked && share >= STORE_FULL && { what: `The store is ${Math.round(share * 100)} % full`, href: STORE },
   ].filter(Boolean);
 }
 
 /** Its parts have not said yet how they are. */
 const isStarting = ({ components }) => components.some(({ reason }) => reason === 'starting');
 
+/** Whether this is about a disk, and not about dead letters or a size. */
+const isFailing = (reason) => /write/.test(reason ?? '');
+
 /** A drain is no part that could be mended. */
 const partsIn = ({ components }) => components.filter(({ name }) => name !== 'draining');
 
 const doubtSeconds = ({ in_doubt_oldest_since: oldest }) => (oldest ? (Date.now() - Date.parse(oldest)) / 1000 : 0);
+
+/** Short enough for a card. */
+const rough = (seconds) => span(seconds < 600 ? seconds : seconds - (seconds % 60));
 
 const storeShare = ({ used_bytes: used, max_bytes: max }) => (Number(max) > 0 ? Number(used) / Number(max) : 0);
 
@@ -133,10 +141,11 @@ function cardsOf(now) {
   const [share, oldest, parts] = [storeShare(store), now.in_doubt_oldest_since, partsIn(now)];
   const linked = now.relay.filter(({ state }) => state === 'connected').length;
   const down = isStarting(now) ? [] : parts.filter(({ name, status }) => ['upstream', 'relay'].includes(name) && status !== 'ready');
+  const fails = parts.find(({ name, reason }) => name === 'store' && isFailing(reason))?.status;
   const old = doubtSeconds(now) >= DOUBT_SECONDS_LONG ? 'warning' : '';
   return [
     { label: 'In doubt', figure: count(transactions.in_doubt), below: `${count(transactions.open)} open`, href: IN_DOUBT, tone: old },
-    { label: 'Oldest in doubt', figure: oldest ? span(doubtSeconds(now)) : '–', below: oldest ? `since ${moment(oldest)}` : 'none is in doubt',
+    { label: 'Oldest in doubt', figure: oldest ? rough(doubtSeconds(now)) : '–', below: oldest ? `since ${moment(oldest)}` : 'none is in doubt',
       href: IN_DOUBT, tone: old },
     { label: 'Undelivered', figure: count(transactions.committed), below: down.length > 0 ? 'committed, waiting' : 'committed, on the way', href: '#/transactions?state=committed' },
     { label: 'Dead letters', figure: count(now.dead_letters), below: Number(now.dead_letters) > 0 ? 'RabbitMQ did not take them' : 'none',
@@ -144,7 +153,7 @@ function cardsOf(now) {
     { label: 'Rate in', figure: rate(rates.committed), below: `commits, ${bytes(rates.received_bytes)}/s`, href: '#/connections' },
     { label: 'Rate out', figure: rate(rates.forwarded), below: `messages, ${bytes(rates.sent_bytes)}/s`, href: '#/transactions?state=committed' },
     { label: 'Store', figure: bytes(store.used_bytes), below: Number(store.max_bytes) > 0 ? `${Math.round(share * 100)} % of ${bytes(store.max_bytes)}` : 'no limit is set',
-      href: '#/configuration?find=store', tone: store.blocked ? 'bad' : share >= STORE_FULL ? 'warning' : '' },
+      href: STORE, tone: store.blocked || fails === 'not_ready' ? 'bad' : share >= STORE_FULL || fails === 'degraded' ? 'warning' : '' },
     { label: 'RabbitMQ', figure: isStarting(now) ? '–' : down.length === 0 ? 'ready' : down[0].status.replaceAll('_', ' '),
       below: [now.relay.length > 0 && `relay on ${linked} of ${counted(now.relay.length, 'vhost')}, `, counted(now.connections, 'client')], href: '#/connections',
       tone: down.some(({ status }) => status === 'not_ready') ? 'bad' : down.length > 0 ? 'warning' : '' },
