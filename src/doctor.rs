@@ -340,12 +340,8 @@ fn examine_place(path: &Path) -> Finding {
     let took = match synced_write(folder) {
         Ok(took) => took.as_secs_f64() * 1000.0,
         Err(error) => {
-            return Finding::failed(
-                what,
-                format!("cannot write in {}: {error}", folder.display()),
-                "nothing can be committed, so the proxy does not start",
-                format!("as root: install -d -o USER {}, with the proxy's user", word(&folder.display().to_string())),
-            );
+            let text = format!("cannot write in {}: {error}", folder.display());
+            return Finding { what, verdict: Verdict::Failed(unwritable(&error, folder)), text };
         }
     };
     let kind = fs::canonicalize(folder).ok().and_then(|folder| {
@@ -385,7 +381,7 @@ fn examine_file(path: &Path, bytes_max: u64) -> Vec<Finding> {
             return vec![Finding::failed(what(""), error.to_string(), why, cure)];
         }
     };
-    let text = format!("{} committed transactions wait, {} are in doubt", stats.committed, stats.in_doubt);
+    let text = format!("committed transactions that wait: {}; in doubt: {}", stats.committed, stats.in_doubt);
     let mut findings = vec![Finding::fine(what(""), text)];
     if stats.used_bytes > bytes_max / 100 * NEARLY_FULL_PERCENT {
         findings.push(Finding::warning(
@@ -398,12 +394,31 @@ fn examine_file(path: &Path, bytes_max: u64) -> Vec<Finding> {
     if stats.dead_letters > 0 {
         findings.push(Finding::warning(
             what(": dead letters"),
-            format!("{} wait for a person", stats.dead_letters),
+            format!("waiting for a person: {}", stats.dead_letters),
             "they are committed and reach RabbitMQ only when somebody has them tried again",
             "halfway dead list; remove the cause; halfway dead retry --all --yes --reason TEXT",
         ));
     }
     findings
+}
+
+/// What to make of a folder that takes no write.
+fn unwritable(error: &io::Error, folder: &Path) -> Advice {
+    let folder = word(&folder.display().to_string());
+    match error.kind() {
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => Advice {
+            why: "until there is room nothing can be committed or decided; what was promised is kept",
+            cure: format!("df -h {folder}; df -i {folder}; make room there: a proxy that runs goes on by itself"),
+        },
+        io::ErrorKind::ReadOnlyFilesystem => Advice {
+            why: "nothing can be committed or decided",
+            cure: format!("findmnt --target {folder}; dmesg tells whether the disk failed; then mount it read-write"),
+        },
+        _ => Advice {
+            why: "nothing can be committed, so the proxy does not start",
+            cure: format!("as root: install -d -o USER {folder}, with the proxy's user"),
+        },
+    }
 }
 
 fn synced_write(folder: &Path) -> io::Result<Duration> {
@@ -483,6 +498,20 @@ mod tests {
         assert_eq!(fs::read_dir(folder.path()).expect("readable").count(), 0);
         let finding = examine_place(&folder.path().join("missing/halfway.db"));
         assert!(matches!(finding.verdict, Verdict::Failed(_)), "{finding:?}");
+    }
+
+    #[test]
+    fn a_full_disk_wants_room_and_a_missing_folder_to_be_made() {
+        for (kind, cure) in [
+            (io::ErrorKind::StorageFull, "df -h /data"),
+            (io::ErrorKind::QuotaExceeded, "df -h /data"),
+            (io::ErrorKind::ReadOnlyFilesystem, "findmnt --target /data"),
+            (io::ErrorKind::NotFound, "as root: install -d -o USER /data"),
+            (io::ErrorKind::PermissionDenied, "as root: install -d -o USER /data"),
+        ] {
+            let advice = unwritable(&kind.into(), Path::new("/data"));
+            assert!(advice.cure.starts_with(cure), "{kind}: {}", advice.cure);
+        }
     }
 
     #[test]

@@ -14,7 +14,7 @@ use crate::upstream::Upstream;
 use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tokio::task::JoinHandle;
 use tokio::time::MissedTickBehavior;
 
@@ -22,6 +22,8 @@ use tokio::time::MissedTickBehavior;
 const EVERY: Duration = Duration::from_millis(250);
 /// How often RabbitMQ is dialed while it can't be reached and nobody else tries, and certificates are looked at.
 const SELDOM: u32 = 4;
+/// How long a store that failed is looked at with suspicion.
+const RECENTLY: Duration = Duration::from_secs(60);
 /// Virtual hosts that have series of their own; those that are in use later share one, so that however many there are
 /// Prometheus is not flooded.
 const VHOSTS_MAX: usize = 100;
@@ -98,13 +100,21 @@ fn report_store(health: &Health, metrics: &Metrics, store: &SqliteStore) {
     metrics.in_doubt_oldest_age_seconds.set(age_seconds(gauge(&stats.oldest_in_doubt), now));
     let oldest_committed = if read(&stats.backlog) == 0 { 0 } else { gauge(&stats.oldest_committed) };
     metrics.backlog_oldest_age_seconds.set(age_seconds(oldest_committed, now));
-    let condition = match (store.is_full(), read(&stats.dead_letters)) {
-        _ if stats.failing.load(Ordering::Relaxed) => Condition::NotReady("it can't write; see the log".into()),
-        (true, _) => Condition::Degraded("past store.max_size: publishers of transactions wait".into()),
-        (false, 0) => Condition::Ready,
-        (false, letters) => Condition::Degraded(format!("{letters} dead letters wait for a person")),
-    };
-    health.set(Component::Store, condition);
+    health.set(Component::Store, store_condition(stats, store.is_full(), Instant::now()));
+}
+
+fn store_condition(stats: &Stats, is_full: bool, now: Instant) -> Condition {
+    let failed = stats.failed();
+    let why = || failed.as_ref().map(|(_, why)| why.as_str()).unwrap_or_default();
+    // A disk that is full by a hair takes a write now and then, so that it is not well as soon as it took one.
+    let failed_recently = failed.as_ref().is_some_and(|(at, _)| now.saturating_duration_since(*at) < RECENTLY);
+    match read(&stats.dead_letters) {
+        _ if stats.failing.load(Ordering::Relaxed) => Condition::NotReady(format!("it can't write: {}", why())),
+        _ if failed_recently => Condition::Degraded(format!("it could not write less than a minute ago: {}", why())),
+        _ if is_full => Condition::Degraded("past store.max_size: publishers of transactions wait".into()),
+        0 => Condition::Ready,
+        letters => Condition::Degraded(format!("dead letters that wait for a person: {letters}")),
+    }
 }
 
 fn report_relay(
@@ -159,7 +169,7 @@ fn trouble(vhost: &VhostSnapshot) -> Option<String> {
         Link::Blocked(why) => Some(why.clone()),
         Link::Refused(code, text) => Some(format!("{code} {text}")),
         Link::Connected if vhost.stalled_lanes == 0 => None,
-        Link::Connected => Some(format!("{} lanes wait for confirms that don't come", vhost.stalled_lanes)),
+        Link::Connected => Some(format!("lanes that wait for confirms that don't come: {}", vhost.stalled_lanes)),
     }
 }
 
@@ -229,6 +239,27 @@ mod tests {
         assert_eq!(shown.len(), VHOSTS_MAX + 1, "a name that comes first in the alphabet takes nobody's place");
         assert_eq!(shown[OTHER_VHOSTS], Shown { connected: false, blocked: false, stalled: false });
         assert!(shown["001"].connected);
+    }
+
+    #[test]
+    fn the_store_says_what_is_wrong_with_it() {
+        let (stats, now) = (Stats::default(), Instant::now());
+        assert_eq!(store_condition(&stats, false, now), Condition::Ready);
+        stats.dead_letters.store(1, Ordering::Relaxed);
+        let letters = Condition::Degraded("dead letters that wait for a person: 1".into());
+        assert_eq!(store_condition(&stats, false, now), letters);
+        stats.fails("database or disk is full");
+        let now = Instant::now();
+        let failing = Condition::NotReady("it can't write: database or disk is full".into());
+        assert_eq!(store_condition(&stats, true, now), failing, "it is the worst of all");
+        assert_eq!(store_condition(&stats, true, now + RECENTLY), failing, "however long it hangs");
+        // What is full by a hair writes and fails in turns.
+        stats.failing.store(false, Ordering::Relaxed);
+        let shaky = "it could not write less than a minute ago: database or disk is full";
+        assert_eq!(store_condition(&stats, true, now), Condition::Degraded(shaky.into()));
+        let later = now + RECENTLY;
+        assert_eq!(store_condition(&stats, false, later), letters);
+        assert!(matches!(store_condition(&stats, true, later), Condition::Degraded(why) if why.contains("max_size")));
     }
 
     #[test]

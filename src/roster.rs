@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
-use tokio::sync::Notify;
+use tokio::sync::{Notify, watch};
 
 use crate::protocol::command::Stage;
 use crate::tx::check_back::Answer;
@@ -21,6 +21,7 @@ pub struct Roster {
     seats: Mutex<BTreeMap<u64, Arc<Seat>>>,
     /// As many as the configurations of this process have had checkers.
     checks: Mutex<BTreeMap<Arc<str>, LastCheck>>,
+    hurry: watch::Sender<()>,
 }
 
 /// The last question to a checker.
@@ -86,6 +87,16 @@ impl Roster {
     /// Says what the last question to a checker came to.
     pub fn checked(&self, checker: &Arc<str>, last: LastCheck) {
         self.checks.lock().unwrap_or_else(PoisonError::into_inner).insert(Arc::clone(checker), last);
+    }
+
+    /// Has checkers that are left alone for a while tried at once: a person asked for it.
+    pub fn hurry_checkers(&self) {
+        self.hurry.send_replace(());
+    }
+
+    /// Changes whenever checkers are to be tried at once.
+    pub fn hurried(&self) -> watch::Receiver<()> {
+        self.hurry.subscribe()
     }
 
     /// The last question to this checker, if there was one.

@@ -111,7 +111,12 @@ stop() {
 say "Running its unit's command line"
 start
 printf '[log]\nlevel = "debug"\n' >>"$root/etc/halfway/config.toml"
-expect "the unit's reload" "$(setting ExecReload)" '/bin/kill -HUP $MAINPID'
+expect "the unit's reload" "$(setting ExecReload)" "/bin/sh -c 'kill -HUP \$MAINPID'"
+read -ra check < <(sed --quiet "s/^ExecReload=//p" "$unit" | head --lines=1)
+"${as_service[@]}" "${check[@]}" >/dev/null || fail "the unit's check refuses a configuration that is valid"
+printf 'wrong = 1\n' >>"$root/etc/halfway/config.toml"
+"${as_service[@]}" "${check[@]}" >/dev/null 2>&1 && fail "the unit's check finds nothing wrong with \`wrong = 1\`"
+sed --in-place '$d' "$root/etc/halfway/config.toml"
 kill -HUP $pid
 for _ in $(seq 100); do
     grep --quiet "configuration reloaded" "$work/halfway.log" && break

@@ -270,6 +270,9 @@ pub(super) async fn check_now(
     reason: Option<&str>,
 ) -> Result<bool, Problem> {
     let asked = admin.store()?.check_now(id, None).await;
+    if matches!(asked, Ok(true)) {
+        admin.roster.hurry_checkers();
+    }
     let result = match &asked {
         Ok(true) => "done".to_owned(),
         Ok(false) => "refused: not in doubt, or without a checker".to_owned(),

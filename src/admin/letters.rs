@@ -9,6 +9,7 @@ use axum::http::StatusCode;
 use super::access::Operator;
 use super::audit::{Action, Line};
 use super::body::{self, Reason};
+use super::messages::Message;
 use super::openapi::{Conflict, Refusals, Unknown, Wrong};
 use super::problem::Problem;
 use super::request::{Letter, Page, PageQuery};
@@ -63,15 +64,18 @@ pub(super) async fn list(State(admin): State<Admin>, page: Page<LetterFilter>) -
     operation_id = "showDeadLetter",
     params(Letter),
     responses(
-        (status = 200, body = view::Letter, description = "The dead letter."),
+        (status = 200, body = view::Letter, description = "The dead letter, with its message."),
         Wrong,
         Unknown,
         Refusals,
     ),
 )]
 pub(super) async fn show(State(admin): State<Admin>, Letter(id): Letter) -> Answer<view::Letter> {
-    let letter = admin.store()?.dead_letter_by_id(id).await?.ok_or_else(unknown)?;
-    Ok(Json(letter.into()))
+    let store = admin.store()?;
+    let letter = store.dead_letter_by_id(id).await?.ok_or_else(unknown)?;
+    let message = store.dead_letter_message(id).await?;
+    let message = message.and_then(|it| Message::first(it.index, &it.message, admin.setup().show_bodies));
+    Ok(Json(view::Letter::with_message(letter, message)))
 }
 
 #[utoipa::path(

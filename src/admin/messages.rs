@@ -32,7 +32,7 @@ pub(super) struct Messages {
 
 /// A message as it was published.
 #[derive(Debug, Serialize, ToSchema)]
-struct Message {
+pub(super) struct Message {
     /// Its place in the transaction, from 0.
     index: u32,
     exchange: String,
@@ -103,6 +103,11 @@ impl Messages {
 }
 
 impl Message {
+    /// The first of a batch; none if it can't be read.
+    pub(super) fn first(index: u32, batch: &[u8], show_body: bool) -> Option<Self> {
+        Some(Self::of(index, batch::iter(batch).next()?.ok()?, show_body))
+    }
+
     fn of(index: u32, message: HalfMessage<'_>, show_body: bool) -> Self {
         // What is stored was read before; a store that gives back something else still shows what it has.
         let publish = Publish::parse(message.publish).unwrap_or(Publish { exchange: b"", routing_key: b"", flags: 0 });

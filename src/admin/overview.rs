@@ -36,6 +36,8 @@ pub(super) struct Overview {
     store: Store,
     components: Vec<Component>,
     relay: Vec<Link>,
+    /// Checkers with an open breaker.
+    silent_checkers: Vec<SilentChecker>,
     connections: Count,
     rates: Rates,
     commit_seconds: Quantiles,
@@ -78,6 +80,22 @@ impl From<&roster::Link> for Link {
     fn from(link: &roster::Link) -> Self {
         let roster::Link { vhost, state, reason, in_flight } = link;
         Self { vhost: vhost.to_string(), state, reason: reason.clone(), in_flight: Count(*in_flight) }
+    }
+}
+
+/// A checker that is left alone for a while, because it does not answer.
+#[derive(Debug, Serialize, ToSchema)]
+struct SilentChecker {
+    name: String,
+    /// Why its last check had no answer.
+    reason: Option<String>,
+}
+
+impl SilentChecker {
+    fn of(name: &str, admin: &Admin) -> Option<Self> {
+        let is_silent = admin.metrics.checker(name).circuit_open.get() > 0;
+        let reason = || admin.roster.last_check(name).and_then(|last| last.reason);
+        is_silent.then(|| Self { name: name.to_owned(), reason: reason() })
     }
 }
 
@@ -152,7 +170,7 @@ fn rate(sample: &sampler::Sample, outcome: Outcome) -> f64 {
 
 impl Overview {
     fn of(admin: &Admin) -> Self {
-        let metrics = &admin.metrics;
+        let (metrics, setup) = (&admin.metrics, admin.setup());
         let (report, standing, sample) = (admin.health.report(), admin.roster.standing(), admin.sampler.last());
         let in_store = |state| Count::gauge(metrics.in_store(state).get());
         let components = view::components(&report);
@@ -178,11 +196,12 @@ impl Overview {
             dead_letters: Count::gauge(metrics.dead_letters.get()),
             store: Store {
                 used_bytes: Count::gauge(metrics.store_used_bytes.get()),
-                max_bytes: Count(admin.setup().store_bytes_max),
+                max_bytes: Count(setup.store_bytes_max),
                 blocked: admin.store.get().is_some_and(|store| store.is_full()),
             },
             components: components.map(|(name, condition)| Component { name, condition }).collect(),
             relay: standing.links.iter().map(Link::from).collect(),
+            silent_checkers: setup.checkers.iter().filter_map(|it| SilentChecker::of(&it.name, admin)).collect(),
             connections: Count::gauge(metrics.connections.get()),
             rates: rates.unwrap_or_default(),
             commit_seconds: quantiles.unwrap_or_default(),

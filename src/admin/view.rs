@@ -6,6 +6,7 @@ use ring::digest;
 use serde::{Deserialize, Serialize, Serializer};
 use utoipa::ToSchema;
 
+use super::messages::Message;
 use super::sessions::Caller;
 use super::{Admin, request};
 use crate::config::{self, Role};
@@ -235,6 +236,15 @@ pub(super) struct Letter {
     reply_text: String,
     since: String,
     attempts: u32,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    message: Option<Message>,
+}
+
+impl Letter {
+    /// The one that somebody looks at.
+    pub(super) fn with_message(letter: store::Letter, message: Option<Message>) -> Self {
+        Self { message, ..letter.into() }
+    }
 }
 
 impl From<store::Letter> for Letter {
@@ -250,6 +260,7 @@ impl From<store::Letter> for Letter {
             reply_text: letter.reply_text,
             since: time(letter.since),
             attempts: letter.attempts,
+            message: None,
         }
     }
 }

@@ -182,7 +182,7 @@ async fn only_answers_count_and_then_it_holds() {
     for pair in asked.windows(2) {
         assert!(pair[1].2 - pair[0].2 >= 30 * SECOND, "{pair:?}");
     }
-    assert_eq!(store.results(1)[..3], ["no answer: down", "ongoing", "no answer: down"]);
+    assert_eq!(store.results(1)[..3], ["no answer: down", "ongoing in 0 ms", "no answer: down"]);
     sleep(3600 * SECOND).await;
     assert_eq!(checker.asked().len(), 7);
     assert!(store.decided().is_empty());
@@ -274,6 +274,27 @@ async fn an_outage_is_no_storm_and_ends_with_the_oldest() {
     up.store(true, Ordering::SeqCst);
     until("all decisions", || store.decided().len() == 1000).await;
     assert_eq!(running.metric("halfway_checker_circuit_open{checker=\"orders\"}"), 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_asks_by_hand_does_not_wait_for_the_breaker() {
+    let store = FakeStore::new();
+    (1..=100).for_each(|number| store.add(number, Duration::from_millis(number as u64)));
+    let up = Arc::new(std::sync::atomic::AtomicBool::new(false));
+    let is_up = Arc::clone(&up);
+    let checker = FakeChecker::new(Duration::ZERO, move |_, _| {
+        if is_up.load(Ordering::SeqCst) { Ok(COMMIT) } else { Err(NoAnswer::new("down")) }
+    });
+    let running = start(&store, &checker, policy(2, WhenExhausted::Hold), 4, 1000);
+    sleep(120 * SECOND).await;
+    let asked = checker.asked().len();
+    until("one more try", || checker.asked().len() > asked).await;
+    up.store(true, Ordering::SeqCst);
+    let begun = Instant::now();
+    running.roster.hurry_checkers();
+    until("a decision", || !store.decided().is_empty()).await;
+    // By itself the breaker waits for 15 seconds at least. The clock is the test's own.
+    assert!(begun.elapsed() < SECOND, "{:?}", begun.elapsed());
 }
 
 #[tokio::test(start_paused = true)]

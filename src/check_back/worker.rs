@@ -78,6 +78,7 @@ impl<A: Ask> Worker<A> {
 
     /// Works until `stop` says to end, then waits for the checks that run. `wake` tells that something may be due.
     pub(super) async fn run(mut self, mut stop: watch::Receiver<bool>, wake: Arc<Notify>) {
+        let mut hurried = self.context.roster.hurried();
         loop {
             let pause = tokio::select! {
                 biased;
@@ -89,6 +90,8 @@ impl<A: Ask> Worker<A> {
                 () = stopped(&mut stop) => break,
                 Some(ended) = self.running.join_next() => self.end_check(ended),
                 () = wake.notified() => {}
+                // The sender lives as long as the roster, which this task holds.
+                _ = hurried.changed() => self.breaker.hurry(Instant::now().into_std()),
                 () = sleep(pause) => {}
             }
             // Those that ended together make room together.
@@ -281,7 +284,7 @@ impl<A> Context<A> {
     async fn write_down(&self, transaction: &Summary, answered: Answered) {
         let id = transaction.id;
         let (answer, result) = match &answered {
-            Ok((answer, _)) => (Some(*answer), answer.as_str().to_owned()),
+            Ok((answer, took)) => (Some(*answer), format!("{} in {} ms", answer.as_str(), took.as_millis())),
             Err(reason) => (None, reason.to_string()),
         };
         self.counts.checks.count(answer);

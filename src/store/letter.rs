@@ -4,6 +4,7 @@ use crate::amqp::method::Publish;
 use crate::amqp::properties::Properties;
 use crate::tx::batch;
 use crate::tx::id::{Timestamp, TransactionId};
+use bytes::Bytes;
 use std::sync::Arc;
 
 /// A dead letter's number. Rises, and never names another letter later.
@@ -29,6 +30,15 @@ pub struct Letter {
     pub since: Timestamp,
     /// How often RabbitMQ refused it.
     pub attempts: u32,
+}
+
+/// The message of a dead letter.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LetterMessage {
+    /// Its place in the transaction.
+    pub index: u32,
+    /// The one message, as a batch.
+    pub message: Bytes,
 }
 
 /// What tells a message from others without its body. Bytes that are not UTF-8 show as U+FFFD.

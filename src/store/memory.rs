@@ -5,8 +5,8 @@ mod letters;
 use self::letters::Kept;
 use super::{
     COMMITTED_BEFORE, Check, Commit, Committed, Committing, Cursor, DeadLetter, Due, DueNow, Event, Filter, Lane,
-    Letter, LetterFilter, LetterId, Listing, Messages, Named, Origin, Outlet, Pack, Reply, Sequence, Store, StoreError,
-    Summary, system_clock,
+    Letter, LetterFilter, LetterId, LetterMessage, Listing, Messages, Named, Origin, Outlet, Pack, Reply, Sequence,
+    Store, StoreError, Summary, system_clock,
 };
 use crate::amqp::properties::Properties;
 use crate::tx::batch::{self, Batch};
@@ -525,7 +525,7 @@ impl Held {
         let was_said = last.is_some_and(|last| {
             last.actor == actor.to_string() && last.reason.as_deref() == Some(check.result.as_str())
         });
-        if check.counted || check.result == "ongoing" || !was_said {
+        if check.counted || check.result.starts_with("ongoing") || !was_said {
             row.note(now, "check", &actor, Some(&check.result));
         }
         true
@@ -703,6 +703,10 @@ impl Store for MemoryStore {
 
     fn dead_letter_by_id(&self, letter: LetterId) -> Reply<Option<Letter>> {
         answered(Ok(self.held().letter(letter)))
+    }
+
+    fn dead_letter_message(&self, letter: LetterId) -> Reply<Option<LetterMessage>> {
+        answered(Ok(self.held().letter_message(letter)))
     }
 
     fn retry(&self, letter: LetterId, actor: Actor, reason: String) -> Reply<Option<TransactionId>> {

@@ -14,7 +14,7 @@ mod letter;
 pub mod memory;
 pub mod sqlite;
 
-pub use self::letter::{Envelope, Letter, LetterFilter, LetterId};
+pub use self::letter::{Envelope, Letter, LetterFilter, LetterId, LetterMessage};
 use crate::amqp::method::Publish;
 use crate::tx::batch::{self, Batch};
 pub use crate::tx::checker::Named;
@@ -176,7 +176,7 @@ pub enum Committing {
 pub struct Check {
     /// Who was asked.
     pub checker: Arc<str>,
-    /// What came of it, for its history: `unknown`, `ongoing`, or why there is no answer.
+    /// What came of it, for its history: `unknown` or `ongoing` and how long that took, or why there is no answer.
     pub result: String,
     /// Whether it was an answer that counts against `max_checks`.
     pub counted: bool,
@@ -436,6 +436,9 @@ pub trait Store: Send + Sync + 'static {
 
     /// A dead letter that waits for a person.
     fn dead_letter_by_id(&self, letter: LetterId) -> Reply<Option<Letter>>;
+
+    /// The message of a dead letter that waits for a person, and its place in its transaction.
+    fn dead_letter_message(&self, letter: LetterId) -> Reply<Option<LetterMessage>>;
 
     /// Has a dead letter tried again: its message is committed once more, under its old place in its transaction and
     /// behind all that is committed now, as a possible duplicate. Until RabbitMQ has answered, the letter is not to be

@@ -35,7 +35,7 @@ use self::reader::{Question, Reader};
 use self::writer::{Call, Request, Writer};
 use super::{
     Check, Commit, Committing, Cursor, DeadLetter, DueNow, Event, Filter, Lane, Letter, LetterFilter, LetterId,
-    Listing, Origin, Outlet, Pack, Reply, Sequence, Store, Summary, system_clock,
+    LetterMessage, Listing, Origin, Outlet, Pack, Reply, Sequence, Store, Summary, system_clock,
 };
 use crate::tx::batch::Batch;
 use crate::tx::decision::{Actor, Decision, Target, Verdict};
@@ -223,6 +223,10 @@ impl Store for SqliteStore {
 
     fn dead_letter_by_id(&self, letter: LetterId) -> Reply<Option<Letter>> {
         self.ask(|answer| Question::Letter { letter, answer })
+    }
+
+    fn dead_letter_message(&self, letter: LetterId) -> Reply<Option<LetterMessage>> {
+        self.ask(|answer| Question::LetterMessage { letter, answer })
     }
 
     fn retry(&self, letter: LetterId, actor: Actor, reason: String) -> Reply<Option<TransactionId>> {

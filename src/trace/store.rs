@@ -3,7 +3,7 @@
 use super::{About, Operation, Span, Tracer, Value};
 use crate::store::{
     Check, Commit, Committed, Committing, Cursor, DeadLetter, DueNow, Event, Filter, Lane, Letter, LetterFilter,
-    LetterId, Listing, Named, Origin, Outlet, Pack, Reply, Sequence, Store, StoreError, Summary,
+    LetterId, LetterMessage, Listing, Named, Origin, Outlet, Pack, Reply, Sequence, Store, StoreError, Summary,
 };
 use crate::tx::batch::Batch;
 use crate::tx::decision::{Actor, Decision, Target, Verdict};
@@ -225,6 +225,10 @@ impl Store for TracedStore {
 
     fn dead_letter_by_id(&self, letter: LetterId) -> Reply<Option<Letter>> {
         self.inner.dead_letter_by_id(letter)
+    }
+
+    fn dead_letter_message(&self, letter: LetterId) -> Reply<Option<LetterMessage>> {
+        self.inner.dead_letter_message(letter)
     }
 
     fn retry(&self, letter: LetterId, actor: Actor, reason: String) -> Reply<Option<TransactionId>> {

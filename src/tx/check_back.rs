@@ -200,6 +200,13 @@ impl Breaker {
         }
     }
 
+    /// Somebody does not want to wait until the checker is tried again.
+    pub fn hurry(&mut self, now: Instant) {
+        if let BreakerState::Open { until, .. } = &mut self.state {
+            *until = now.min(*until);
+        }
+    }
+
     /// A check ended, at `now`. `random` is between 0 and 1.
     pub fn end(&mut self, answered: bool, now: Instant, random: f64) {
         if answered {
@@ -402,6 +409,14 @@ mod tests {
         breaker.end(false, now, 1.0);
         assert_eq!(breaker.permit(now), Permit::At(now + OPEN_FIRST));
         let later = now + OPEN_FIRST;
+        let mut hurried = breaker.clone();
+        hurried.hurry(now);
+        assert_eq!(hurried.permit(now), Permit::Now, "a person asked for it");
+        hurried.begin();
+        hurried.hurry(now);
+        assert_eq!(hurried.permit(now), Permit::WithTheAnswer, "one at a time all the same");
+        hurried.end(false, now, 1.0);
+        assert_eq!(hurried.permit(now), Permit::At(now + 2 * OPEN_FIRST));
         breaker.begin();
         assert_eq!(breaker.permit(later), Permit::WithTheAnswer);
         breaker.cancel(later);

@@ -6,13 +6,14 @@ use crate::half::named;
 use crate::support::checker::{HttpChecker, Reply};
 use crate::support::table::{Properties, Table};
 use crate::support::{
-    PATIENCE, Proxy, Raw, broker, client, deadline, transactional, unique, wait_until, with_relay_account,
+    PATIENCE, Proxy, Raw, broker, client, deadline, id, transactional, unique, wait_until, with_relay_account,
 };
 use serde_json::Value;
 use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
-use std::process::Stdio;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::process::{Command, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// Who may do what; the token is `token-of-` and the name.
 const PEOPLE: [(&str, &str); 3] = [("alice", "operator"), ("bob", "operator"), ("victor", "viewer")];
@@ -33,6 +34,13 @@ struct Stage {
 
 impl Stage {
     fn new(settings: &[(&str, &str)]) -> Self {
+        let mut stage = Self::prepare(settings);
+        stage.proxy.resume();
+        stage
+    }
+
+    /// All but the process.
+    fn prepare(settings: &[(&str, &str)]) -> Self {
         let (mut proxy, account) = with_relay_account(settings);
         let tokens = PEOPLE.map(|(name, role)| {
             let path = proxy.folder().join(format!("{name}.token"));
@@ -41,7 +49,6 @@ impl Stage {
         });
         proxy.set("admin.tokens", &format!("[{}]", tokens.join(", ")));
         proxy.set("admin.show_bodies", "true");
-        proxy.resume();
         Self { proxy, account }
     }
 
@@ -204,16 +211,83 @@ fn the_page_outlives_the_proxy() {
     let mut stage = Stage::new(&[]);
     stage.doubt([("kept-1", 1)]);
     let url = stage.url();
-    let mut story = client::node_command("dashboard/outage.js", &[&url]);
+    play("dashboard/outage.js", &[&url], |wish| match wish {
+        "kill" => stage.proxy.kill(),
+        "resume" => stage.proxy.resume(),
+        other => panic!("it asks for {other}"),
+    });
+}
+
+/// Plays a story that asks for something in between, a line for each.
+fn play(script: &str, arguments: &[&str], mut grant: impl FnMut(&str)) {
+    let mut story = client::node_command(script, arguments);
     let mut child = story.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().expect("Node can be started");
     let mut done = child.stdin.take().expect("it is piped");
     for wish in BufReader::new(child.stdout.take().expect("it is piped")).lines() {
-        match wish.expect("text").as_str() {
-            "kill" => stage.proxy.kill(),
-            "resume" => stage.proxy.resume(),
-            other => panic!("it asks for {other}"),
-        }
+        grant(&wish.expect("text"));
         writeln!(done, "done").expect("it listens");
     }
     assert!(child.wait().expect("it can be waited for").success(), "see what it said above");
+}
+
+#[test]
+fn a_dead_checker_a_lost_broker_and_a_full_disk_are_found_and_mended() {
+    let _turn = one_browser();
+    let up = Arc::new(AtomicBool::new(false));
+    let is_up = Arc::clone(&up);
+    let checker = HttpChecker::start(move |_| match is_up.load(Ordering::SeqCst) {
+        true => Reply::Word("commit"),
+        false => Reply::Status(503),
+    });
+    let table = format!(
+        "[{{ name = 'orders', url = '{}', match = {{ transaction = 'order-*' }}, first_after = '1s', interval = '1s' }}]",
+        checker.url
+    );
+    let mut stage = Stage::prepare(&[("checker", &table)]);
+    // A limit for the size of files stands for a full disk; nobody is to die of the signal that comes with it.
+    stage.proxy.spawn(&["sh", "-c", r#"trap '' XFSZ; exec "$0" "$@""#]);
+    stage.proxy.wait_for_port();
+    stage.doubt([("order-1", 1), ("order-2", 1), ("order-3", 1)]);
+    let mut raw = transactional(stage.proxy.port, &unique("incident"));
+    let mut commit = |size: usize| {
+        raw.publish(1, "incident", vec![b'x'; size]);
+        raw.method(1, id::TX_COMMIT, |_| {}).expect("it can be sent");
+        let is_done = raw.read(PATIENCE).expect("a commit is answered").id() == id::TX_COMMIT_OK;
+        if !is_done {
+            raw.method(1, id::CHANNEL_CLOSE_OK, |_| {}).expect("it can be sent");
+            raw.open_tx(1);
+        }
+        is_done
+    };
+    let limit = |bytes: &str| {
+        let process = stage.proxy.process_id().to_string();
+        let fsize = format!("--fsize={bytes}:unlimited");
+        let status = Command::new("prlimit").args(["--pid", &process, &fsize]).status();
+        assert!(status.expect("prlimit is there").success());
+    };
+    let mut away = Proxy::prepare(crate::support::free_port(), &[]);
+    away.spawn(&[]);
+    away.wait_for_port();
+    assert!(Raw::try_login(away.port).is_err(), "there is no RabbitMQ");
+
+    let urls = [stage.url(), format!("http://127.0.0.1:{}", away.admin_port)];
+    play("dashboard/incidents.js", &urls.each_ref().map(String::as_str), |wish| match wish {
+        "start the checker" => up.store(true, Ordering::SeqCst),
+        "lock the relay out" => {
+            broker().lock_out(&stage.account);
+            assert!(commit(10));
+        }
+        "let the relay in" => broker().let_in(&stage.account),
+        "fill the disk" => {
+            broker().lock_out(&stage.account);
+            limit("1000000");
+            assert!((0..100).any(|_| !commit(60_000)), "there is room for everything");
+        }
+        "make room" => {
+            limit("unlimited");
+            broker().let_in(&stage.account);
+        }
+        other => panic!("it asks for {other}"),
+    });
+    wait_until(deadline(PATIENCE), "commits to succeed again", || commit(10));
 }

@@ -112,7 +112,10 @@ fn a_retry_is_refused_as_long_as_the_cause_lasts_and_then_delivers_the_same_mess
     assert_eq!((&letter["transaction"], letter["exchange"].as_str()), (&transaction, Some(stage.exchange.as_str())));
     assert_eq!((letter["routing_key"].as_str(), letter["message_id"].as_str()), (Some("key"), Some("id-1")));
     assert_eq!((&letter["reply_code"], &letter["attempts"]), (&Value::from(404), &Value::from(1)));
-    assert_eq!(&stage.done(&["show", id(letter)]), letter);
+    let mut shown = stage.done(&["show", id(letter)]);
+    let message = shown.as_object_mut().and_then(|shown| shown.remove("message")).expect("its message");
+    assert_eq!((&message["bytes"], &message["properties"][1]["value"]), (&"6".into(), &"id-1".into()), "{message}");
+    assert_eq!(&shown, letter, "but for the message, as in the list");
     let table = String::from_utf8(stage.dead(&["list"]).stdout).expect("UTF-8");
     assert!(table.contains(&stage.exchange) && table.contains("NOT_FOUND"), "{table}");
 

@@ -79,6 +79,9 @@ async fn letters_are_listed_and_found(Stage { store, relay, .. }: Stage<'_>) {
     assert_eq!((found.reply_code, found.since, found.attempts), (404, Timestamp(2_000), 1));
     assert!(found.reply_text.starts_with("NOT_FOUND"), "{found:?}");
     assert_eq!(of(store, "listed").await[0], found);
+    let kept = store.dead_letter_message(first).await.unwrap().expect("it was listed");
+    assert_eq!((kept.index, kept.message), (1, letter(Sequence(1), 1).message));
+    assert_eq!(store.dead_letter_message(LetterId(i64::MAX)).await.unwrap(), None);
 
     let by = |vhost: Option<&str>, exchange: Option<&str>| LetterFilter {
         vhost: vhost.map(Into::into),
@@ -128,6 +131,7 @@ async fn a_letter_is_tried_again_as_itself_until_rabbitmq_has_it(stage: Stage<'_
     // On its way it is nobody else's, and no transaction of its own.
     assert_eq!(ids(store, vhost).await, [first]);
     assert_eq!(store.dead_letter_by_id(second).await.unwrap(), None);
+    assert_eq!(store.dead_letter_message(second).await.unwrap(), None);
     assert_eq!(store.retry(second, eve(), "r".into()).await.unwrap(), None);
     assert_eq!(store.discard(second, eve(), "r".into()).await.unwrap(), None);
     let filter = Filter { vhost: Some(vhost.into()), ..Filter::default() };

@@ -179,8 +179,8 @@ async fn what_its_channel_left_undecided_is_asked_about_until_somebody_decides(s
         ("refused", false),
         ("unknown", true),
         ("unknown", true),
-        ("ongoing", false),
-        ("ongoing", false),
+        ("ongoing in 1 ms", false),
+        ("ongoing in 1 ms", false),
         ("refused", false),
         ("timeout", false),
         ("timeout", false),
@@ -192,7 +192,11 @@ async fn what_its_channel_left_undecided_is_asked_about_until_somebody_decides(s
     let said: Vec<_> = stage.history(&tx).await.into_iter().filter(|(event, ..)| event == "check").collect();
     assert!(said.iter().all(|(_, actor, _)| actor == "checker orders"));
     let said: Vec<_> = said.iter().map(|(_, _, result)| result.as_str()).collect();
-    assert_eq!(said, ["refused", "unknown", "unknown", "ongoing", "ongoing", "refused", "timeout"], "no news twice");
+    assert_eq!(
+        said,
+        ["refused", "unknown", "unknown", "ongoing in 1 ms", "ongoing in 1 ms", "refused", "timeout"],
+        "no news twice"
+    );
     stage.wait(10);
     let again = due(10).await.unwrap().due;
     assert_eq!(again.iter().map(|due| (due.attempts, due.answered)).collect::<Vec<_>>(), [(9, 2)]);

@@ -97,6 +97,9 @@ export function moment(at, { millis = false } = {}) {
 export const clock = (at) => moment(at).slice(11);
 
 /** A state, or an event of a history, without its underscore. */
+/** Why a checker gave no answer, where that it gave none is said already. */
+export const bare = (reason) => reason.replace(/^no answer: /, '');
+
 export const words = (name) => name.replaceAll('_', ' ');
 
 /** JSON set in lines, its numbers and keys exactly as they came: parsing would round them and drop repeated keys. */

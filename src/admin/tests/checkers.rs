@@ -35,6 +35,8 @@ async fn checkers_are_shown_as_they_answer_and_without_their_secrets() {
     port.admin.roster.checked(&"orders".into(), last);
     let shown = port.get("/api/checkers").await;
     assert!(!shown.body.contains("hidden"), "{shown:?}");
+    let silent = json!([{"name": "orders", "reason": "no answer"}]);
+    assert_eq!(port.get("/api/overview").await.json()["silent_checkers"], silent);
     let none = json!({"commit": "0", "rollback": "0", "unknown": "0", "ongoing": "0", "no_answer": "0"});
     let expected = json!({"items": [
         {

@@ -7,7 +7,7 @@ use uuid::Uuid;
 
 use crate::store::{
     Check, Commit, Committing, Cursor, DeadLetter, DueNow, Envelope, Event, Filter, Lane, Letter, LetterFilter,
-    LetterId, Listing, Origin, Pack, Reply, Sequence, Store, StoreError, Summary,
+    LetterId, LetterMessage, Listing, Origin, Pack, Reply, Sequence, Store, StoreError, Summary,
 };
 use crate::tx::batch::Batch;
 use crate::tx::decision::{Actor, Decision, Fate, Target, Verdict};
@@ -176,6 +176,14 @@ impl Store for FakeStore {
 
     fn dead_letter_by_id(&self, letter: LetterId) -> Reply<Option<Letter>> {
         self.answer(|_| self.letters.lock().unwrap().iter().find(|other| other.id == letter).cloned())
+    }
+
+    fn dead_letter_message(&self, letter: LetterId) -> Reply<Option<LetterMessage>> {
+        self.answer(|_| {
+            let is_there = self.letters.lock().unwrap().iter().any(|other| other.id == letter);
+            let pack = self.packs.lock().unwrap().first().cloned().filter(|_| is_there)?;
+            Some(LetterMessage { index: pack.first_index, message: pack.messages })
+        })
     }
 
     fn retry(&self, letter: LetterId, actor: Actor, reason: String) -> Reply<Option<TransactionId>> {

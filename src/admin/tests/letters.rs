@@ -1,6 +1,7 @@
 //! Every path under `/api/dead-letters`.
 
 use super::fake::{DECIDED_AT, id};
+use super::messages::pack;
 use super::*;
 use crate::admin::view::time;
 use crate::config::{AdminToken, Role};
@@ -38,6 +39,27 @@ async fn letters_are_listed_in_their_shape_filtered_and_in_pages() {
     let cursor = first["next_cursor"].as_str().expect("there are more");
     let rest = port.get(&format!("/api/dead-letters?limit=2&cursor={cursor}")).await.json();
     assert_eq!((&rest["items"][0]["id"], &rest["next_cursor"]), (&json!("3"), &json!(null)));
+}
+
+#[tokio::test]
+async fn a_letter_is_looked_at_like_a_message_and_its_body_only_where_that_is_allowed() {
+    let port = Port::with_store().await;
+    port.store.add_letter("/", "orders");
+    *port.store.packs.lock().unwrap() = vec![pack(0, 7, true, &[b"{\"a\": 1}"])];
+    for (show_bodies, body) in
+        [(false, Value::Null), (true, json!({"form": "json", "text": "{\"a\": 1}", "truncated": false}))]
+    {
+        port.admin.set_up(Setup { show_bodies, ..Setup::default() });
+        let letter = port.get("/api/dead-letters/1").await.json();
+        let message = &letter["message"];
+        assert_eq!(
+            (&message["index"], &message["bytes"], &message["body"]),
+            (&json!(7), &json!("8"), &body),
+            "{letter}"
+        );
+        assert_eq!(message["headers"][0]["value"], "<script>");
+        assert_eq!(port.get("/api/dead-letters").await.json()["items"][0].get("message"), None, "a list has none");
+    }
 }
 
 #[tokio::test]

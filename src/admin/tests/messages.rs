@@ -10,7 +10,7 @@ use crate::tx::batch::{Batch, HalfMessage};
 use crate::tx::state::State;
 
 /// A pack of transaction 1 with these bodies, from this place on.
-fn pack(number: u32, first_index: u32, last: bool, bodies: &[&[u8]]) -> Pack {
+pub(super) fn pack(number: u32, first_index: u32, last: bool, bodies: &[&[u8]]) -> Pack {
     let mut headers = Vec::new();
     table::write_string(&mut headers, b"x-half-transaction", b"<script>");
     let mut publish = Vec::new();

@@ -35,6 +35,7 @@ async fn the_overview_has_every_part_before_the_store_is_open_and_after() {
         ("/store", json!({"used_bytes": "4096", "max_bytes": "0", "blocked": false})),
         ("/components/1", json!({"name": "store", "status": "degraded", "reason": "nearly full"})),
         ("/relay", json!([{"vhost": "shop", "state": "blocked", "reason": "memory", "in_flight": "7"}])),
+        ("/silent_checkers", json!([])),
         ("/connections", json!("0")),
     ] {
         assert_eq!(shown.pointer(path), Some(&expected), "{path} of {shown}");

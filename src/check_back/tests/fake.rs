@@ -3,7 +3,7 @@
 use crate::check_back::question::tests::{pack, summary};
 use crate::store::{
     Check, Commit, Committing, Cursor, DeadLetter, Due, DueNow, Event, Filter, Lane, Letter, LetterFilter, LetterId,
-    Listing, Origin, Pack, Reply, Sequence, Store, StoreError, Summary,
+    LetterMessage, Listing, Origin, Pack, Reply, Sequence, Store, StoreError, Summary,
 };
 use crate::tx::batch::Batch;
 use crate::tx::decision::{Actor, Decision, Fate, Target, Verdict};
@@ -231,6 +231,10 @@ impl Store for FakeStore {
     }
 
     fn dead_letter_by_id(&self, _: LetterId) -> Reply<Option<Letter>> {
+        unreachable!("{NOT_ASKED}")
+    }
+
+    fn dead_letter_message(&self, _: LetterId) -> Reply<Option<LetterMessage>> {
         unreachable!("{NOT_ASKED}")
     }
 

@@ -3,7 +3,8 @@
 use super::{Held, not_there};
 use crate::store::letter::{STILL_FORWARDED, about};
 use crate::store::{
-    Committed, DeadLetter, Envelope, Lane, Letter, LetterFilter, LetterId, Listing, Pack, Sequence, StoreError,
+    Committed, DeadLetter, Envelope, Lane, Letter, LetterFilter, LetterId, LetterMessage, Listing, Pack, Sequence,
+    StoreError,
 };
 use crate::tx::decision::Actor;
 use crate::tx::id::{Timestamp, TransactionId};
@@ -144,8 +145,16 @@ impl Held {
     }
 
     pub(super) fn letter(&self, letter: LetterId) -> Option<Letter> {
-        let found = self.letters.iter().find(|kept| kept.id == letter && kept.retry.is_none());
-        found.map(|kept| self.seen(kept))
+        self.waits(letter).map(|kept| self.seen(kept))
+    }
+
+    pub(super) fn letter_message(&self, letter: LetterId) -> Option<LetterMessage> {
+        let DeadLetter { index, message, .. } = self.waits(letter)?.letter.clone();
+        Some(LetterMessage { index, message })
+    }
+
+    fn waits(&self, letter: LetterId) -> Option<&Kept> {
+        self.letters.iter().find(|kept| kept.id == letter && kept.retry.is_none())
     }
 
     fn seen(&self, kept: &Kept) -> Letter {

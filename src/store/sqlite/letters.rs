@@ -6,10 +6,13 @@
 
 use super::rows::{Outcome, ROW_COLUMNS, Released, Row, Rows, id, state};
 use crate::store::letter::{STILL_FORWARDED, about};
-use crate::store::{DeadLetter, Envelope, Lane, Letter, LetterFilter, LetterId, Listing, Sequence, StoreError};
+use crate::store::{
+    DeadLetter, Envelope, Lane, Letter, LetterFilter, LetterId, LetterMessage, Listing, Sequence, StoreError,
+};
 use crate::tx::decision::Actor;
 use crate::tx::id::{Timestamp, TransactionId};
 use crate::tx::state::State;
+use bytes::Bytes;
 use rusqlite::{Connection, OptionalExtension, Transaction, TransactionBehavior, named_params, params};
 
 /// Rows that one answer looks at, at most.
@@ -262,6 +265,14 @@ fn letter(row: &rusqlite::Row<'_>) -> rusqlite::Result<(Letter, usize)> {
 pub(super) fn by_id(sql: &Connection, wanted: LetterId) -> rusqlite::Result<Option<Letter>> {
     sql.prepare_cached(&format!("SELECT {COLUMNS} AND d.letter = ?1"))?
         .query_row([wanted.0], |row| Ok(letter(row)?.0))
+        .optional()
+}
+
+pub(super) fn message(sql: &Connection, wanted: LetterId) -> rusqlite::Result<Option<LetterMessage>> {
+    sql.prepare_cached("SELECT message_index, message FROM dead_letters WHERE letter = ?1 AND retry IS NULL")?
+        .query_row([wanted.0], |row| {
+            Ok(LetterMessage { index: row.get(0)?, message: Bytes::copy_from_slice(row.get_ref(1)?.as_blob()?) })
+        })
         .optional()
 }
 

@@ -6,7 +6,8 @@ use super::listing;
 use super::rows::{lane_number, pack_keys};
 use super::writer::Answer;
 use crate::store::{
-    Cursor, DueNow, Event, Filter, Lane, Letter, LetterFilter, LetterId, Listing, Pack, Sequence, StoreError, Summary,
+    Cursor, DueNow, Event, Filter, Lane, Letter, LetterFilter, LetterId, LetterMessage, Listing, Pack, Sequence,
+    StoreError, Summary,
 };
 use crate::tx::id::{Timestamp, TransactionId};
 use bytes::Bytes;
@@ -27,6 +28,7 @@ pub(super) enum Question {
     Messages { id: TransactionId, from: u32, bytes_max: usize, answer: Answer<Vec<Pack>> },
     Letters { filter: LetterFilter, after: i64, limit: usize, answer: Answer<Listing<Letter>> },
     Letter { letter: LetterId, answer: Answer<Option<Letter>> },
+    LetterMessage { letter: LetterId, answer: Answer<Option<LetterMessage>> },
     Close,
 }
 
@@ -61,6 +63,7 @@ impl Reader {
                     tell(answer, letters::list(sql, &filter, after, limit));
                 }
                 Question::Letter { letter, answer } => tell(answer, letters::by_id(sql, letter)),
+                Question::LetterMessage { letter, answer } => tell(answer, letters::message(sql, letter)),
                 Question::Close => return,
             }
         }

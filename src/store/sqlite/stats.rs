@@ -5,7 +5,8 @@ use crate::histogram::{AGES, Histogram, LATENCIES};
 use crate::tx::decision::Actor;
 use crate::tx::id::Timestamp;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::time::Duration;
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 /// Counters and gauges, each right by itself; two of them read together may be a group apart.
 #[derive(Debug)]
@@ -21,6 +22,8 @@ pub struct Stats {
     /// Whether the last SQL transaction failed. While it did, one is tried every second, asked for or not, so that this
     /// tells when the disk is well again.
     pub failing: AtomicBool,
+    /// When the last one that failed did, and why.
+    failed: Mutex<Option<(Instant, String)>>,
     /// Calls waiting for the writer.
     pub queued: AtomicU64,
     /// Bytes in use in the file: pages that are not free. The log beside it is not counted.
@@ -51,6 +54,7 @@ impl Default for Stats {
             group_requests: AtomicU64::default(),
             errors: AtomicU64::default(),
             failing: AtomicBool::default(),
+            failed: Mutex::default(),
             queued: AtomicU64::default(),
             used_bytes: AtomicU64::default(),
             backlog: AtomicU64::default(),
@@ -66,6 +70,17 @@ impl Default for Stats {
 }
 
 impl Stats {
+    /// When an SQL transaction failed last, and why; none: all went well since the start.
+    pub fn failed(&self) -> Option<(Instant, String)> {
+        self.failed.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// From now on it can't write. Returns whether it could not before either.
+    pub(crate) fn fails(&self, why: impl ToString) -> bool {
+        *self.failed.lock().unwrap_or_else(PoisonError::into_inner) = Some((Instant::now(), why.to_string()));
+        self.failing.swap(true, Ordering::Relaxed)
+    }
+
     pub(super) fn group(&self, requests: usize, took: Duration) {
         self.groups.observe(took);
         add(&self.group_requests, requests as u64);

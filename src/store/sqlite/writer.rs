@@ -431,8 +431,9 @@ impl Writer {
     fn failed(&mut self, error: &rusqlite::Error, requests: usize) -> StoreError {
         self.book.doubt();
         add(&self.stats.errors, 1);
+        let failed_before = self.stats.fails(error);
         let error = store_error(error);
-        if self.stats.failing.swap(true, Ordering::Relaxed) {
+        if failed_before {
             tracing::debug!(%error, requests, "the store still can't write");
         } else {
             tracing::error!(%error, requests, "the store can't write");

@@ -21,6 +21,9 @@ await tell(url, async (house) => {
   await page.getByRole('rowheader').first().getByRole('link').click();
   await visit.see(page.getByText(/RabbitMQ refused it: 404/));
   await visit.see(page.getByText(/^dead-back/));
+  const message = page.getByRole('article');
+  await visit.see(message.locator('.body').getByText(new RegExp(`^${back} \\d$`)));
+  await visit.see(message.getByRole('row', { name: /^delivery_mode octet 2$/ }));
   await visit.button('Retry…').click();
   await visit.confirm('the exchange is back', 'Retry');
   await visit.see(page.getByText('It is on its way to RabbitMQ again.'));

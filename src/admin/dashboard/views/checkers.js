@@ -3,7 +3,7 @@
 import { badge, h, keepFocus, put, text, time } from '../dom.js';
 import { get } from '../api.js';
 import { empty, follow, heading, load } from '../parts.js';
-import { count, counted, seconds, words } from '../text.js';
+import { bare, count, counted, seconds, words } from '../text.js';
 
 const REFRESH = 2;
 
@@ -28,7 +28,9 @@ function checkerOf(it) {
   const tone = it.circuit === 'closed' ? 'good' : 'bad';
   return h('article', { class: 'panel' },
     h('h2', {}, text(it.name), ' ', badge(it.kind, 'quiet'), ' ', badge(it.circuit === 'closed' ? 'asked' : `breaker ${it.circuit}`, tone)),
-    it.circuit !== 'closed' && h('p', { class: 'note' }, 'It gave no answer too often in a row, so it is asked less. What it should decide stays in doubt.'),
+    it.circuit !== 'closed' && h('p', { class: 'note' }, 'It gave no answer five times in a row, so it is tried every half minute only, and what it should decide ',
+      h('a', { href: '#/transactions?state=in_doubt', data: { key: `silent-${it.name}` } }, 'stays in doubt'),
+      '. Start it, or mend its address. A transaction’s “Check now” tries it at once.'),
     h('dl', { class: 'facts' },
       h('dt', {}, it.kind === 'http' ? 'URL' : 'Queue'), h('dd', {}, text(it.target), it.vhost && [h('span', { class: 'quiet' }, ' in virtual host '), text(it.vhost)]),
       h('dt', {}, 'Knows about'), h('dd', {}, matchOf(it.match)),
@@ -41,7 +43,7 @@ function checkerOf(it) {
     h('ul', { class: 'answers' }, WORDS.map((word) => h('li', {}, h('b', {}, count(it.answers[word] ?? 0)), ' ', words(word)))));
 }
 
-const lastOf = ({ result, reason, seconds: taken, at }) => [words(result), ` in ${seconds(taken)}, `, time(at, { short: true }), reason && h('div', { class: 'quiet' }, text(reason))];
+const lastOf = ({ result, reason, seconds: taken, at }) => [words(result), ` in ${seconds(taken)}, `, time(at, { short: true }), reason && h('div', { class: 'quiet' }, text(bare(reason)))];
 
 function matchOf(match) {
   const given = Object.entries(match).filter(([, value]) => value !== null && value !== '');

@@ -5,11 +5,14 @@ import { get } from '../api.js';
 import { live } from '../live.js';
 import { Chart } from '../chart.js';
 import { load, heading } from '../parts.js';
-import { bytes, count, counted, moment, rate, seconds, span } from '../text.js';
+import { bare, bytes, count, counted, moment, rate, seconds, span, words } from '../text.js';
 
 const STORE_FULL = 0.8;
 /** By then a checker that works has answered. */
 const DOUBT_SECONDS_LONG = 3600;
+const IN_DOUBT = '#/transactions?state=in_doubt';
+/** Where it lies, and how large it may be. */
+const STORE = '#/configuration?find=store';
 
 export function overview(main, { signal }) {
   const [verdict, cards, parts] = [h('div'), h('div', { class: 'cards' }), h('div', { class: 'parts' }, PARTS.map(() => h('section', { class: 'panel' })))];
@@ -26,7 +29,7 @@ export function overview(main, { signal }) {
     keepFocus(() => put(place, make(value)));
   };
   const show = (now) => {
-    draw(verdict, concerns(now), verdictOf);
+    draw(verdict, { found: concerns(now), doubts: now.transactions.in_doubt }, verdictOf);
     showCards(cards, now);
     PARTS.forEach(([value, make], index) => draw(parts.children[index], value(now), make));
   };
@@ -59,33 +62,64 @@ function makeCharts() {
   ];
 }
 
+const [MEND_DISK, MEND_BROKER] = ['Make room on its disk, or mend it', 'Mend RabbitMQ'].map((todo) => `${todo}: Halfway goes on by itself.`);
+/** What it means that a part does not work, or not well, and what to do about it. */
+const MEANINGS = {
+  not_ready: {
+    listener: { what: 'No client can connect' },
+    store: { what: 'The store can’t write: nothing can be committed or decided', todo: MEND_DISK, href: STORE },
+    upstream: { what: 'RabbitMQ can’t be reached: no client can connect', todo: MEND_BROKER },
+  },
+  degraded: {
+    store: { what: 'The store failed to write a moment ago: commits may fail', todo: MEND_DISK, href: STORE },
+    relay: { what: 'Committed messages wait in the store: RabbitMQ does not take them', todo: MEND_BROKER },
+  },
+};
+
 /** What needs a person, the worst first: each with the way there. */
 function concerns(now) {
   const [share, parts, oldest] = [storeShare(now.store), partsIn(now), doubtSeconds(now)];
-  const of = (wanted, says, bad) => parts.filter(({ status }) => status === wanted).map(({ name, reason }) => ({ bad, what: [name, says], why: reason }));
+  const of = (wanted) => parts.filter(({ status }) => status === wanted && !isStarting(now))
+    .map(({ name, status, reason }) => ({ bad: status === 'not_ready', ...(MEANINGS[status][name] ?? { what: `${name} is ${words(status)}` }), why: reason }));
   return [
-    ...of('not_ready', ' does not work', true),
-    now.store.blocked && { bad: true, what: 'The store is full: clients that publish are blocked', href: '#/configuration?find=store' },
+    isStarting(now) && { what: 'Halfway is starting' },
+    ...of('not_ready'),
+    now.store.blocked && { bad: true, what: 'The store is full: clients that publish are blocked', href: STORE },
     now.draining && { what: 'The proxy is shutting down' },
+    ...now.silent_checkers.map(({ name, reason }) => ({
+      what: 'A checker does not answer: its transactions stay in doubt', why: `${name}: ${bare(reason ?? '')}`, href: '#/checkers', key: `checker-${name}`,
+    })),
     Number(now.dead_letters) > 0 && { bad: true, what: `${counted(now.dead_letters, 'dead letter')} to retry or discard`, href: '#/dead-letters' },
-    oldest >= DOUBT_SECONDS_LONG && { what: `A transaction is in doubt for ${span(oldest)}`, href: '#/transactions?state=in_doubt' },
-    // Dead letters and a full store have lines of their own, with the way there.
-    ...of('degraded', ' is degraded', false).filter(({ what: [name] }) => name !== 'store' || (Number(now.dead_letters) === 0 && !now.store.blocked)),
-    !now.store.blocked && share >= STORE_FULL && { what: `The store is ${Math.round(share * 100)} % full`, href: '#/configuration?find=store' },
+    oldest >= DOUBT_SECONDS_LONG && { what: `A transaction is in doubt for ${span(oldest)}`, href: IN_DOUBT },
+    // Dead letters and a store past its size have lines of their own, with the way there.
+    ...of('degraded').filter(({ what, why }) => what !== MEANINGS.degraded.store.what || isFailing(why)),
+    !now.store.blocked && share >= STORE_FULL && { what: `The store is ${Math.round(share * 100)} % full`, href: STORE },
   ].filter(Boolean);
 }
+
+/** Its parts have not said yet how they are. */
+const isStarting = ({ components }) => components.some(({ reason }) => reason === 'starting');
+
+/** Whether this is about a disk, and not about dead letters or a size. */
+const isFailing = (reason) => /write/.test(reason ?? '');
 
 /** A drain is no part that could be mended. */
 const partsIn = ({ components }) => components.filter(({ name }) => name !== 'draining');
 
 const doubtSeconds = ({ in_doubt_oldest_since: oldest }) => (oldest ? (Date.now() - Date.parse(oldest)) / 1000 : 0);
 
+/** Short enough for a card. */
+const rough = (seconds) => span(seconds < 600 ? seconds : seconds - (seconds % 60));
+
 const storeShare = ({ used_bytes: used, max_bytes: max }) => (Number(max) > 0 ? Number(used) / Number(max) : 0);
 
-function verdictOf(found) {
-  if (found.length === 0) return h('p', { class: 'verdict is-good' }, h('b', {}, 'All is well.'), ' Nothing waits for a person.');
-  const line = ({ bad, what, why, href }) => h('li', { class: bad ? 'is-bad' : 'is-warning' },
-    href ? h('a', { href, data: { key: href } }, what) : h('b', {}, what), why && [': ', h('bdi', {}, why)]);
+function verdictOf({ found, doubts }) {
+  if (found.length === 0) {
+    return h('p', { class: 'verdict is-good' }, h('b', {}, 'All is well. '), Number(doubts) === 0 ? 'Nothing waits for a person.'
+      : [h('a', { href: IN_DOUBT, data: { key: 'doubts' } }, counted(doubts, 'transaction')), ' in doubt: a checker decides, or a person.']);
+  }
+  const line = ({ bad, what, why, todo, href, key = href }) => h('li', { class: bad ? 'is-bad' : 'is-warning' },
+    href ? h('a', { href, data: { key } }, what) : h('b', {}, what), todo && ['. ', todo], why && h('div', { class: 'quiet' }, h('bdi', {}, why)));
   return h('div', { class: 'verdict is-concerned' }, h('h2', {}, 'Needs attention'), h('ul', {}, found.map(line)));
 }
 
@@ -106,21 +140,22 @@ function cardsOf(now) {
   const { transactions, store, rates } = now;
   const [share, oldest, parts] = [storeShare(store), now.in_doubt_oldest_since, partsIn(now)];
   const linked = now.relay.filter(({ state }) => state === 'connected').length;
-  const down = parts.filter(({ name, status }) => ['upstream', 'relay'].includes(name) && status !== 'ready');
+  const down = isStarting(now) ? [] : parts.filter(({ name, status }) => ['upstream', 'relay'].includes(name) && status !== 'ready');
+  const fails = parts.find(({ name, reason }) => name === 'store' && isFailing(reason))?.status;
   const old = doubtSeconds(now) >= DOUBT_SECONDS_LONG ? 'warning' : '';
   return [
-    { label: 'In doubt', figure: count(transactions.in_doubt), below: `${count(transactions.open)} open`, href: '#/transactions?state=in_doubt', tone: old },
-    { label: 'Oldest in doubt', figure: oldest ? span(doubtSeconds(now)) : '–', below: oldest ? `since ${moment(oldest)}` : 'none is in doubt',
-      href: '#/transactions?state=in_doubt', tone: old },
-    { label: 'Undelivered', figure: count(transactions.committed), below: 'committed, on the way', href: '#/transactions?state=committed' },
+    { label: 'In doubt', figure: count(transactions.in_doubt), below: `${count(transactions.open)} open`, href: IN_DOUBT, tone: old },
+    { label: 'Oldest in doubt', figure: oldest ? rough(doubtSeconds(now)) : '–', below: oldest ? `since ${moment(oldest)}` : 'none is in doubt',
+      href: IN_DOUBT, tone: old },
+    { label: 'Undelivered', figure: count(transactions.committed), below: down.length > 0 ? 'committed, waiting' : 'committed, on the way', href: '#/transactions?state=committed' },
     { label: 'Dead letters', figure: count(now.dead_letters), below: Number(now.dead_letters) > 0 ? 'RabbitMQ did not take them' : 'none',
       href: '#/dead-letters', tone: Number(now.dead_letters) > 0 ? 'bad' : '' },
     { label: 'Rate in', figure: rate(rates.committed), below: `commits, ${bytes(rates.received_bytes)}/s`, href: '#/connections' },
     { label: 'Rate out', figure: rate(rates.forwarded), below: `messages, ${bytes(rates.sent_bytes)}/s`, href: '#/transactions?state=committed' },
     { label: 'Store', figure: bytes(store.used_bytes), below: Number(store.max_bytes) > 0 ? `${Math.round(share * 100)} % of ${bytes(store.max_bytes)}` : 'no limit is set',
-      href: '#/configuration?find=store', tone: store.blocked ? 'bad' : share >= STORE_FULL ? 'warning' : '' },
-    { label: 'RabbitMQ', figure: down.length === 0 ? 'ready' : down[0].status.replaceAll('_', ' '),
-      below: `relay on ${linked} of ${counted(now.relay.length, 'vhost')}, ${counted(now.connections, 'client')}`, href: '#/connections',
+      href: STORE, tone: store.blocked || fails === 'not_ready' ? 'bad' : share >= STORE_FULL || fails === 'degraded' ? 'warning' : '' },
+    { label: 'RabbitMQ', figure: isStarting(now) ? '–' : down.length === 0 ? 'ready' : down[0].status.replaceAll('_', ' '),
+      below: [now.relay.length > 0 && `relay on ${linked} of ${counted(now.relay.length, 'vhost')}, `, counted(now.connections, 'client')], href: '#/connections',
       tone: down.some(({ status }) => status === 'not_ready') ? 'bad' : down.length > 0 ? 'warning' : '' },
   ];
 }
@@ -130,7 +165,7 @@ const LINKS = { connected: 'good', connecting: 'quiet', blocked: 'warning', stal
 
 const part = ({ name, status, reason }) => h('li', {}, h('b', {}, name), badge(status, TONES[status] ?? 'bad'), reason && h('bdi', { class: 'quiet' }, reason));
 
-const link = ({ vhost, state, reason, in_flight: flying }) => h('li', {}, h('b', {}, text(vhost)), badge(state, LINKS[state] ?? 'bad'),
+const link = ({ vhost, state, reason, in_flight: flying }) => h('li', {}, h('b', {}, text(vhost)), badge(state, state === 'connecting' && reason ? 'warning' : LINKS[state] ?? 'bad'),
   Number(flying) > 0 && h('span', { class: 'quiet' }, `${count(flying)} in flight`), reason && h('bdi', { class: 'quiet' }, reason));
 
 /** What stands below, each with what it is made of. */

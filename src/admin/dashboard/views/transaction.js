@@ -53,7 +53,7 @@ export function transaction(main, { id, signal, who }) {
     put(outcome);
     try {
       await post(`${url}/check`, {});
-      put(outcome, h('p', { class: 'note', role: 'status' }, 'Its checker is asked now. The answer will stand in the timeline.'));
+      put(outcome, h('p', { class: 'note', role: 'status' }, 'Its checker is asked now. An answer will stand in the timeline; whether it answers at all, under ', h('a', { href: '#/checkers' }, 'Checkers'), '.'));
       await refresh();
     } catch (error) {
       put(outcome, problemBox(error));
@@ -96,7 +96,7 @@ function factsOf(it) {
     it.decided_by && ['Decided by', text(it.decided_by)],
     ['Checker', it.checker === null ? h('span', { class: 'quiet' }, 'none: a person decides') : h('a', { href: '#/checkers' }, text(it.checker))],
     it.checker !== null && ['Answers', count(it.checks_answered)],
-    it.next_check_at && ['Next check', time(it.next_check_at)],
+    it.next_check_at && ['Next check', ['not before ', time(it.next_check_at)]],
   ].filter(Boolean);
   return h('dl', { class: 'facts' }, pairs.map(([name, value]) => [h('dt', {}, name), h('dd', {}, value)]));
 }
@@ -118,7 +118,7 @@ function timelineOf(it) {
   const entry = (event, index) => h('li', { class: `event is-${event.event.replaceAll('_', '-')}` },
     h('div', {}, h('b', {}, EVENTS[event.event] ?? capital(words(event.event))), event.actor && [' by ', text(event.actor)],
       took(event) !== null && h('span', { class: 'quiet' }, ` in ${seconds(took(event))}`)),
-    event.reason && h('div', { class: 'why' }, text(event.reason)),
+    event.reason && h('div', { class: 'why' }, text(event.reason), event.event === 'check' && event.reason.startsWith('no answer') && h('span', { class: 'quiet' }, ' (the same again is not listed)')),
     h('div', { class: 'quiet' }, h('time', { datetime: event.at }, moment(event.at, { millis: true })), index > 0 && later(all[index - 1], event)));
   return h('ol', { class: 'timeline' }, all.map(entry), pending(it));
 }
@@ -135,7 +135,7 @@ function later(before, event) {
 /** What comes next, if anything does. */
 function pending(it) {
   const entry = (...what) => h('li', { class: 'event is-pending' }, what);
-  if (it.next_check_at) return entry(h('b', {}, 'Next check'), ' ', time(it.next_check_at));
+  if (it.next_check_at) return entry(h('b', {}, 'Next check'), ' not before ', time(it.next_check_at));
   if (it.state === 'in_doubt') return entry(h('b', {}, 'Waits for a person'));
   if (it.state === 'open') return entry(h('b', {}, 'Its channel lives and has not decided'));
   if (it.state === 'committed') return entry(h('b', {}, 'On its way to RabbitMQ'));
