@@ -16,6 +16,7 @@ mod letters;
 mod listing;
 mod named;
 mod open;
+mod packs;
 mod reader;
 mod recent;
 mod rows;
