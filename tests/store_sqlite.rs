@@ -642,6 +642,25 @@ async fn a_plain_commit_stands_in_one_index() {
 }
 
 #[tokio::test]
+async fn what_people_look_for_does_not_hold_up_the_relay() {
+    let folder = Folder::new();
+    let store = open(&folder.db());
+    let commits: Vec<_> = (0..5_000).map(|_| store.commit(commit(&origin(), 10))).collect();
+    for commit in commits {
+        commit.await.unwrap();
+    }
+    let nobodys = || Filter { user: Some("nobody".into()), ..Filter::default() };
+    let lists: Vec<_> = (0..200).map(|_| store.transactions(nobodys(), 0, 10)).collect();
+    let last = lists.into_iter().next_back().expect("there are some");
+    let page = store.page(&lane(), None, 1);
+    tokio::select! {
+        biased;
+        _ = last => panic!("the relay had to wait for every list"),
+        page = page => assert_eq!(page.unwrap().len(), 1),
+    }
+}
+
+#[tokio::test]
 async fn a_backup_is_a_store_and_the_original_goes_on() {
     let folder = Folder::new();
     let target = folder.0.path().join("backup.db");

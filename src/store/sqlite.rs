@@ -1,12 +1,14 @@
 //! The store in a SQLite file.
 //!
 //! One thread writes. It takes everything that waits in its queue, puts it into one SQL transaction and answers
-//! everybody when that is synced, so one sync serves many commits and nobody waits for a timer. Another thread reads
-//! pages for the relay over a connection of its own; write-ahead logging keeps the two out of each other's way.
+//! everybody when that is synced, so one sync serves many commits and nobody waits for a timer. Two more threads read, each
+//! over a connection of its own: one pages for the relay, one for everybody else. Write-ahead logging keeps the three out of
+//! each other's way.
 //!
 //! ```text
 //! what writes (park, commit, decide, ...) ──► queue ──► writer ──► file ──► Outlet, then the replies
-//! what reads (page, due, transactions, ...) ─► queue ──► reader ──► the replies
+//! what the relay reads (lanes, page) ────────► queue ──► reader ──► the replies
+//! what else reads (due, transactions, ...) ──► queue ──► reader ──► the replies
 //! ```
 //!
 //! The queues have no bound of their own. A session has at most one unanswered call for a channel, and the messages in
@@ -17,6 +19,7 @@ mod letters;
 mod listing;
 mod named;
 mod open;
+mod packs;
 mod reader;
 mod recent;
 mod rows;
@@ -71,7 +74,10 @@ impl SqliteSettings {
 #[derive(Debug)]
 pub struct SqliteStore {
     writer: mpsc::Sender<Call>,
-    reader: mpsc::Sender<Question>,
+    /// For the relay.
+    pager: mpsc::Sender<Question>,
+    /// For everybody else.
+    lister: mpsc::Sender<Question>,
     threads: Mutex<Vec<JoinHandle<()>>>,
     stats: Arc<Stats>,
     full: watch::Receiver<bool>,
@@ -79,7 +85,7 @@ pub struct SqliteStore {
 
 impl SqliteStore {
     /// Opens the file, makes it if there is none, brings it to this version's schema, ends what an earlier
-    /// process left open (unnamed: rolled back, named: in doubt), and starts the two threads.
+    /// process left open (unnamed: rolled back, named: in doubt), and starts the threads.
     ///
     /// How long it takes does not depend on the backlog, but for counts over small indexes (about 30 ms a million).
     ///
@@ -90,8 +96,10 @@ impl SqliteStore {
         let (full_sender, full) = watch::channel(false);
         let stats = Arc::new(Stats::default());
         let (writer, calls) = mpsc::channel();
-        let (reader, questions) = mpsc::channel();
-        let reader_thread = Reader::new(opened.reader, questions);
+        let [(pager, pager_thread), (lister, lister_thread)] = opened.readers.map(|sql| {
+            let (sender, questions) = mpsc::channel();
+            (sender, Reader::new(sql, questions))
+        });
         let writer_thread =
             Writer::new(opened.writer, opened.lock, calls, &settings, Arc::clone(&stats), full_sender, outlet)
                 .map_err(|error| OpenError::from_sqlite(&settings.path, &error))?;
@@ -103,9 +111,10 @@ impl SqliteStore {
         };
         let threads = vec![
             spawn("store-writer", Box::new(move || writer_thread.run()))?,
-            spawn("store-reader", Box::new(move || reader_thread.run()))?,
+            spawn("store-pager", Box::new(move || pager_thread.run()))?,
+            spawn("store-lister", Box::new(move || lister_thread.run()))?,
         ];
-        Ok(Arc::new(Self { writer, reader, threads: Mutex::new(threads), stats, full }))
+        Ok(Arc::new(Self { writer, pager, lister, threads: Mutex::new(threads), stats, full }))
     }
 
     /// What the store counts about itself.
@@ -124,7 +133,9 @@ impl SqliteStore {
     pub fn close(&self) {
         // A thread that is gone already has no use for the word.
         let _ = self.writer.send(Call::Close);
-        let _ = self.reader.send(Question::Close);
+        for reader in [&self.pager, &self.lister] {
+            let _ = reader.send(Question::Close);
+        }
         let threads = std::mem::take(&mut *self.threads.lock().unwrap_or_else(PoisonError::into_inner));
         let me = std::thread::current().id();
         // The outlet may own this store, and then it is dropped on the writer's thread, which can't wait for itself.
@@ -144,12 +155,13 @@ impl SqliteStore {
         }
         reply
     }
+}
 
-    fn ask<T>(&self, question: impl FnOnce(writer::Answer<T>) -> Question) -> Reply<T> {
-        let (answer, reply) = Reply::pair();
-        let _ = self.reader.send(question(answer));
-        reply
-    }
+fn ask<T>(reader: &mpsc::Sender<Question>, question: impl FnOnce(writer::Answer<T>) -> Question) -> Reply<T> {
+    let (answer, reply) = Reply::pair();
+    // As with the writer, a question to nobody is dropped with its answer.
+    let _ = reader.send(question(answer));
+    reply
 }
 
 impl Drop for SqliteStore {
@@ -181,7 +193,7 @@ impl Store for SqliteStore {
     }
 
     fn due(&self, checker: &str, now: Timestamp, limit: usize) -> Reply<DueNow> {
-        self.ask(|answer| Question::Due { checker: checker.into(), now, limit, answer })
+        ask(&self.lister, |answer| Question::Due { checker: checker.into(), now, limit, answer })
     }
 
     fn checked(&self, id: TransactionId, check: Check) -> Reply<bool> {
@@ -193,19 +205,19 @@ impl Store for SqliteStore {
     }
 
     fn unasked(&self, known: Vec<Arc<str>>, after: i64, limit: usize) -> Reply<Listing<Summary>> {
-        self.ask(|answer| Question::Unasked { known, after, limit, answer })
+        ask(&self.lister, |answer| Question::Unasked { known, after, limit, answer })
     }
 
     fn transaction(&self, id: TransactionId) -> Reply<Option<(Summary, Vec<Event>)>> {
-        self.ask(|answer| Question::Transaction { id, answer })
+        ask(&self.lister, |answer| Question::Transaction { id, answer })
     }
 
     fn transactions(&self, filter: Filter, after: i64, limit: usize) -> Reply<Listing<Summary>> {
-        self.ask(|answer| Question::Transactions { filter, after, limit, answer })
+        ask(&self.lister, |answer| Question::Transactions { filter, after, limit, answer })
     }
 
     fn messages(&self, id: TransactionId, from: u32, bytes_max: usize) -> Reply<Vec<Pack>> {
-        self.ask(|answer| Question::Messages { id, from, bytes_max, answer })
+        ask(&self.lister, |answer| Question::Messages { id, from, bytes_max, answer })
     }
 
     fn delivered(&self, transactions: Vec<Sequence>) {
@@ -218,15 +230,15 @@ impl Store for SqliteStore {
     }
 
     fn dead_letters(&self, filter: LetterFilter, after: i64, limit: usize) -> Reply<Listing<Letter>> {
-        self.ask(|answer| Question::Letters { filter, after, limit, answer })
+        ask(&self.lister, |answer| Question::Letters { filter, after, limit, answer })
     }
 
     fn dead_letter_by_id(&self, letter: LetterId) -> Reply<Option<Letter>> {
-        self.ask(|answer| Question::Letter { letter, answer })
+        ask(&self.lister, |answer| Question::Letter { letter, answer })
     }
 
     fn dead_letter_message(&self, letter: LetterId) -> Reply<Option<LetterMessage>> {
-        self.ask(|answer| Question::LetterMessage { letter, answer })
+        ask(&self.lister, |answer| Question::LetterMessage { letter, answer })
     }
 
     fn retry(&self, letter: LetterId, actor: Actor, reason: String) -> Reply<Option<TransactionId>> {
@@ -238,11 +250,11 @@ impl Store for SqliteStore {
     }
 
     fn lanes(&self) -> Reply<Vec<Lane>> {
-        self.ask(|answer| Question::Lanes { answer })
+        ask(&self.pager, |answer| Question::Lanes { answer })
     }
 
     fn page(&self, lane: &Lane, after: Option<Cursor>, bytes_max: usize) -> Reply<Vec<Pack>> {
-        self.ask(|answer| Question::Page { lane: lane.clone(), after, bytes_max, answer })
+        ask(&self.pager, |answer| Question::Page { lane: lane.clone(), after, bytes_max, answer })
     }
 
     fn is_full(&self) -> bool {

@@ -1,8 +1,8 @@
 //! What people and the check-back read: who is due, lists, a transaction with its history and its messages. Each answer
-//! is short, because the relay's pages wait behind it.
+//! is short, because the next caller waits behind it.
 
 use super::history;
-use super::reader::{Of, packs_of};
+use super::packs::{self, Of};
 use super::rows::{id, key, pack_keys, state};
 use crate::store::{Due, DueNow, Event, Filter, Listing, NameFilter, Pack, Sequence, Summary};
 use crate::tx::batch::FRONT_BYTES;
@@ -338,7 +338,7 @@ pub(super) fn messages(
     let Some(row) = rows.next()? else { return Ok(Vec::new()) };
     let transaction = Of { sequence: Sequence(place), id, decided_at: row.get::<_, Option<i64>>(3)?.map(Timestamp) };
     match row.get::<_, Option<i64>>(0)? {
-        Some(number) => packs_of(&sql, transaction, number, row.get(1)?, from, bytes_max),
+        Some(number) => packs::of(&sql, transaction, number, row.get(1)?, from, bytes_max),
         None if from > 0 => Ok(Vec::new()),
         None => {
             let messages = Bytes::copy_from_slice(row.get_ref(2)?.as_blob()?);

@@ -130,7 +130,8 @@ impl OpenError {
 /// A file that is ours, whole as far as we looked, and of this version.
 pub(super) struct Opened {
     pub(super) writer: Connection,
-    pub(super) reader: Connection,
+    /// For the relay, and for everybody else.
+    pub(super) readers: [Connection; 2],
     pub(super) lock: File,
 }
 
@@ -145,8 +146,8 @@ pub(super) fn open(settings: &SqliteSettings) -> Result<Opened, OpenError> {
     }
     let lock = lock(path)?;
     let writer = open_writer(path)?;
-    let reader = open_reader(path)?;
-    Ok(Opened { writer, reader, lock })
+    let readers = [open_reader(path)?, open_reader(path)?];
+    Ok(Opened { writer, readers, lock })
 }
 
 /// SQLite's own locks would let two proxies take turns on one file, and both would forward what is in it. So one
