@@ -113,6 +113,10 @@ impl OpenError {
             Some(ErrorCode::NotADatabase) => Self::NotAStore { path, reason },
             Some(ErrorCode::DatabaseCorrupt) => Self::Corrupt { path, reason },
             Some(ErrorCode::ReadOnly | ErrorCode::PermissionDenied) => Self::ReadOnly { path, reason },
+            // SQLite calls both by one name.
+            Some(ErrorCode::DiskFull | ErrorCode::SystemIoFailure) => {
+                Self::Failed { path, reason: format!("{reason}. Is the disk full? `halfway doctor` tells") }
+            }
             _ => Self::Failed { path, reason },
         }
     }
@@ -284,4 +288,18 @@ pub(super) fn open_reader(path: &Path) -> Result<Connection, OpenError> {
     sql.busy_timeout(BUSY_TIME_MAX).map_err(failed)?;
     keep_statements(&sql).map_err(failed)?;
     Ok(sql)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_disk_that_is_full_at_the_start_is_suspected() {
+        for code in [rusqlite::ffi::SQLITE_IOERR_SHMSIZE, rusqlite::ffi::SQLITE_FULL] {
+            let error = rusqlite::Error::SqliteFailure(rusqlite::ffi::Error::new(code), None);
+            let text = OpenError::from_sqlite(Path::new("/data/halfway.db"), &error).to_string();
+            assert!(text.starts_with("/data/halfway.db") && text.ends_with("`halfway doctor` tells"), "{text}");
+        }
+    }
 }
