@@ -9,7 +9,12 @@ use rusqlite::{Connection, Transaction, TransactionBehavior, params};
 use uuid::Uuid;
 
 /// What is committed for a lane, behind `after`, until it adds up to `bytes_max`.
-pub(super) fn page(sql: &Connection, lane: &Lane, after: Option<Cursor>, bytes_max: usize) -> rusqlite::Result<Vec<Pack>> {
+pub(super) fn page(
+    sql: &Connection,
+    lane: &Lane,
+    after: Option<Cursor>,
+    bytes_max: usize,
+) -> rusqlite::Result<Vec<Pack>> {
     // Several statements, one state of the file.
     let sql = Transaction::new_unchecked(sql, TransactionBehavior::Deferred)?;
     let Some(lane) = lane_number(&sql, lane)? else {

@@ -41,7 +41,9 @@ impl Reader {
         while let Ok(question) = self.questions.recv() {
             match question {
                 Question::Lanes { answer } => tell(answer, lanes(sql)),
-                Question::Page { lane, after, bytes_max, answer } => tell(answer, packs::page(sql, &lane, after, bytes_max)),
+                Question::Page { lane, after, bytes_max, answer } => {
+                    tell(answer, packs::page(sql, &lane, after, bytes_max))
+                }
                 Question::Due { checker, now, limit, answer } => tell(answer, listing::due(sql, &checker, now, limit)),
                 Question::Unasked { known, after, limit, answer } => {
                     tell(answer, listing::unasked(sql, &known, after, limit));
