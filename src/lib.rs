@@ -16,7 +16,7 @@
 //! - [`roster`]: what the parts that run tell of themselves, for people to look at.
 //! - [`tls`]: certificates and trust, on both sides.
 //! - [`upstream`]: dialing RabbitMQ.
-//! - [`http`]: dialing HTTP servers.
+//! - [`http`]: asking HTTP servers.
 //! - [`trace`]: spans for OpenTelemetry.
 //! - [`relay`]: committed half messages to RabbitMQ.
 //! - [`check_back`]: asks what became of transactions in doubt.

@@ -34,6 +34,12 @@ fn open(path: &Path) -> Arc<SqliteStore> {
     try_open(path).unwrap()
 }
 
+/// Opens it to remember for a minute what is finished.
+fn open_for_a_minute(path: &Path, clock: fn() -> Timestamp) -> Arc<SqliteStore> {
+    let settings = SqliteSettings { retention: Duration::from_secs(60), clock, ..SqliteSettings::new(path) };
+    SqliteStore::open(settings, Arc::new(Silent)).unwrap()
+}
+
 fn try_open(path: &Path) -> Result<Arc<SqliteStore>, OpenError> {
     SqliteStore::open(SqliteSettings::new(path), Arc::new(Silent))
 }
@@ -327,12 +333,8 @@ async fn idle_it_gives_back_the_log() {
 async fn finished_transactions_that_were_parked_leave_after_their_retention() {
     static NOW: AtomicI64 = AtomicI64::new(1_000_000);
     let folder = Folder::new();
-    let settings = || SqliteSettings {
-        retention: Duration::from_secs(60),
-        clock: || Timestamp(NOW.load(Ordering::Relaxed)),
-        ..SqliteSettings::new(folder.db())
-    };
-    let store = SqliteStore::open(settings(), Arc::new(Silent)).unwrap();
+    let open = || open_for_a_minute(&folder.db(), || Timestamp(NOW.load(Ordering::Relaxed)));
+    let store = open();
     let (delivered, rolled_back, waiting) = (origin(), origin(), origin());
     for tx in [&delivered, &rolled_back, &waiting] {
         // More packs than one step of the purge takes.
@@ -355,7 +357,7 @@ async fn finished_transactions_that_were_parked_leave_after_their_retention() {
     store.close();
 
     NOW.fetch_add(60_001, Ordering::Relaxed);
-    let store = SqliteStore::open(settings(), Arc::new(Silent)).unwrap();
+    let store = open();
     eventually("the rows leave later", || count("SELECT count(*) FROM transactions") == 1).await;
     assert_eq!(committed(&store).await, BTreeSet::from([waiting.id]));
     assert_eq!(count("SELECT count(*) FROM history"), 0, "and their history with them");
@@ -575,12 +577,8 @@ async fn a_store_of_version_1_is_brought_forward() {
 async fn names_leave_after_their_retention_with_what_is_known_of_their_messages() {
     static NOW: AtomicI64 = AtomicI64::new(1_000_000);
     let folder = Folder::new();
-    let settings = || SqliteSettings {
-        retention: Duration::from_secs(60),
-        clock: || Timestamp(NOW.load(Ordering::Relaxed)),
-        ..SqliteSettings::new(folder.db())
-    };
-    let store = SqliteStore::open(settings(), Arc::new(Silent)).unwrap();
+    let open = || open_for_a_minute(&folder.db(), || Timestamp(NOW.load(Ordering::Relaxed)));
+    let store = open();
     let (small, large, dropped, doubtful) =
         (named("small", None), named("large", None), named("dropped", None), named("doubtful", None));
     for tx in [&small, &large, &dropped, &doubtful] {
@@ -608,7 +606,7 @@ async fn names_leave_after_their_retention_with_what_is_known_of_their_messages(
     store.close();
 
     NOW.fetch_add(60_001, Ordering::Relaxed);
-    let store = SqliteStore::open(settings(), Arc::new(Silent)).unwrap();
+    let store = open();
     eventually("the rows leave", || count("SELECT count(*) FROM transactions") == 1).await;
     assert_eq!(summary(&store, &doubtful).await.state, State::InDoubt, "what is undecided stays for ever");
     now(store.commit(commit(&named("large", None), 1)).await);

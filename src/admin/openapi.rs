@@ -8,8 +8,10 @@ use axum::response::{IntoResponse, Response};
 use utoipa::openapi::security::{
     ApiKey, ApiKeyValue, HttpAuthScheme, HttpBuilder, SecurityRequirement, SecurityScheme,
 };
-use utoipa::openapi::{self, ComponentsBuilder, ContentBuilder, InfoBuilder, OpenApi, OpenApiBuilder, Ref, RefOr};
-use utoipa::openapi::{ResponseBuilder, tag::TagBuilder};
+use utoipa::openapi::tag::TagBuilder;
+use utoipa::openapi::{
+    self, ComponentsBuilder, ContentBuilder, InfoBuilder, OpenApi, OpenApiBuilder, Ref, RefOr, ResponseBuilder,
+};
 use utoipa::{IntoResponses, ToSchema};
 
 use super::sessions::COOKIE;

@@ -10,6 +10,7 @@ use ring::rand::{SecureRandom, SystemRandom};
 
 use crate::config::Role;
 use crate::tx::decision::Actor;
+use crate::values;
 
 /// A session that was not used for so long is over.
 pub(super) const IDLE_MAX: Duration = Duration::from_secs(12 * 60 * 60);
@@ -72,7 +73,7 @@ impl Sessions {
 pub(super) fn secret() -> Option<String> {
     let mut bytes = [0; SECRET_BYTES];
     SystemRandom::new().fill(&mut bytes).ok()?;
-    Some(bytes.iter().map(|byte| format!("{byte:02x}")).collect())
+    Some(values::hex(&bytes))
 }
 
 /// What cookies of our name hold. A port of the same host that is not ours may have set one beside it.

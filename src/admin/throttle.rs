@@ -23,7 +23,8 @@ type Debt = Instant;
 
 impl Throttle {
     /// Lets `look` judge what the peer shows, if it may show something now. `None`: it may not, and nothing was looked
-    /// at, for an answer is what it wants.
+    /// at. If a right token passed even then, what does not pass would be known to be wrong, at any speed. A neighbour who
+    /// guesses can so shut out others behind the same address, but not their sessions.
     pub(super) fn attempt<T>(&self, peer: IpAddr, now: Instant, look: impl FnOnce() -> Option<T>) -> Option<Option<T>> {
         // Held over the look, so that attempts at one moment don't count as one.
         let mut peers = self.peers.lock().unwrap_or_else(PoisonError::into_inner);

@@ -4,27 +4,22 @@ use super::answer::{self, ANSWER_BYTES_MAX};
 use super::ask::{Ask, NoAnswer};
 use super::question::Question;
 use crate::config::HttpUrl;
-use crate::http::dial;
+use crate::http::{dial, send};
 use crate::tls::ClientTls;
 use crate::tx::check_back::Answer;
 use crate::values::hex;
 use bytes::Bytes;
-use http_body_util::{BodyExt, Full, Limited};
-use hyper::client::conn::http1;
+use http_body_util::Full;
 use hyper::header::{ACCEPT, CONNECTION, CONTENT_TYPE, HOST, USER_AGENT};
 use hyper::{Method, Request, StatusCode};
-use hyper_util::rt::TokioIo;
 use ring::hmac;
 use std::error::Error;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
-use tokio::task::JoinSet;
 use tokio::time::timeout;
 
 /// The header that carries the signature.
 const SIGNATURE: &str = "x-half-signature";
-/// Bytes of an answer's status line and headers.
-const HEAD_BYTES_MAX: usize = 64 * 1024;
 
 /// A checker that answers POSTs. Each check has a connection of its own: checks are rare, and a connection that was kept
 /// may have gone without a word.
@@ -61,13 +56,8 @@ impl Ask for HttpChecker {
     async fn ask(&self, question: &Question) -> Result<Answer, NoAnswer> {
         let request = self.request(question.body.clone())?;
         let stream = dial(&self.url, self.tls.as_deref()).await.map_err(|error| in_words("cannot connect", &error))?;
-        let handshake = http1::Builder::new().max_buf_size(HEAD_BYTES_MAX).handshake(TokioIo::new(stream)).await;
-        let (mut sender, connection) = handshake.map_err(|error| in_words("the connection failed", &error))?;
-        // Dropped at the end, and with it the connection, however much the other side still has to say.
-        let mut background = JoinSet::new();
-        background.spawn(connection);
-        let response = sender.send_request(request).await.map_err(|error| in_words("the connection failed", &error))?;
-        let (head, body) = response.into_parts();
+        let answer = send(stream, request).await.map_err(|error| in_words("the connection failed", &error))?;
+        let head = &answer.head;
         if head.status != StatusCode::OK {
             return Err(NoAnswer::new(format_args!("the status is {}, not 200", head.status.as_u16())));
         }
@@ -78,9 +68,8 @@ impl Ask for HttpChecker {
                 return Err(NoAnswer::new(format_args!("the content type is {kind}, not application/json")));
             }
         }
-        let body = Limited::new(body, ANSWER_BYTES_MAX).collect().await;
-        let body = body.map_err(|error| in_words("the answer can't be read", &*error))?;
-        answer::read(&body.to_bytes())
+        let body = answer.body(ANSWER_BYTES_MAX).await;
+        answer::read(&body.map_err(|error| in_words("the answer can't be read", &*error))?)
     }
 }
 

@@ -4,11 +4,9 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::str::FromStr;
 use std::time::Duration;
 
-use http_body_util::{BodyExt, Full, Limited};
+use http_body_util::Full;
 use hyper::body::Bytes;
-use hyper::client::conn::http1;
 use hyper::{Method, Request, StatusCode, Uri, header};
-use hyper_util::rt::TokioIo;
 use serde_json::Value;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
@@ -16,6 +14,7 @@ use tokio::time::timeout;
 
 use super::text::shown;
 use crate::config::UpstreamTls;
+use crate::http::send;
 use crate::tls::{ClientTls, server_name};
 
 /// For the TCP connection and TLS.
@@ -192,18 +191,12 @@ impl Client {
 
 type Failure = Box<dyn std::error::Error + Send + Sync>;
 
-/// One request on a connection of its own.
 async fn exchange(
     stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
     request: Request<Full<Bytes>>,
 ) -> Result<(StatusCode, Bytes), Failure> {
-    let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
-    // It ends with the sender, or with an error that the sender tells.
-    tokio::spawn(connection);
-    let response = sender.send_request(request).await?;
-    let status = response.status();
-    let body = Limited::new(response.into_body(), ANSWER_BYTES_MAX).collect().await?.to_bytes();
-    Ok((status, body))
+    let answer = send(stream, request).await?;
+    Ok((answer.head.status, answer.body(ANSWER_BYTES_MAX).await?))
 }
 
 /// Text as one segment of a path, or one value of a query.

@@ -234,9 +234,9 @@ pub fn print_config(loaded: &Loaded, json: bool, mut out: impl Write) -> io::Res
             .collect();
         return writeln!(out, "{}", shown_json(&Value::from(items)));
     }
-    let line = |entry: &Entry| (shown_json(&entry.value), shown(&entry.origin.to_string()));
-    let lines: Vec<_> = entries.iter().map(|entry| (&entry.key, line(entry))).collect();
-    let lines: Vec<_> = lines.into_iter().map(|(key, (value, origin))| (format!("{key} = {value}"), origin)).collect();
+    let line =
+        |entry: &Entry| (format!("{} = {}", entry.key, shown_json(&entry.value)), shown(&entry.origin.to_string()));
+    let lines: Vec<_> = entries.iter().map(line).collect();
     write_aligned(&lines, terminal_width(), out)
 }
 

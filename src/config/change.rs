@@ -2,7 +2,8 @@
 
 use serde_json::Value as Json;
 
-use super::{Checker, Config, load::leaves};
+use super::load::{Keys, leaves};
+use super::{Checker, Config};
 
 /// From when on the change of a key counts.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -66,19 +67,10 @@ impl Config {
     /// The keys whose values differ in `new`, by their names.
     pub fn changes(&self, new: &Config) -> Vec<Change> {
         let without_checkers = |config: &Config| leaves(&Config { checker: Vec::new(), ..config.clone() });
-        let (mut found, mut to) = (Vec::new(), without_checkers(new));
-        for (key, from) in without_checkers(self) {
-            let to = to.remove(&key);
-            if to.as_ref() != Some(&from) || (key == "relay.password" && self.relay.password != new.relay.password) {
-                let effect = self.effect(new, &key);
-                found.push(Change { key, from: Some(from), to, effect });
-            }
-        }
-        // Lists of tables, whose items have keys of their own, may have become longer.
-        found.extend(to.into_iter().map(|(key, to)| {
-            let effect = self.effect(new, &key);
-            Change { key, from: None, to: Some(to), effect }
-        }));
+        let secret = (self.relay.password != new.relay.password).then_some("relay.password");
+        let change = |(key, from, to): Difference| Change { effect: self.effect(new, &key), key, from, to };
+        let differences = differences(without_checkers(self), without_checkers(new), secret);
+        let mut found: Vec<_> = differences.into_iter().map(change).collect();
         found.extend(changed_checkers(&self.checker, &new.checker));
         found.sort_by(|one, other| one.key.cmp(&other.key));
         found
@@ -118,7 +110,11 @@ fn changed_checkers(from: &[Checker], to: &[Checker]) -> Vec<Change> {
         let key = format!("checker.{}", old.name);
         match named(to, &old.name) {
             None => found.push(change(key, whole(old), None)),
-            Some(place) => found.extend(changed_keys(&key, old, &to[place], change)),
+            Some(place) => {
+                let secret = (old.secret != to[place].secret).then_some("secret");
+                let differences = differences(leaves(old), leaves(&to[place]), secret);
+                found.extend(differences.into_iter().map(|(name, from, to)| change(format!("{key}.{name}"), from, to)));
+            }
         }
     }
     for new in to.iter().filter(|new| named(from, &new.name).is_none()) {
@@ -135,21 +131,20 @@ fn changed_checkers(from: &[Checker], to: &[Checker]) -> Vec<Change> {
     found
 }
 
-fn changed_keys(
-    prefix: &str,
-    old: &Checker,
-    new: &Checker,
-    change: impl Fn(String, Option<Json>, Option<Json>) -> Change,
-) -> Vec<Change> {
-    let (old_keys, mut new_keys) = (leaves(old), leaves(new));
+/// A key that differs, and its values.
+type Difference = (String, Option<Json>, Option<Json>);
+
+/// The keys that differ, and `secret` if it is given: redacted, all secrets look alike.
+fn differences(from: Keys, mut to: Keys, secret: Option<&str>) -> Vec<Difference> {
     let mut found = Vec::new();
-    for (key, from) in old_keys {
-        let to = new_keys.remove(&key);
-        if to.as_ref() != Some(&from) || (key == "secret" && old.secret != new.secret) {
-            found.push(change(format!("{prefix}.{key}"), Some(from), to));
+    for (key, from) in from {
+        let to = to.remove(&key);
+        if to.as_ref() != Some(&from) || secret == Some(&key) {
+            found.push((key, Some(from), to));
         }
     }
-    found.extend(new_keys.into_iter().map(|(key, to)| change(format!("{prefix}.{key}"), None, Some(to))));
+    // Lists of tables, whose items have keys of their own, may have become longer.
+    found.extend(to.into_iter().map(|(key, to)| (key, None, Some(to))));
     found
 }
 

@@ -3,8 +3,7 @@
 
 use super::handshake::LoginRules;
 use crate::tx::batch::Batch;
-use crate::tx::checker::Named;
-use crate::tx::checker::Rules;
+use crate::tx::checker::{Named, Rules};
 use crate::tx::decision::Decision;
 use crate::tx::id::TransactionId;
 use crate::tx::name::TransactionName;

@@ -3,21 +3,19 @@
 
 use super::{Span, Tracer, otlp};
 use crate::config::{HttpUrl, Telemetry, UpstreamTls};
-use crate::http::dial;
+use crate::http::{dial, send};
 use crate::metrics::{Metrics, SpanResult};
 use crate::tls::{ClientTls, TlsError};
 use bytes::Bytes;
-use http_body_util::{BodyExt, Full, Limited};
-use hyper::client::conn::http1;
+use http_body_util::Full;
 use hyper::header::{CONNECTION, CONTENT_TYPE, HOST, USER_AGENT};
 use hyper::{Method, Request, StatusCode};
-use hyper_util::rt::TokioIo;
 use prost::Message;
 use std::fmt::Display;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::{Notify, mpsc, watch};
-use tokio::task::{JoinHandle, JoinSet};
+use tokio::task::JoinHandle;
 use tokio::time::{sleep, timeout};
 
 /// Spans that wait for a request; more are lost.
@@ -168,19 +166,15 @@ impl Courier {
             .body(Full::new(body))
             .map_err(Failure::lost)?;
         let stream = dial(&self.url, self.tls.as_ref()).await.map_err(Failure::lost)?;
-        let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await.map_err(Failure::lost)?;
-        // Dropped at the end, and with it the connection.
-        let mut background = JoinSet::new();
-        background.spawn(connection);
-        let response = sender.send_request(request).await.map_err(Failure::lost)?;
-        let status = response.status();
-        let answer = Limited::new(response.into_body(), ANSWER_BYTES_MAX).collect().await.map_err(Failure::lost)?;
+        let answer = send(stream, request).await.map_err(Failure::lost)?;
+        let status = answer.head.status;
+        let body = answer.body(ANSWER_BYTES_MAX).await.map_err(Failure::lost)?;
         if !status.is_success() {
             let again = status == StatusCode::TOO_MANY_REQUESTS || [502, 503, 504].contains(&status.as_u16());
             return Err(Failure { text: format!("it answers with status {}", status.as_u16()), again });
         }
         // An answer that can't be read is one that rejects nothing.
-        let answer = otlp::ExportTraceServiceResponse::decode(answer.to_bytes()).unwrap_or_default();
+        let answer = otlp::ExportTraceServiceResponse::decode(body).unwrap_or_default();
         let rejected = answer.partial_success.unwrap_or_default();
         if rejected.rejected_spans > 0 {
             let reason = rejected.error_message;

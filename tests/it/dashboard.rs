@@ -52,6 +52,15 @@ impl Stage {
         Self { proxy, account }
     }
 
+    /// With this checker, which is asked by hand alone.
+    fn asking(checker: &HttpChecker) -> Self {
+        let table = format!(
+            "[{{ name = 'orders', url = '{}', match = {{ transaction = 'asked-*' }}, first_after = '1h' }}]",
+            checker.url
+        );
+        Self::new(&[("checker", &table)])
+    }
+
     fn url(&self) -> String {
         format!("http://127.0.0.1:{}", self.proxy.admin_port)
     }
@@ -105,21 +114,11 @@ fn unknowing() -> HttpChecker {
     HttpChecker::start(|_| Reply::Word("unknown"))
 }
 
-fn checker_settings(checker: &HttpChecker) -> [(&'static str, String); 1] {
-    // Asked by hand alone.
-    let table = format!(
-        "[{{ name = 'orders', url = '{}', match = {{ transaction = 'asked-*' }}, first_after = '1h' }}]",
-        checker.url
-    );
-    [("checker", table)]
-}
-
 #[test]
 fn an_operator_decides_and_a_viewer_looks() {
     let _turn = one_browser();
     let checker = unknowing();
-    let settings = checker_settings(&checker);
-    let stage = Stage::new(&settings.each_ref().map(|(key, value)| (*key, value.as_str())));
+    let stage = Stage::asking(&checker);
     let bulk: Vec<String> = (1..=250).map(|number| format!("bulk-{number}")).collect();
     let few = [
         ("news-1", 1),
@@ -167,8 +166,7 @@ fn dead_letters_are_tried_again_and_discarded() {
 fn every_view_is_accessible_inert_and_fits() {
     let _turn = one_browser();
     let checker = unknowing();
-    let settings = checker_settings(&checker);
-    let stage = Stage::new(&settings.each_ref().map(|(key, value)| (*key, value.as_str())));
+    let stage = Stage::asking(&checker);
     let gone = unique("dead-looks");
     stage.dead_letters(&[&gone]);
     stage.doubt([

@@ -1,7 +1,7 @@
 //! Dead letters decided about by hand, on the command line and against a real RabbitMQ.
 
 use crate::support::table::Properties;
-use crate::support::{PATIENCE, Proxy, Raw, broker, deadline, transactional, unique, wait_until};
+use crate::support::{PATIENCE, Proxy, Raw, broker, deadline, transactional, unique, wait_until, with_relay_account};
 use serde_json::Value;
 use std::process::Output;
 
@@ -18,16 +18,8 @@ struct Stage {
 impl Stage {
     /// Commits to the queue and, `count` times, to an exchange that is deleted before the relay gets there.
     fn new(count: usize) -> Self {
-        let account = unique("relay-of-dead");
-        broker().add_relay_account(&account);
-        let quoted = format!("'{account}'");
-        let settings = [
-            ("relay.username", quoted.as_str()),
-            ("relay.password", quoted.as_str()),
-            ("relay.retry.max", "'500ms'"),
-            ("transaction.forward_wait", "'300ms'"),
-        ];
-        let proxy = Proxy::start_with(broker().port, &settings);
+        let (mut proxy, account) = with_relay_account(&[]);
+        proxy.resume();
         let (queue, exchange) = (unique("dead"), unique("dead-exchange"));
         let mut raw = transactional(proxy.port, &queue);
         raw.declare_exchange(2, &exchange, "fanout");

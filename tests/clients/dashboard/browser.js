@@ -136,6 +136,14 @@ class Visit {
     await this.dialog().getByRole('button', { name }).click();
   }
 
+  /** Confirms for all of the many that the open dialog has counted, and sees them done. */
+  async confirmAll(reason, name, count) {
+    await this.dialog().getByRole('checkbox').check();
+    await this.confirm(reason, name);
+    await this.see(this.dialog().getByText(`Done: ${count} of ${count} done`));
+    await this.button('Close').click();
+  }
+
   /** What stands on the page does not scroll sideways. */
   async fits() {
     const [wide, room] = await this.page.evaluate(() => [document.documentElement.scrollWidth, innerWidth]);

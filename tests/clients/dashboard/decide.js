@@ -180,11 +180,7 @@ async function decidesWhatItChose(house, visit) {
   await visit.button('Roll back').click();
   await page.getByRole('radio').check();
   await visit.button('Count them').click();
-  await visit.dialog().getByLabel('Reason').fill('picked');
-  await visit.dialog().getByRole('checkbox').check();
-  await visit.dialog().getByRole('button', { name: 'Roll back 2 transactions' }).click();
-  await visit.see(visit.dialog().getByText('Done: 2 of 2 done'));
-  await visit.button('Close').click();
+  await visit.confirmAll('picked', 'Roll back 2 transactions', 2);
   await visit.until(() => document.querySelectorAll('tbody .is-rolled-back').length === 2);
   assert.equal((await house.named('pick-2')).state, 'in_doubt');
 }

@@ -38,11 +38,7 @@ await tell(url, async (house) => {
   await page.getByRole('radio', { name: /^Retry/ }).check();
   await visit.button('Count them').click();
   await visit.see(visit.dialog().getByText('1 dead letter matches.'));
-  await visit.dialog().getByLabel('Reason').fill('this one too');
-  await visit.dialog().getByRole('checkbox').check();
-  await visit.dialog().getByRole('button', { name: 'Retry 1 dead letter' }).click();
-  await visit.see(visit.dialog().getByText('Done: 1 of 1 done'));
-  await visit.button('Close').click();
+  await visit.confirmAll('this one too', 'Retry 1 dead letter', 1);
   await visit.see(page.getByText('No dead letter matches this filter.'));
 
   await visit.go(`dead-letters?exchange=${gone}`);
@@ -58,11 +54,7 @@ await tell(url, async (house) => {
   await visit.button('Discard').click();
   await page.getByRole('radio').check();
   await visit.button('Count them').click();
-  await visit.dialog().getByLabel('Reason').fill('nor this one');
-  await visit.dialog().getByRole('checkbox').check();
-  await visit.dialog().getByRole('button', { name: 'Discard 1 dead letter' }).click();
-  await visit.see(visit.dialog().getByText('Done: 1 of 1 done'));
-  await visit.button('Close').click();
+  await visit.confirmAll('nor this one', 'Discard 1 dead letter', 1);
   await visit.see(page.getByText('There is no dead letter.'));
   assert.deepEqual((await house.ask('GET', '/api/dead-letters')).items, []);
   await visit.go('');

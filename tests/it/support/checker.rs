@@ -1,5 +1,6 @@
 //! An HTTP checker, as producers have them, that can also behave badly.
 
+use super::http::read_request;
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::sync::{Arc, Mutex};
@@ -51,7 +52,8 @@ impl HttpChecker {
                 let (Ok(mut stream), keep, answer) = (stream, Arc::clone(&keep), Arc::clone(&answer)) else { return };
                 std::thread::spawn(move || {
                     // Whoever asked may be gone before it has asked, or before it is answered.
-                    let Some(question) = read_request(&mut stream) else { return };
+                    let Some((_, body)) = read_request(&mut stream) else { return };
+                    let question: serde_json::Value = serde_json::from_slice(&body).expect("JSON");
                     let name = question["transaction"].as_str().expect("a name").to_owned();
                     keep.lock().expect("no thread panics with it").push((name.clone(), Instant::now()));
                     let _ = reply(&mut stream, answer(&name).into());
@@ -64,19 +66,6 @@ impl HttpChecker {
     /// The names that it was asked about, and when.
     pub fn asked(&self) -> Vec<(String, Instant)> {
         self.asked.lock().expect("no thread panics with it").clone()
-    }
-}
-
-fn read_request(stream: &mut impl Read) -> Option<serde_json::Value> {
-    let mut bytes = Vec::new();
-    let mut piece = [0; 4096];
-    loop {
-        let read = stream.read(&mut piece).ok().filter(|read| *read > 0)?;
-        bytes.extend_from_slice(&piece[..read]);
-        let Some(end) = bytes.windows(4).position(|four| four == b"\r\n\r\n") else { continue };
-        if let Ok(question) = serde_json::from_slice(&bytes[end + 4..]) {
-            return Some(question);
-        }
     }
 }
 

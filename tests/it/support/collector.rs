@@ -1,11 +1,12 @@
 //! A collector of spans, as OpenTelemetry's own reads them.
 
+use super::http::read_request;
 use opentelemetry_proto::tonic::collector::trace::v1::ExportTraceServiceRequest;
 use opentelemetry_proto::tonic::common::v1::{KeyValue, any_value};
 use opentelemetry_proto::tonic::trace::v1::Span;
 use prost::Message;
-use std::io::{Read, Write};
-use std::net::{TcpListener, TcpStream};
+use std::io::Write;
+use std::net::TcpListener;
 use std::sync::atomic::{AtomicU16, Ordering};
 use std::sync::{Arc, Mutex};
 
@@ -28,12 +29,13 @@ impl Collector {
             for stream in listener.incoming() {
                 let Ok(mut stream) = stream else { return };
                 // Whoever connected may be gone before it has said all.
-                let Some(request) = read_request(&mut stream) else { continue };
+                let Some((head, body)) = read_request(&mut stream) else { continue };
+                let request = ExportTraceServiceRequest::decode(&*body).expect("protobuf of OTLP");
                 let status = answer.load(Ordering::SeqCst);
-                let head = format!("HTTP/1.1 {status} -\r\ncontent-length: 0\r\nconnection: close\r\n\r\n");
-                let _ = stream.write_all(head.as_bytes());
+                let answer = format!("HTTP/1.1 {status} -\r\ncontent-length: 0\r\nconnection: close\r\n\r\n");
+                let _ = stream.write_all(answer.as_bytes());
                 if status == 200 {
-                    keep.lock().expect("no thread panics with it").push(request);
+                    keep.lock().expect("no thread panics with it").push((head, request));
                 }
             }
         });
@@ -72,20 +74,5 @@ pub fn text(attributes: &[KeyValue], key: &str) -> Option<String> {
         any_value::Value::StringValue(text) => Some(text.clone()),
         any_value::Value::IntValue(number) => Some(number.to_string()),
         other => panic!("{key} is {other:?}"),
-    }
-}
-
-fn read_request(stream: &mut TcpStream) -> Option<(String, ExportTraceServiceRequest)> {
-    let mut bytes = Vec::new();
-    let mut piece = [0; 4096];
-    loop {
-        let read = stream.read(&mut piece).ok().filter(|read| *read > 0)?;
-        bytes.extend_from_slice(&piece[..read]);
-        let Some(end) = bytes.windows(4).position(|four| four == b"\r\n\r\n") else { continue };
-        let head = String::from_utf8_lossy(&bytes[..end]).to_lowercase();
-        let length = head.lines().find_map(|line| line.strip_prefix("content-length: ")?.parse::<usize>().ok())?;
-        if let Some(body) = bytes[end + 4..].get(..length) {
-            return Some((head, ExportTraceServiceRequest::decode(body).expect("protobuf of OTLP")));
-        }
     }
 }
