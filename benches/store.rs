@@ -252,7 +252,7 @@ async fn doubtful(options: &Options, doubts: usize) {
         let started = Instant::now();
         for due in &found.due {
             let (checker, next_check_at) = ("checker-0".into(), Some(Timestamp(now.0 + 30_000)));
-            let check = Check { checker, result: "unknown".into(), counted: true, next_check_at };
+            let check = Check { checker, result: "unknown".into(), answered: true, counted: true, next_check_at };
             assert!(store.checked(due.id, check).await.unwrap());
         }
         println!("    and written down as checked: {:.2} ms each", took(started) / found.due.len() as f64);

@@ -422,8 +422,8 @@ async fn a_restart_keeps_names_with_their_schedules_and_counts() {
     }
     store.park(earlier.clone(), batch(1)).await.unwrap_err();
     let check = |result: &str, counted, at| {
-        let next_check_at = Some(Timestamp(at));
-        store.checked(checked.id, Check { checker: "orders".into(), result: result.into(), counted, next_check_at })
+        let (checker, next_check_at) = ("orders".into(), Some(Timestamp(at)));
+        store.checked(checked.id, Check { checker, result: result.into(), answered: counted, counted, next_check_at })
     };
     assert!(check("unknown", true, 2_000_000).await.unwrap());
     assert!(check("timeout", false, 3_000_000).await.unwrap());
@@ -489,7 +489,8 @@ async fn what_was_answered_about_a_name_is_in_the_files() {
     assert_eq!(summary(&open(&after_crash.db()), &tx).await.state, State::InDoubt);
     store.abandon(tx.id).await.unwrap();
     let next_check_at = Some(Timestamp(i64::MAX));
-    let check = Check { checker: "orders".into(), result: "unknown".into(), counted: true, next_check_at };
+    let check =
+        Check { checker: "orders".into(), result: "unknown".into(), answered: true, counted: true, next_check_at };
     assert!(store.checked(tx.id, check).await.unwrap());
     let after_crash = copy();
     assert_eq!(summary(&open(&after_crash.db()), &tx).await, summary(&store, &tx).await);

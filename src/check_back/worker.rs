@@ -299,7 +299,8 @@ impl<A> Context<A> {
                 self.decide(id, decision, Actor::Checker(Arc::clone(&self.name)), reason).await;
             }
             Next::Later { at, counted } => {
-                let check = Check { checker: Arc::clone(&self.name), result, counted, next_check_at: Some(at) };
+                let (checker, answered) = (Arc::clone(&self.name), answer.is_some());
+                let check = Check { checker, result, answered, counted, next_check_at: Some(at) };
                 self.persist(id, || self.store.checked(id, check.clone())).await;
             }
             Next::Exhausted(WhenExhausted::Decide(decision)) => {
@@ -307,7 +308,8 @@ impl<A> Context<A> {
                 self.decide(id, decision, Actor::Exhausted(Arc::clone(&self.name)), reason).await;
             }
             Next::Exhausted(WhenExhausted::Hold) => {
-                let check = Check { checker: Arc::clone(&self.name), result, counted: true, next_check_at: None };
+                let checker = Arc::clone(&self.name);
+                let check = Check { checker, result, answered: true, counted: true, next_check_at: None };
                 if self.persist(id, || self.store.checked(id, check.clone())).await == Some(true) {
                     self.counts.exhausted.inc();
                     tracing::warn!(

@@ -525,7 +525,7 @@ impl Held {
         let was_said = last.is_some_and(|last| {
             last.actor == actor.to_string() && last.reason.as_deref() == Some(check.result.as_str())
         });
-        if check.counted || check.result.starts_with("ongoing") || !was_said {
+        if check.answered || !was_said {
             row.note(now, "check", &actor, Some(&check.result));
         }
         true

@@ -178,6 +178,8 @@ pub struct Check {
     pub checker: Arc<str>,
     /// What came of it, for its history: `unknown` or `ongoing` and how long that took, or why there is no answer.
     pub result: String,
+    /// Whether it was an answer. Each is written down; of attempts without one, only the first with that result.
+    pub answered: bool,
     /// Whether it was an answer that counts against `max_checks`.
     pub counted: bool,
     /// When to ask again; never: it waits for a person.

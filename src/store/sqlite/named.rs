@@ -228,7 +228,7 @@ impl Rows<'_> {
         }
         let actor = Actor::Checker(Arc::clone(&check.checker));
         // A checker that is down for a day would fill the history with what is known.
-        if check.counted || check.result.starts_with("ongoing") || !self.was_said_last(id, &actor, &check.result)? {
+        if check.answered || !self.was_said_last(id, &actor, &check.result)? {
             self.note(id, "check", &actor, Some(&check.result))?;
         }
         Ok(true)
