@@ -296,7 +296,7 @@ pub(super) async fn guard(
     next: Next,
 ) -> Response {
     let (method, headers) = (request.method(), request.headers());
-    let logs_in = method == Method::POST && request.uri().path() == super::login::PATH;
+    let logs_in = method == Method::POST && request.uri().path() == sessions::PATH;
     let admitted = if !method.is_safe() && !is_same_site(headers) {
         Err(Problem::new(StatusCode::FORBIDDEN, "another site's page sent this; it decides nothing here"))
     } else if logs_in && !admin.access.is_open() {

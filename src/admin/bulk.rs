@@ -15,8 +15,8 @@ use super::decisions::{NO_CHECKER, check_now, settle};
 use super::letters::{self, Fate};
 use super::openapi::{Refusals, Wrong};
 use super::problem::Problem;
-use super::request::one_of;
-use super::{Admin, apart, view};
+use super::request::{just_after, one_of};
+use super::{Admin, apart};
 use crate::store::{Filter, LetterFilter, Listing, Reply, system_clock};
 use crate::tx::decision::{Decision, Target, Verdict};
 use crate::tx::state;
@@ -245,7 +245,7 @@ async fn count<T>(list: impl Fn(i64) -> Reply<Listing<T>>) -> Result<Json<Answer
 /// The first request takes everything that is there at its moment.
 fn begin(cursor: Option<BulkCursor>) -> BulkCursor {
     // What came at this very moment is there.
-    cursor.unwrap_or_else(|| BulkCursor { after: 0, until: view::just_after(system_clock()) })
+    cursor.unwrap_or_else(|| BulkCursor { after: 0, until: just_after(system_clock()) })
 }
 
 /// A count that goes on page by page, and not forever.

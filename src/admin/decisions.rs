@@ -67,7 +67,7 @@ pub(super) async fn list(State(admin): State<Admin>, page: Page<Filter>) -> Answ
     ),
 )]
 pub(super) async fn show(State(admin): State<Admin>, Id(id): Id) -> Result<Response, Problem> {
-    let (summary, history) = admin.store()?.transaction(id).await?.ok_or_else(unknown)?;
+    let (summary, history) = admin.store()?.transaction(id).await?.ok_or_else(Problem::no_such_transaction)?;
     let transaction = view::Transaction::with_history(summary, history);
     let etag = format!("\"{}\"", transaction.version());
     Ok(([(header::ETAG, etag)], Json(transaction)).into_response())
@@ -181,7 +181,7 @@ async fn expect(admin: &Admin, id: TransactionId, expected: &IfMatch) -> Result<
     if !expected.is_given() {
         return Ok(());
     }
-    let (summary, _) = admin.store()?.transaction(id).await?.ok_or_else(unknown)?;
+    let (summary, _) = admin.store()?.transaction(id).await?.ok_or_else(Problem::no_such_transaction)?;
     let (version, state) = (view::version(&summary), summary.state);
     if expected.fits(&version) {
         return Ok(());
@@ -203,7 +203,7 @@ async fn decide(
         Verdict::Decided(fate) => Ok(Json(view::Decided::new(fate, true))),
         Verdict::Before(fate) => Ok(Json(view::Decided::new(fate, false))),
         Verdict::Contradicted(fate) => Err(contradicted(fate)),
-        Verdict::Unknown => Err(unknown()),
+        Verdict::Unknown => Err(Problem::no_such_transaction()),
     }
 }
 
@@ -249,7 +249,7 @@ pub(super) async fn check(
     Nothing: Nothing,
 ) -> Answer<view::Transaction> {
     let asked = check_now(&admin, &who, id, None).await?;
-    let (summary, _) = admin.store()?.transaction(id).await?.ok_or_else(unknown)?;
+    let (summary, _) = admin.store()?.transaction(id).await?.ok_or_else(Problem::no_such_transaction)?;
     if asked {
         return Ok(Json(summary.into()));
     }
@@ -304,10 +304,6 @@ fn audit(
         Decision::RollBack => Action::RollBack,
     };
     Line::new(action, &actor.to_string()).to(target).about(id).because(reason).in_bulk(bulk).write(&result);
-}
-
-pub(super) fn unknown() -> Problem {
-    Problem::new(StatusCode::NOT_FOUND, "there is no such transaction, or not any more")
 }
 
 fn contradicted(fate: Fate) -> Problem {

@@ -9,7 +9,6 @@ use axum::http::StatusCode;
 use super::access::Operator;
 use super::audit::{Action, Line};
 use super::body::{self, Reason};
-use super::messages::Message;
 use super::openapi::{Conflict, Refusals, Unknown, Wrong};
 use super::problem::Problem;
 use super::request::{Letter, Page, PageQuery};
@@ -74,7 +73,7 @@ pub(super) async fn show(State(admin): State<Admin>, Letter(id): Letter) -> Answ
     let store = admin.store()?;
     let letter = store.dead_letter_by_id(id).await?.ok_or_else(unknown)?;
     let message = store.dead_letter_message(id).await?;
-    let message = message.and_then(|it| Message::first(it.index, &it.message, admin.setup().show_bodies));
+    let message = message.and_then(|it| view::Message::first(it.index, &it.message, admin.setup().show_bodies));
     Ok(Json(view::Letter::with_message(letter, message)))
 }
 

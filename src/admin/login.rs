@@ -14,9 +14,6 @@ use super::problem::Problem;
 use super::sessions::{self, Caller};
 use super::{Admin, view};
 
-/// Under `/api`.
-pub(super) const PATH: &str = "/session";
-
 /// Opens a session. Where no token is needed, there is none to open.
 #[utoipa::path(
     post,

@@ -4,7 +4,7 @@ use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode, Uri, header};
 use axum::response::{IntoResponse, Response};
 
 use super::dashboard::{self, File};
-use super::routes::no_such_path;
+use super::problem::Problem;
 
 /// Scripts, styles and requests of this port alone; no frame around it, no form that leads elsewhere.
 const POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; \
@@ -24,7 +24,7 @@ const CONFINEMENT: [(HeaderName, &str); 7] = [
 /// A file of the dashboard; it is asked for again each time, and sent again when the binary is another one.
 pub(super) async fn show(uri: Uri, headers: HeaderMap) -> Response {
     let Some(File { media_type, bytes, etag, .. }) = dashboard::file(uri.path()) else {
-        return no_such_path().await.into_response();
+        return Problem::no_such_path().into_response();
     };
     let caching = [(header::ETAG, etag.as_str()), (header::CACHE_CONTROL, "no-cache")];
     if is_known(&headers, etag) {

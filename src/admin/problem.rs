@@ -30,6 +30,16 @@ impl Problem {
         Self { status, members, retry_after: None }
     }
 
+    /// 404 for a path.
+    pub(super) fn no_such_path() -> Self {
+        Self::new(StatusCode::NOT_FOUND, "there is nothing under this path")
+    }
+
+    /// 404 for a transaction.
+    pub(super) fn no_such_transaction() -> Self {
+        Self::new(StatusCode::NOT_FOUND, "there is no such transaction, or not any more")
+    }
+
     /// 400, and the part of the request that is at fault.
     pub(super) fn field(field: impl Into<String>, text: impl std::fmt::Display) -> Self {
         let field = field.into();

@@ -11,7 +11,6 @@ use wildmatch::WildMatch;
 pub(super) use self::shapes::{MessagePageQuery, NamedPath, PageQuery};
 
 use super::problem::Problem;
-use super::view::just_after;
 use crate::store::{Filter, LetterFilter, LetterId, NameFilter, system_clock};
 use crate::tx::decision::Owned;
 use crate::tx::id::{Timestamp, TransactionId};
@@ -376,4 +375,9 @@ mod shapes {
         #[param(min_length = 1, max_length = 255)]
         name: String,
     }
+}
+
+/// The moment behind this one.
+pub(super) fn just_after(at: Timestamp) -> Timestamp {
+    Timestamp(at.0.saturating_add(1))
 }

@@ -75,8 +75,8 @@ fn api() -> OpenApiRouter<Admin> {
     lists.merge(rest.layer(from_extractor::<NoQuery>()))
 }
 
-pub(super) async fn no_such_path() -> Problem {
-    Problem::new(StatusCode::NOT_FOUND, "there is nothing under this path")
+async fn no_such_path() -> Problem {
+    Problem::no_such_path()
 }
 
 async fn wrong_method() -> Problem {

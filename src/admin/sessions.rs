@@ -14,6 +14,8 @@ use crate::values;
 
 /// A session that was not used for so long is over.
 pub(super) const IDLE_MAX: Duration = Duration::from_secs(12 * 60 * 60);
+/// Where a browser logs in and out, under `/api`.
+pub(super) const PATH: &str = "/session";
 /// Sessions of one token at a time; the one that was not used for longest makes room.
 const SESSIONS_MAX: usize = 100;
 pub(super) const COOKIE: &str = "halfway_session";
