@@ -16,7 +16,7 @@ use crate::tx::checker::{Rule, Rules};
 use crate::tx::decision::{Actor, Decision};
 use fake::{FakeStore, id, now};
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use tokio::sync::{Notify, watch};
@@ -255,17 +255,23 @@ async fn the_rate_is_kept() {
     assert!((Duration::from_millis(4_800)..Duration::from_millis(5_500)).contains(&took), "{took:?}");
 }
 
+/// A checker that is down until it is told to be up, and then knows.
+fn down() -> (Arc<FakeChecker>, Arc<AtomicBool>) {
+    let up = Arc::new(AtomicBool::new(false));
+    let is_up = Arc::clone(&up);
+    let checker = FakeChecker::new(Duration::ZERO, move |_, _| {
+        if is_up.load(Ordering::SeqCst) { Ok(COMMIT) } else { Err(NoAnswer::new("down")) }
+    });
+    (checker, up)
+}
+
 #[tokio::test(start_paused = true)]
 async fn an_outage_is_no_storm_and_ends_with_the_oldest() {
     let store = FakeStore::new();
     for number in 1..=1000 {
         store.add(number, Duration::from_millis(number as u64));
     }
-    let up = Arc::new(std::sync::atomic::AtomicBool::new(false));
-    let is_up = Arc::clone(&up);
-    let checker = FakeChecker::new(Duration::ZERO, move |_, _| {
-        if is_up.load(Ordering::SeqCst) { Ok(COMMIT) } else { Err(NoAnswer::new("down")) }
-    });
+    let (checker, up) = down();
     let running = start(&store, &checker, policy(2, WhenExhausted::Hold), 4, 1000);
     sleep(120 * SECOND).await;
     let asked = checker.asked().len();
@@ -280,11 +286,7 @@ async fn an_outage_is_no_storm_and_ends_with_the_oldest() {
 async fn who_asks_by_hand_does_not_wait_for_the_breaker() {
     let store = FakeStore::new();
     (1..=100).for_each(|number| store.add(number, Duration::from_millis(number as u64)));
-    let up = Arc::new(std::sync::atomic::AtomicBool::new(false));
-    let is_up = Arc::clone(&up);
-    let checker = FakeChecker::new(Duration::ZERO, move |_, _| {
-        if is_up.load(Ordering::SeqCst) { Ok(COMMIT) } else { Err(NoAnswer::new("down")) }
-    });
+    let (checker, up) = down();
     let running = start(&store, &checker, policy(2, WhenExhausted::Hold), 4, 1000);
     sleep(120 * SECOND).await;
     let asked = checker.asked().len();
