@@ -2,7 +2,7 @@
 
 use std::{
     error::Error,
-    io::{self, stderr, stdout},
+    io::{self, stderr},
     num::NonZero,
     process::ExitCode,
     sync::{Arc, atomic::Ordering},
@@ -11,7 +11,7 @@ use std::{
 use clap::Parser;
 use halfway::{
     app,
-    cli::{self, Cli, Command, ConfigCommand, Doctor, Progress, Step, StoreCommand},
+    cli::{self, Cli, Command, ConfigCommand, Doctor, Progress, Step, StoreCommand, stdout},
     config::{self, ConfigError, Loaded, StoreUrl},
     doctor::{self, Verdict},
     store::sqlite::{self, Checked},

@@ -3,11 +3,13 @@
 mod ask;
 mod client;
 pub mod dead;
+mod output;
 mod progress;
 mod text;
 pub mod tx;
 
 pub use ask::AskError;
+pub use output::stdout;
 pub use progress::{Progress, Step};
 
 use std::{

@@ -29,6 +29,21 @@ fn json_of(output: &Output) -> Value {
 }
 
 #[test]
+fn a_reader_that_has_seen_enough_is_no_failure() {
+    for command in [&["completions", "bash"][..], &["config", "show"], &["config", "show", "--json"]] {
+        let (reader, writer) = std::io::pipe().expect("a pipe can be made");
+        drop(reader);
+        let done = Command::new(env!("CARGO_BIN_EXE_halfway"))
+            .args(command)
+            .current_dir("/")
+            .stdout(writer)
+            .output()
+            .expect("the binary is there");
+        assert_eq!((done.status.code(), text(&done.stderr).as_str()), (Some(0), ""), "{command:?}");
+    }
+}
+
+#[test]
 fn usage_errors_are_2_and_failures_are_1() {
     assert_eq!(halfway(&["--version"], &[]).status.code(), Some(0));
     assert_eq!(halfway(&[], &[]).status.code(), Some(2));
