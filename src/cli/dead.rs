@@ -216,7 +216,26 @@ fn print_list(answer: &Value, now: SystemTime, width: Option<usize>, out: &mut i
 fn print_letter<W: Write>(letter: &Value, out: &mut W) -> io::Result<()> {
     const FIELDS: [&str; 9] =
         ["id", "transaction", "exchange", "routing_key", "message_id", "reply_code", "reply_text", "since", "attempts"];
-    FIELDS.iter().try_for_each(|field| writeln!(out, "{field:16} {}", text(letter, field)))
+    FIELDS.iter().try_for_each(|field| writeln!(out, "{field:16} {}", text(letter, field)))?;
+    let message = &letter["message"];
+    if message.is_null() {
+        return Ok(());
+    }
+    writeln!(out, "message")?;
+    writeln!(out, "  {:14} {}", "bytes", text(message, "bytes"))?;
+    for part in ["properties", "headers"] {
+        writeln!(out, "  {part}")?;
+        for value in message[part].as_array().into_iter().flatten() {
+            let [name, kind, value] = ["name", "type", "value"].map(|field| text(value, field));
+            writeln!(out, "    {name} ({kind}): {value}")?;
+        }
+    }
+    let body = &message["body"];
+    match (body["truncated"] == true, text(body, "form")) {
+        _ if body.is_null() => writeln!(out, "  body           not shown (admin.show_bodies)"),
+        (false, form) => writeln!(out, "  body, {form}\n    {}", text(body, "text")),
+        (true, form) => writeln!(out, "  body, {form}, the first of it\n    {}", text(body, "text")),
+    }
 }
 
 #[cfg(test)]
@@ -224,6 +243,34 @@ mod tests {
     use std::time::{Duration, UNIX_EPOCH};
 
     use super::*;
+
+    #[test]
+    fn a_letter_is_shown_with_its_message_inert() {
+        let mut letter = json!({
+            "id": "7", "transaction": "t", "exchange": "orders", "routing_key": "k", "message_id": null,
+            "reply_code": 404, "reply_text": "NOT_FOUND", "since": "1970-01-01T00:00:01.000Z", "attempts": 2,
+            "message": {
+                "bytes": "5", "properties": [{"name": "delivery_mode", "type": "octet", "value": 2}],
+                "headers": [{"name": "x-\u{1b}[2J", "type": "longstr", "value": "v"}],
+                "body": {"form": "text", "text": "a\u{202e}b", "truncated": false},
+            },
+        });
+        let print = |letter: &Value| {
+            let mut out = Vec::new();
+            print_letter(letter, &mut out).expect("a Vec takes all");
+            String::from_utf8(out).expect("UTF-8")
+        };
+        let shown = print(&letter);
+        for line in
+            ["    delivery_mode (octet): 2\n", "    x-\\u{1b}[2J (longstr): v\n", "  body, text\n    a\\u{202e}b\n"]
+        {
+            assert!(shown.contains(line), "{line} in {shown}");
+        }
+        letter["message"]["body"] = Value::Null;
+        assert!(print(&letter).ends_with("not shown (admin.show_bodies)\n"));
+        letter["message"] = Value::Null;
+        assert!(print(&letter).ends_with("attempts         2\n"));
+    }
 
     #[test]
     fn a_list_fits_a_terminal_and_shows_hostile_keys_as_text() {
