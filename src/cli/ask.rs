@@ -152,6 +152,11 @@ pub(super) fn print_list<const N: usize>(
     }
 }
 
+/// Prints fields of an answer, a line each.
+pub(super) fn print_fields(answer: &Value, fields: &[&str], out: &mut impl Write) -> io::Result<()> {
+    fields.iter().try_for_each(|field| writeln!(out, "{field:16} {}", text(answer, field)))
+}
+
 /// A field as a person may see it.
 pub(super) fn text(value: &Value, field: &str) -> String {
     match &value[field] {

@@ -216,7 +216,7 @@ fn print_list(answer: &Value, now: SystemTime, width: Option<usize>, out: &mut i
 fn print_letter<W: Write>(letter: &Value, out: &mut W) -> io::Result<()> {
     const FIELDS: [&str; 9] =
         ["id", "transaction", "exchange", "routing_key", "message_id", "reply_code", "reply_text", "since", "attempts"];
-    FIELDS.iter().try_for_each(|field| writeln!(out, "{field:16} {}", text(letter, field)))?;
+    ask::print_fields(letter, &FIELDS, out)?;
     let message = &letter["message"];
     if message.is_null() {
         return Ok(());
@@ -231,11 +231,11 @@ fn print_letter<W: Write>(letter: &Value, out: &mut W) -> io::Result<()> {
         }
     }
     let body = &message["body"];
-    match (body["truncated"] == true, text(body, "form")) {
-        _ if body.is_null() => writeln!(out, "  body           not shown (admin.show_bodies)"),
-        (false, form) => writeln!(out, "  body, {form}\n    {}", text(body, "text")),
-        (true, form) => writeln!(out, "  body, {form}, the first of it\n    {}", text(body, "text")),
+    if body.is_null() {
+        return writeln!(out, "  body           not shown (admin.show_bodies)");
     }
+    let part = if body["truncated"] == true { ", the first of it" } else { "" };
+    writeln!(out, "  body, {}{part}\n    {}", text(body, "form"), text(body, "text"))
 }
 
 #[cfg(test)]

@@ -244,9 +244,7 @@ fn print_transaction<W: Write>(transaction: &Value, out: &mut W) -> io::Result<(
         "checks_answered",
         "next_check_at",
     ];
-    for field in FIELDS {
-        writeln!(out, "{field:16} {}", text(transaction, field))?;
-    }
+    ask::print_fields(transaction, &FIELDS, out)?;
     writeln!(out, "history")?;
     for event in transaction["history"].as_array().into_iter().flatten() {
         let [at, what, actor, reason] = ["at", "event", "actor", "reason"].map(|field| text(event, field));
