@@ -4,8 +4,8 @@
 //! written down a second time, for three more entries would be most of what a named transaction costs; the entries in
 //! the table are about everything else. An earlier version of the proxy wrote all of it down, and its entries count.
 
-use super::rows::{Rows, key, state};
-use crate::store::Event;
+use super::rows::{Place, Rows, key};
+use crate::store::{Event, Summary};
 use crate::tx::decision::Actor;
 use crate::tx::id::{Timestamp, TransactionId};
 use crate::tx::state::State;
@@ -46,51 +46,37 @@ impl Rows<'_> {
     }
 }
 
-/// All that happened to the transaction in this row, oldest first.
-pub(super) fn read(sql: &Connection, sequence: i64, id: TransactionId) -> rusqlite::Result<Vec<Event>> {
+/// All that happened to a transaction, oldest first.
+pub(super) fn read(sql: &Connection, place: &Place, summary: &Summary) -> rusqlite::Result<Vec<Event>> {
     let mut entries = sql
         .prepare_cached("SELECT entry, at, event, actor, reason FROM history WHERE transaction_id = ?1")?
-        .query_map([key(id)], |row| {
+        .query_map([key(summary.id)], |row| {
             let [event, actor] = [row.get(2)?, row.get(3)?];
             Ok((row.get(0)?, Event { at: Timestamp(row.get(1)?), event, actor, reason: row.get(4)? }))
         })?
         .collect::<rusqlite::Result<Vec<(i64, Event)>>>()?;
-    for (place, event) in told_by_row(sql, sequence)? {
-        if !entries.iter().any(|(_, entry)| entry.event == event.event) {
-            entries.push((place, event));
+    for (entry, event) in told_by_row(place, summary) {
+        if !entries.iter().any(|(_, written)| written.event == event.event) {
+            entries.push((entry, event));
         }
     }
-    entries.sort_by_key(|(place, _)| *place);
+    entries.sort_by_key(|(entry, _)| *entry);
     Ok(entries.into_iter().map(|(_, event)| event).collect())
 }
 
 /// The events that a row stands for, each with its place among the entries: numbers of transactions, sequences of
 /// commits and entries come from one counter.
-fn told_by_row(sql: &Connection, sequence: i64) -> rusqlite::Result<Vec<(i64, Event)>> {
-    let channel = Actor::Channel.to_string();
-    sql.prepare_cached(
-        "SELECT number, parked_at, state, decided_at, decided_by, settled_at FROM transactions NOT INDEXED
-         WHERE sequence = ?1 AND parked_at IS NOT NULL",
-    )?
-    .query_map([sequence], |row| {
-        let state = state(row, 2)?;
-        let event = |event: &str, at, actor: Actor| Event {
-            at: Timestamp(at),
-            event: event.into(),
-            actor: actor.to_string(),
-            reason: None,
-        };
-        let mut told = vec![(row.get(0)?, event(PARKED, row.get(1)?, Actor::Channel))];
-        let (decided_at, decided_by) = (row.get(3)?, row.get::<_, Option<String>>(4)?);
-        if let (Some(at), true) = (decided_at, decided_by.as_ref() == Some(&channel) && state != State::RolledBack) {
-            told.push((sequence, event(State::Committed.as_str(), at, Actor::Channel)));
-        }
-        if let (Some(at), State::Delivered) = (row.get(5)?, state) {
-            told.push((i64::MAX, event(state.as_str(), at, Actor::Relay)));
-        }
-        Ok(told)
-    })?
-    .next()
-    .transpose()
-    .map(Option::unwrap_or_default)
+fn told_by_row(place: &Place, summary: &Summary) -> Vec<(i64, Event)> {
+    let (Some(number), Some(parked_at)) = (place.number, summary.parked_at) else { return Vec::new() };
+    let event =
+        |event: &str, at, actor: Actor| Event { at, event: event.into(), actor: actor.to_string(), reason: None };
+    let mut told = vec![(number, event(PARKED, parked_at, Actor::Channel))];
+    let by_channel = summary.decided_by == Some(Actor::Channel.to_string());
+    if let (Some(at), true) = (summary.decided_at, by_channel && summary.state != State::RolledBack) {
+        told.push((place.sequence, event(State::Committed.as_str(), at, Actor::Channel)));
+    }
+    if let (Some(at), State::Delivered) = (place.settled_at, summary.state) {
+        told.push((i64::MAX, event(State::Delivered.as_str(), at, Actor::Relay)));
+    }
+    told
 }

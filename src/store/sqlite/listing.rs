@@ -3,7 +3,7 @@
 
 use super::history;
 use super::packs::{self, Of};
-use super::rows::{id, key, pack_keys, state};
+use super::rows::{Place, id, key, pack_keys, state};
 use crate::store::{Due, DueNow, Event, Filter, Listing, NameFilter, Pack, Sequence, Summary};
 use crate::tx::batch::FRONT_BYTES;
 use crate::tx::decision::Actor;
@@ -26,7 +26,7 @@ const CLOCK_SLACK: i64 = 1_000;
 /// The columns of a [`Summary`] behind its sequence, of `transactions` as `t` and `lanes` as `l`.
 const COLUMNS: &str = "t.sequence, t.id, t.name, l.vhost, t.user, t.state, t.created_at, t.parked_at, t.decided_at,
     t.decided_by, t.messages, t.bytes, t.checker, t.attempts, t.checks_answered, t.next_check_at, l.number,
-    t.number";
+    t.number, t.settled_at";
 
 /// What brings a dead letter to RabbitMQ once more is no transaction of its own.
 const NO_RETRY: &str = "NOT EXISTS (SELECT 1 FROM dead_letters AS d INDEXED BY retried
@@ -34,12 +34,6 @@ const NO_RETRY: &str = "NOT EXISTS (SELECT 1 FROM dead_letters AS d INDEXED BY r
 
 /// Rows that a look at a transaction's first message counts for.
 const FRONT_ROWS: usize = 10;
-
-/// The place of a transaction, and the number of its packs.
-struct Place {
-    sequence: i64,
-    number: Option<i64>,
-}
 
 fn summary(row: &Row<'_>) -> rusqlite::Result<(Place, Summary)> {
     let decided_at = row.get::<_, Option<i64>>(8)?;
@@ -65,7 +59,8 @@ fn summary(row: &Row<'_>) -> rusqlite::Result<(Place, Summary)> {
         next_check_at: row.get::<_, Option<i64>>(15)?.map(Timestamp),
         lane: row.get(16)?,
     };
-    Ok((Place { sequence: row.get(0)?, number: row.get(17)? }, summary))
+    let settled_at = row.get::<_, Option<i64>>(18)?.map(Timestamp);
+    Ok((Place { sequence: row.get(0)?, number: row.get(17)?, settled_at }, summary))
 }
 
 /// A list that is being made.
@@ -317,8 +312,9 @@ pub(super) fn transaction(sql: &Connection, id: TransactionId) -> rusqlite::Resu
         "SELECT {COLUMNS} FROM transactions AS t NOT INDEXED CROSS JOIN lanes AS l ON l.lane = t.lane
          WHERE t.sequence = :sequence"
     );
-    let (_, summary) = sql.prepare_cached(&query)?.query_row(named_params! { ":sequence": sequence }, self::summary)?;
-    let events = history::read(&sql, sequence, id)?;
+    let (place, summary) =
+        sql.prepare_cached(&query)?.query_row(named_params! { ":sequence": sequence }, self::summary)?;
+    let events = history::read(&sql, &place, &summary)?;
     Ok(Some((summary, events)))
 }
 

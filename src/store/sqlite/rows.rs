@@ -127,6 +127,15 @@ impl Row {
     }
 }
 
+/// What a row tells beside a summary.
+pub(super) struct Place {
+    pub(super) sequence: i64,
+    /// Of its packs, if it ever had some.
+    pub(super) number: Option<i64>,
+    /// When it was finished, which may be long after its decision.
+    pub(super) settled_at: Option<Timestamp>,
+}
+
 /// How the counts change that the metrics show, once the SQL transaction is durable.
 #[derive(Debug, Default)]
 pub(super) struct Tally {
