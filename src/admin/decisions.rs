@@ -39,7 +39,7 @@ impl Admin {
         ("user" = Option<String>, Query, description = "The user who published."),
         ("name" = Option<String>, Query, min_length = 1, max_length = 255, description = "The name; `*` stands for any characters, `?` for one."),
         ("exchange" = Option<String>, Query, description = "The exchange of the first message, of those that have their messages still."),
-        ("min_age" = Option<String>, Query, pattern = "^(0|[0-9]{1,6}(s|m|h|d))$", description = "At least so old, such as `30s`, `5m` or `1h 30m`."),
+        ("min_age" = Option<String>, Query, pattern = "^(0|[0-9]{1,6}(s|m|h|d)( [0-9]{1,6}(s|m|h|d)){0,3})$", description = "At least so old, such as `30s`, `5m` or `1h 30m`."),
         PageQuery,
     ),
     responses(
