@@ -5,7 +5,7 @@ import { get, path, post } from '../api.js';
 import { confirmOne, problemBox } from '../dialog.js';
 import { follow, heading, load, viewerNote } from '../parts.js';
 import { messages } from './messages.js';
-import { bytes, count, counted, moment, seconds, span, words } from '../text.js';
+import { bytes, count, counted, moment, span, words } from '../text.js';
 
 const FINAL = ['delivered', 'rolled_back'];
 const REFRESH = 2;
@@ -103,7 +103,7 @@ function factsOf(it) {
 
 const EVENTS = {
   parked: 'Parked: its messages are kept, and invisible', in_doubt: 'In doubt: nobody has decided', check: 'Checked',
-  committed: 'Committed', rolled_back: 'Rolled back', forwarded: 'Forwarded to RabbitMQ', delivered: 'Delivered: RabbitMQ has confirmed every message',
+  committed: 'Committed', rolled_back: 'Rolled back', delivered: 'Delivered: every message was forwarded, and RabbitMQ has confirmed it',
   dead_lettered: 'Dead-lettered: some messages could not be delivered', dead_letter: 'Dead letter: a message could not be delivered',
   retry: 'Retry', discard: 'Discarded', redelivered: 'Redelivered',
 };
@@ -116,14 +116,11 @@ function timelineOf(it) {
     ? [{ at: it.decided_at, event: it.state === 'rolled_back' ? 'rolled_back' : 'committed', actor: it.decided_by, reason: null }] : [];
   const all = [...starts, ...decided, ...events].sort((a, b) => Date.parse(a.at) - Date.parse(b.at));
   const entry = (event, index) => h('li', { class: `event is-${event.event.replaceAll('_', '-')}` },
-    h('div', {}, h('b', {}, EVENTS[event.event] ?? capital(words(event.event))), event.actor && [' by ', text(event.actor)],
-      took(event) !== null && h('span', { class: 'quiet' }, ` in ${seconds(took(event))}`)),
+    h('div', {}, h('b', {}, EVENTS[event.event] ?? capital(words(event.event))), event.actor && [' by ', text(event.actor)]),
     event.reason && h('div', { class: 'why' }, text(event.reason), event.event === 'check' && event.reason.startsWith('no answer') && h('span', { class: 'quiet' }, ' (the same again is not listed)')),
     h('div', { class: 'quiet' }, h('time', { datetime: event.at }, moment(event.at, { millis: true })), index > 0 && later(all[index - 1], event)));
   return h('ol', { class: 'timeline' }, all.map(entry), pending(it));
 }
-
-const took = ({ seconds: taken }) => taken ?? null;
 
 const capital = (word) => word.charAt(0).toUpperCase() + word.slice(1);
 
