@@ -10,6 +10,7 @@ use serde_json::{Map, Value};
 use tokio::time::timeout;
 
 pub(super) use self::shapes::{LettersBulk, NothingBody, ReasonBody, TokenBody, TransactionsBulk};
+use super::json::Unambiguous;
 use super::problem::Problem;
 use super::request::{Filtering, after, one_of};
 use crate::tx::id::Timestamp;
@@ -300,7 +301,7 @@ async fn json<S: Send + Sync>(request: Request, state: &S) -> Result<Option<Valu
         return Ok(None);
     }
     serde_json::from_slice(&body)
-        .map(Some)
+        .map(|Unambiguous(value)| Some(value))
         .map_err(|error| Problem::field("body", format_args!("is not JSON: {error}")))
 }
 

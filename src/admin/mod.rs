@@ -9,6 +9,7 @@ mod checkers;
 mod connections;
 mod dashboard;
 mod decisions;
+mod json;
 mod letters;
 mod login;
 mod messages;
