@@ -233,9 +233,10 @@ impl Connection {
         matches!(self.phase, Phase::Running | Phase::PassThrough)
     }
 
-    /// Whether the client is held back because the store is full. Its heartbeats are not missed then.
-    pub fn is_blocked(&self) -> bool {
-        self.blocked
+    /// Whether a client that says nothing counts as dead after a while. RabbitMQ doesn't miss the heartbeats of one that
+    /// it has blocked; nor may anybody here, for whom the store has blocked, or who only waits for the end.
+    pub fn misses_heartbeats(&self) -> bool {
+        self.phase == Phase::Running && self.ending.is_none() && !self.blocked && !self.blocked_upstream
     }
 
     /// Bytes from the client. Gives back how many were used; the rest is the front of a frame, to be given again with

@@ -60,6 +60,8 @@ pub(super) struct Session {
     vhost: Arc<str>,
     ending: Option<Ending>,
     opened: bool,
+    /// Whether the client's silence counted at the last look.
+    misses_heartbeats: bool,
 }
 
 /// One socket, and what came from it and is not handled yet.
@@ -129,6 +131,7 @@ impl Session {
             vhost: Arc::from(""),
             ending: None,
             opened: false,
+            misses_heartbeats: false,
             shared,
         }
     }
@@ -315,9 +318,12 @@ impl Session {
 
     /// Sends heartbeats, and gives up a side that sent nothing for too long.
     fn beat(&mut self, now: Instant) {
-        if self.connection.is_blocked() {
+        // Also once when it begins to count: what was not said before is not counted in.
+        let misses = self.connection.misses_heartbeats();
+        if !misses || !self.misses_heartbeats {
             self.client.heard(now);
         }
+        self.misses_heartbeats = misses;
         match self.client.due(now) {
             Due::Nothing => {}
             Due::Send => {

@@ -817,7 +817,7 @@ fn a_full_store_blocks_who_publishes_in_a_transaction() {
     let message = publish(1, b"one");
     let used = script.connection.handle_client(&message);
     assert_eq!(message.len() - used, b"one".len() + 8, "the header triggers it, the body waits");
-    assert!(!script.connection.wants_client() && script.connection.is_blocked());
+    assert!(!script.connection.wants_client() && !script.connection.misses_heartbeats());
     assert_eq!(methods(&script.sent().0), [(0, id::CONNECTION_BLOCKED)]);
     script.connection.handle_store_full(false);
     assert_eq!(methods(&script.sent().0), [(0, id::CONNECTION_UNBLOCKED)]);
@@ -880,4 +880,22 @@ proptest! {
         prop_assert_eq!(used, at);
         prop_assert_eq!(whole.sent(), cut.sent());
     }
+}
+
+#[test]
+fn a_client_that_rabbitmq_has_blocked_may_be_silent() {
+    let mut script = Script::open(settings());
+    assert!(script.connection.misses_heartbeats());
+    let mut blocked = Vec::new();
+    method::write_blocked(&mut blocked, b"low on memory");
+    script.upstream(&blocked);
+    assert!(!script.connection.misses_heartbeats());
+    script.upstream(&bare(0, id::CONNECTION_UNBLOCKED));
+    assert!(script.connection.misses_heartbeats());
+    script.upstream(&blocked);
+    let mut close = Vec::new();
+    Close { code: ReplyCode::SUCCESS, text: b"", method: (0, 0) }.write(&mut close, 0);
+    script.client(&close);
+    script.upstream(&bare(0, id::CONNECTION_UNBLOCKED));
+    assert!(!script.connection.misses_heartbeats(), "it waits for close-ok");
 }
