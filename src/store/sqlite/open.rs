@@ -5,6 +5,7 @@ use rusqlite::config::DbConfig;
 use rusqlite::{Connection, ErrorCode, OpenFlags, Transaction, TransactionBehavior};
 use std::fs::{File, OpenOptions, TryLockError};
 use std::io::{ErrorKind, Read, Seek, Write};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -159,8 +160,7 @@ pub(super) fn open(settings: &SqliteSettings) -> Result<Opened, OpenError> {
 fn lock(path: &Path) -> Result<File, OpenError> {
     let lock = beside(path, ".lock");
     let failed = |error: std::io::Error| OpenError::from_io(&lock, &error);
-    let mut file =
-        OpenOptions::new().read(true).write(true).create(true).truncate(false).open(&lock).map_err(failed)?;
+    let mut file = private().read(true).write(true).create(true).truncate(false).open(&lock).map_err(failed)?;
     match file.try_lock() {
         Ok(()) => {}
         Err(TryLockError::WouldBlock) => {
@@ -177,6 +177,13 @@ fn lock(path: &Path) -> Result<File, OpenError> {
     Ok(file)
 }
 
+/// Makes files that only their owner may read: they hold what everybody's messages say.
+pub(super) fn private() -> OpenOptions {
+    let mut options = OpenOptions::new();
+    options.mode(0o600);
+    options
+}
+
 /// The path with something put behind its name.
 pub(super) fn beside(path: &Path, suffix: &str) -> PathBuf {
     let mut name = path.as_os_str().to_owned();
@@ -186,6 +193,11 @@ pub(super) fn beside(path: &Path, suffix: &str) -> PathBuf {
 
 fn open_writer(path: &Path) -> Result<Connection, OpenError> {
     let failed = |error: rusqlite::Error| OpenError::from_sqlite(path, &error);
+    // Its log and index get the permissions that the file has. One that is there keeps those that it was given.
+    match private().write(true).create_new(true).open(path) {
+        Err(error) if error.kind() != ErrorKind::AlreadyExists => return Err(OpenError::from_io(path, &error)),
+        _ => {}
+    }
     let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_CREATE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
     let mut sql = Connection::open_with_flags(path, flags).map_err(failed)?;
     sql.busy_timeout(BUSY_TIME_MAX).map_err(failed)?;
@@ -292,7 +304,27 @@ pub(super) fn open_reader(path: &Path) -> Result<Connection, OpenError> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::tools::backup;
     use super::*;
+    use std::os::unix::fs::PermissionsExt;
+
+    #[test]
+    fn what_the_store_makes_is_for_its_owner_alone() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = folder.path().join("halfway.db");
+        let lock = lock(&path).expect("locked");
+        let sql = open_writer(&path).expect("opened");
+        backup(&path, &folder.path().join("copy.db")).expect("a backup");
+        let mut seen = 0;
+        for file in std::fs::read_dir(folder.path()).expect("files") {
+            let file = file.expect("a file");
+            seen += 1;
+            let mode = file.metadata().expect("there").permissions().mode() & 0o777;
+            assert_eq!(mode, 0o600, "{}", file.path().display());
+        }
+        assert!(seen >= 4, "the store, its log, its lock and the copy, not {seen}");
+        drop((sql, lock));
+    }
 
     #[test]
     fn a_disk_that_is_full_at_the_start_is_suspected() {

@@ -1,7 +1,7 @@
 //! What an operator can do with the file while a proxy has it, or none: look whether it is right, copy it, count.
 
 use super::letters::count_waiting;
-use super::open::{OpenError, beside, open_reader, schema_version};
+use super::open::{OpenError, beside, open_reader, private, schema_version};
 use super::rows::pack_keys;
 use crate::amqp::wire::Malformed;
 use crate::tx::batch;
@@ -202,6 +202,7 @@ fn copy(sql: &Connection, partial: &Path) -> Result<(), ToolError> {
         Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error.into()),
         _ => {}
     }
+    private().write(true).create_new(true).open(partial)?;
     let mut copy = Connection::open(partial)?;
     // All in one step: between two steps others may write, and then SQLite begins anew, under load for ever.
     let step = Backup::new(sql, &mut copy)?.step(-1)?;
