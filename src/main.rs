@@ -41,6 +41,9 @@ fn run(command: Command) -> Result<ExitCode, Box<dyn Error>> {
             for warning in &loaded.warnings {
                 tracing::warn!("{warning}");
             }
+            for variable in &loaded.service_links {
+                tracing::debug!(variable, "passed over: Kubernetes sets it for a service");
+            }
             let load = Box::new(move || config::load(file.config.as_deref()));
             runtime()?.block_on(app::run(loaded, load, level))?;
         }

@@ -4,6 +4,8 @@ use std::{
     collections::BTreeMap,
     ffi::{OsStr, OsString},
     fmt, fs, io,
+    net::IpAddr,
+    os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
 };
 
@@ -41,6 +43,8 @@ pub struct Loaded {
     pub file: Option<PathBuf>,
     /// What works and is probably not meant.
     pub warnings: Vec<Problem>,
+    /// Variables that have our prefix and were not read, because Kubernetes sets them for a service.
+    pub service_links: Vec<String>,
     origins: BTreeMap<String, Origin>,
 }
 
@@ -152,6 +156,7 @@ pub(super) fn load_from(
 ) -> Result<Loaded, ConfigError> {
     let known = known_keys();
     let mut secrets = Vec::new();
+    let mut service_links = Vec::new();
     let mut problems = Vec::new();
     let mut figment = Figment::new();
     if let Some(path) = file {
@@ -163,6 +168,13 @@ pub(super) fn load_from(
     for (name, value) in variables {
         if let Some(checker) = name.to_str().and_then(secret_variable).map(str::to_owned) {
             secrets.push((checker, name, value));
+            continue;
+        }
+        if let (Some(name), Some(value)) = (name.to_str(), value.to_str())
+            && name.starts_with(PREFIX)
+            && is_service_link(name, value)
+        {
+            service_links.push(name.to_owned());
             continue;
         }
         match read_variable(name, value, &known) {
@@ -199,7 +211,7 @@ pub(super) fn load_from(
         return Err(ConfigError::Problems(problems));
     }
 
-    let warnings = validate::warnings(&config).into_iter().map(with_origin).collect();
+    let warnings = validate::warnings(&config).into_iter().chain(open_secrets(&config)).map(with_origin).collect();
     for key in known.into_keys() {
         let origin = origin_of(&key);
         origins.insert(key, origin);
@@ -220,7 +232,7 @@ pub(super) fn load_from(
             checker.secret = Some(secret);
         }
     }
-    Ok(Loaded { config, file: file.map(Path::to_owned), warnings, origins })
+    Ok(Loaded { config, file: file.map(Path::to_owned), warnings, service_links, origins })
 }
 
 fn read_file(path: &Path) -> Result<Dict, ConfigError> {
@@ -242,6 +254,21 @@ fn read_secret(path: &Path, key: &str) -> Result<Secret, ConfigError> {
         Ok(text) => Ok(Secret::new(text.trim_end_matches(['\n', '\r']))),
         Err(source) => Err(ConfigError::Unreadable { path: path.to_owned(), key: Some(key.to_owned()), source }),
     }
+}
+
+/// Files with secrets that everybody on the machine can read, each by its key and what is wrong with it. What can't be
+/// looked at is told where it is read.
+fn open_secrets(config: &Config) -> Vec<(String, String)> {
+    let Config { listen, relay, checker, admin, .. } = config;
+    let keys = [("listen.tls.key", listen.tls.key.as_ref()), ("relay.password_file", relay.password_file.as_ref())];
+    let checkers = checker.iter().enumerate().map(|(n, one)| (format!("{CHECKER}.{n}.secret_file"), &one.secret_file));
+    let tokens =
+        admin.tokens.iter().enumerate().map(|(n, one)| (format!("admin.tokens.{n}.token_file"), &one.token_file));
+    let files = keys.into_iter().filter_map(|(key, path)| Some((key.to_owned(), path?)));
+    let files = files.chain(checkers.filter_map(|(key, path)| Some((key, path.as_ref()?)))).chain(tokens);
+    let is_open = |path: &Path| fs::metadata(path).is_ok_and(|file| file.permissions().mode() & READABLE_BY_ALL != 0);
+    let open = files.filter(|(_, path)| is_open(path));
+    open.map(|(key, path)| (key, format!("{} can be read by everybody on this machine", path.display()))).collect()
 }
 
 fn find_unknown(dict: &Dict, prefix: &str, origin: &Origin, known: &Keys, problems: &mut Vec<Problem>) {
@@ -320,15 +347,45 @@ fn set_secret(checkers: &mut [Checker], wanted: &str, variable: &OsStr, value: O
     Ok(key)
 }
 
+/// Whether Kubernetes sets such a variable in each pod that stands beside a service, called `halfway` or `halfway-admin`
+/// say. The value has to fit too: a misspelt `HALFWAY_LISTEN_PORT=5673` is not passed over.
+fn is_service_link(name: &str, value: &str) -> bool {
+    let is_number = |text: &str| text.parse::<u16>().is_ok();
+    let is_address = |text: &str| text.parse::<IpAddr>().is_ok();
+    let is_url = |text: &str| PROTOCOLS.iter().any(|protocol| text.starts_with(&format!("{protocol}://")));
+    if name.ends_with("_SERVICE_HOST") {
+        return is_address(value);
+    }
+    // The port, or the port called so.
+    if name.ends_with("_SERVICE_PORT") || name.contains("_SERVICE_PORT_") {
+        return is_number(value);
+    }
+    if name.ends_with("_PORT") && is_url(value) {
+        return true;
+    }
+    // `…_PORT_<n>_TCP`, and that with `_PROTO`, `_PORT` or `_ADDR`.
+    name.match_indices("_PORT_").any(|(at, infix)| {
+        let mut parts = name[at + infix.len()..].split('_');
+        let is_port = parts.next().is_some_and(is_number);
+        let is_protocol = |text: &str| PROTOCOLS.iter().any(|protocol| protocol.eq_ignore_ascii_case(text));
+        is_port
+            && parts.next().is_some_and(is_protocol)
+            && match parts.next() {
+                None => is_url(value),
+                Some("PROTO") => is_protocol(value),
+                Some("PORT") => is_number(value),
+                Some("ADDR") => is_address(value),
+                Some(_) => false,
+            }
+            && parts.next().is_none()
+    })
+}
+
 /// The layer of one variable; none when the variable is not ours.
 fn read_variable(name: OsString, value: OsString, known: &Keys) -> Result<Option<Layer>, Problem> {
     let Some(name) = name.to_str().filter(|name| name.starts_with(PREFIX)) else { return Ok(None) };
     // The token is for the command line, not a part of the configuration, which may be shown.
     if name == TOKEN_VARIABLE {
-        return Ok(None);
-    }
-    // Kubernetes sets these in every pod that stands beside a service called `halfway`.
-    if name == "HALFWAY_PORT" || name.starts_with("HALFWAY_PORT_") || name.starts_with("HALFWAY_SERVICE_") {
         return Ok(None);
     }
     let problem =
@@ -454,4 +511,10 @@ pub const TOKEN_VARIABLE: &str = "HALFWAY_TOKEN";
 /// The one list of tables.
 const CHECKER: &str = "checker";
 const PREFIX: &str = "HALFWAY_";
+
+/// The bit of a file's mode that lets others than its owner and group read it.
+const READABLE_BY_ALL: u32 = 0o004;
+
+/// What a port of a Kubernetes service speaks.
+const PROTOCOLS: [&str; 3] = ["tcp", "udp", "sctp"];
 const STANDARD_FILES: [&str; 2] = ["config.toml", "/etc/halfway/config.toml"];

@@ -1,4 +1,4 @@
-use std::{fs, path::PathBuf, time::Duration};
+use std::{fs, os::unix::fs::PermissionsExt, path::PathBuf, time::Duration};
 
 use super::{load::load_from, *};
 
@@ -148,12 +148,51 @@ fn only_a_loopback_port_without_tokens_is_open() {
 
 #[test]
 fn the_variables_of_a_kubernetes_service_are_not_ours() {
-    let variables = [
-        ("HALFWAY_PORT", "tcp://10.0.0.1:5673"),
-        ("HALFWAY_PORT_5673_TCP_ADDR", "10.0.0.1"),
-        ("HALFWAY_SERVICE_HOST", "10.0.0.1"),
-    ];
-    assert_eq!(load_text("", &variables).expect("valid").config, Config::default());
+    for service in ["HALFWAY", "HALFWAY_ADMIN", "HALFWAY_AMQP", "HALFWAY_HEADLESS", "HALFWAY_PORT_2"] {
+        let variables = [
+            ("SERVICE_HOST", "10.0.0.1"),
+            ("SERVICE_PORT", "5673"),
+            ("SERVICE_PORT_AMQP_TLS", "5671"),
+            ("PORT", "tcp://10.0.0.1:5673"),
+            ("PORT_5673_TCP", "tcp://[fd00::1]:5673"),
+            ("PORT_5673_TCP_PROTO", "tcp"),
+            ("PORT_5673_TCP_PORT", "5673"),
+            ("PORT_5673_TCP_ADDR", "fd00::1"),
+        ]
+        .map(|(name, value)| (format!("{service}_{name}"), value));
+        let given: Vec<_> = variables.iter().map(|(name, value)| (name.as_str(), *value)).collect();
+        let loaded = load_text("", &given).expect("valid");
+        assert_eq!(loaded.config, Config::default());
+        assert_eq!(loaded.service_links, variables.map(|(name, _)| name));
+    }
+    for misspelt in [
+        ("HALFWAY_LISTEN_PORT", "5673"),
+        ("HALFWAY_PORT_5673", "tcp://10.0.0.1:5673"),
+        ("HALFWAY_PORT_5673_TCP_HOST", "10.0.0.1"),
+        ("HALFWAY_SERVICE_HOST", "rabbit"),
+        ("HALFWAY_LISTEN_ADDRESS", "127.0.0.1:5673"),
+    ] {
+        let found = problems("", &[misspelt]);
+        assert!(found.len() == 1 && found[0].contains("unknown variable"), "{misspelt:?}: {found:?}");
+    }
+}
+
+#[test]
+fn a_secret_that_everybody_can_read_is_worth_a_warning() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = folder.path().join("password");
+    fs::write(&path, "hare\n").expect("written");
+    let warnings = |mode| {
+        fs::set_permissions(&path, fs::Permissions::from_mode(mode)).expect("changed");
+        let text = format!(
+            "relay.password_file = {path:?}\nadmin.tokens = [{{ token_file = {path:?}, role = 'viewer' }}]\n\
+             [[checker]]\nname = 'a'\nurl = 'http://a'\nsecret_file = {path:?}"
+        );
+        load_text(&text, &[]).expect("valid").warnings.iter().map(|found| found.key.clone()).collect::<Vec<_>>()
+    };
+    assert!(warnings(0o600).is_empty());
+    assert!(warnings(0o640).is_empty(), "a group was chosen on purpose");
+    assert_eq!(warnings(0o644), ["relay.password_file", "checker.0.secret_file", "admin.tokens.0.token_file"]);
 }
 
 #[test]
