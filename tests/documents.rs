@@ -17,7 +17,8 @@ fn the_book_has_every_page_once() {
 
 #[test]
 fn links_and_anchors_lead_somewhere() {
-    let readmes = ["README.md", "README.zh-CN.md", "CHANGELOG.md"].map(|name| root().join(name));
+    let readmes = ["README.md", "README.zh-CN.md", "CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md"]
+        .map(|name| root().join(name));
     for page in pages().into_iter().chain(readmes) {
         assert_eq!(dead_links(&page), Vec::<String>::new(), "in {}", page.display());
     }
