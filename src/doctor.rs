@@ -167,7 +167,7 @@ async fn examine_node(
     let account = word(username);
     for vhost in vhosts {
         let what = |part: &str| format!("upstream {url}, virtual host {vhost}, account {username}: {part}");
-        match relay::probe_account(&upstream, &credentials, vhost).await {
+        match relay::probe_account(&upstream, &credentials, vhost, config.relay.lanes).await {
             Err(ProbeError::Connect(error)) => {
                 findings[0] = Finding::failed(
                     format!("upstream {url}"),
@@ -212,6 +212,20 @@ async fn examine_node(
                         permit(vhost, username),
                     ),
                 });
+                if report.channels < config.relay.lanes {
+                    findings.push(Finding::warning(
+                        what("channels"),
+                        format!(
+                            "RabbitMQ allows {} beside those that are open now, and relay.lanes is {}",
+                            report.channels, config.relay.lanes
+                        ),
+                        "lanes share channels then, so a channel that is refused or slow holds up more of them",
+                        format!(
+                            "raise channel_max in rabbitmq.conf; rabbitmqctl list_user_limits --user {account} shows the \
+                             account's own limit; or lower relay.lanes"
+                        ),
+                    ));
+                }
                 findings.push(match report.impersonator {
                     Some(true) => Finding::fine(what("user-id"), "kept, whoever published"),
                     Some(false) => Finding::warning(

@@ -168,8 +168,14 @@ fn trouble(vhost: &VhostSnapshot) -> Option<String> {
         Link::Connecting(why) => why.clone(),
         Link::Blocked(why) => Some(why.clone()),
         Link::Refused(code, text) => Some(format!("{code} {text}")),
-        Link::Connected if vhost.stalled_lanes == 0 => None,
-        Link::Connected => Some(format!("lanes that wait for confirms that don't come: {}", vhost.stalled_lanes)),
+        Link::Connected => {
+            let (stalled, channels) = (vhost.stalled_lanes, vhost.shared_channels);
+            let stalled = (stalled > 0).then(|| format!("lanes that wait for confirms that don't come: {stalled}"));
+            let channels =
+                (channels > 0).then(|| format!("lanes share channels, because RabbitMQ allows only {channels}"));
+            let troubles: Vec<_> = [stalled, channels].into_iter().flatten().collect();
+            (!troubles.is_empty()).then(|| troubles.join(", and "))
+        }
     }
 }
 
@@ -221,6 +227,7 @@ mod tests {
             link,
             in_flight: 0,
             stalled_lanes: 0,
+            shared_channels: 0,
             confirmed: 0,
             nacked: 0,
             returned: 0,

@@ -25,6 +25,8 @@ impl ReplyCode {
     pub const UNEXPECTED_FRAME: Self = Self(505);
     /// Out of a resource: here, of room in the store.
     pub const RESOURCE_ERROR: Self = Self(506);
+    /// RabbitMQ forbids it: a virtual host, or one channel or connection too many.
+    pub const NOT_ALLOWED: Self = Self(530);
     /// Not the client's fault: here, the store's.
     pub const INTERNAL_ERROR: Self = Self(541);
 

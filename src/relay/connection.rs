@@ -1,7 +1,8 @@
 //! One virtual host: a task, a connection to RabbitMQ, and the lanes on it.
 
 use super::Settings;
-use super::lane::{Fault, Lane, Policy};
+use super::channels::Channels;
+use super::lane::{DEAD_LETTERS_WAITING_MAX, Fault, Lane, Policy};
 use super::login::{Connection, LoginError};
 use super::queue::{Budget, Next, Queue};
 use super::status::{Link, VhostStatus, add};
@@ -104,7 +105,11 @@ pub(super) struct Vhost {
     inbox: Arc<Inbox>,
     status: Arc<VhostStatus>,
     draining: watch::Receiver<bool>,
+    /// By their channel, from 0; which of the store's lanes are on it, [`Channels`] knows.
     lanes: BTreeMap<u16, Lane>,
+    channels: Channels,
+    /// Dead letters that the store has not answered for.
+    letters_waiting: usize,
     /// The lane whose turn it is to send first.
     turn: u16,
     /// Questions to the store that are not answered.
@@ -132,7 +137,7 @@ struct Suspicion {
 enum Answer {
     Page { lane: u16, packs: Result<Vec<Pack>, StoreError> },
     AskForPageAgain { lane: u16 },
-    DeadLetter { lane: u16, letter: DeadLetter, kept: Result<(), StoreError> },
+    DeadLetter { letter: DeadLetter, kept: Result<(), StoreError> },
 }
 
 /// Why a connection ended.
@@ -172,6 +177,8 @@ impl Vhost {
             inbox,
             status,
             lanes: BTreeMap::new(),
+            channels: Channels::default(),
+            letters_waiting: 0,
             turn: 0,
             questions: FuturesUnordered::new(),
             delivered: Vec::new(),
@@ -202,15 +209,23 @@ impl Vhost {
                     connections += 1;
                     let end = self.converse(connection).await;
                     let lone = self.lone_message();
+                    let opened = self.lanes.values().filter(|lane| lane.is_opened()).count();
+                    let was_opening = self.lanes.values().any(|lane| !lane.is_down() && !lane.is_opened());
                     self.disconnected();
                     let Err(lost) = end else { break };
                     if began.elapsed() > USEFUL_AFTER {
                         self.suspicion = Suspicion::default();
                     }
-                    if let Lost::Closed(code, text) = &lost {
-                        self.suspect(lone, *code, text);
+                    let mut useful = self.confirmed_something || began.elapsed() > USEFUL_AFTER;
+                    match &lost {
+                        Lost::Closed(ReplyCode::NOT_ALLOWED, text) if was_opening => {
+                            // The account's limit. No message has to do with it; what is open will do.
+                            useful |= self.channels.refused(opened, Instant::now());
+                            tracing::warn!(vhost = %self.name, opened, reason = %text, "RabbitMQ allows the relay fewer channels than it has lanes; they share them");
+                        }
+                        Lost::Closed(code, text) => self.suspect(lone, *code, text),
+                        _ => {}
                     }
-                    let useful = self.confirmed_something || began.elapsed() > USEFUL_AFTER;
                     (failures, node) = if useful { (0, 0) } else { (failures, number + 1) };
                     lost
                 }
@@ -219,6 +234,7 @@ impl Vhost {
             let pause = self.settings.borrow().retry.pause(failures);
             tracing::warn!(vhost = %self.name, reason = %lost, ?pause, "the relay has no connection and tries again");
             self.status.set_link(match lost {
+                Lost::Closed(code @ ReplyCode::NOT_ALLOWED, text) => Link::Refused(code.0, text),
                 Lost::Login(LoginError::Refused(code, text)) => {
                     // Not this node's fault: the first one is asked again.
                     node = 0;
@@ -304,6 +320,7 @@ impl Vhost {
 
     /// Forwards over one connection. `Ok`: the relay drains, and everything that was in flight has its answer.
     async fn converse(&mut self, connection: Connection) -> Result<(), Lost> {
+        self.share_channels(connection.channels_max);
         let mut wire = Wire::new(connection);
         self.blocked = false;
         for lane in self.lanes.values_mut() {
@@ -324,6 +341,25 @@ impl Vhost {
         end
     }
 
+    /// There is a connection with so many channels: lanes for which there is none go to another's.
+    fn share_channels(&mut self, offered: u16) {
+        let nothing_held = self.lanes.values().all(Lane::is_empty);
+        self.channels.connected(offered, nothing_held, Instant::now());
+        while let Some((number, _)) = self.lanes.range(self.channels.count()..).next_back() {
+            let number = *number;
+            let Some(lane) = self.lanes.remove(&number) else { break };
+            self.lane(number % self.channels.count()).take_over(lane);
+        }
+    }
+
+    /// The lane on a channel.
+    fn lane(&mut self, channel: u16) -> &mut Lane {
+        self.lanes.entry(channel).or_insert_with(|| {
+            // Channel 0 is the connection's own.
+            Lane::new(channel + 1, self.settings.borrow().policy(), Arc::clone(&self.status))
+        })
+    }
+
     async fn forward(&mut self, wire: &mut Wire) -> Result<(), Lost> {
         self.handle_frames(wire)?;
         let mut armed = Instant::now() + wire.heartbeat;
@@ -340,7 +376,7 @@ impl Vhost {
                 self.feed(wire, now);
             }
             self.collect();
-            if drains && self.lanes.values().all(Lane::is_settled) {
+            if drains && self.letters_waiting == 0 && self.lanes.values().all(Lane::is_settled) {
                 self.report_delivered();
                 return Ok(());
             }
@@ -374,15 +410,15 @@ impl Vhost {
     /// Gives the lanes what they may have, and writes what they may send.
     fn feed(&mut self, wire: &mut Wire, now: Instant) {
         let mut pages = Vec::new();
-        for (number, queue) in self.inbox.queues().iter_mut() {
-            // There is no channel for the last number; `relay.lanes` is far below it.
-            let Some(channel) = number.checked_add(1) else { continue };
-            let lane = self.lanes.entry(*number).or_insert_with(|| {
-                let mut lane = Lane::new(channel, self.settings.borrow().policy(), Arc::clone(&self.status));
+        let inbox = Arc::clone(&self.inbox);
+        for (number, queue) in inbox.queues().iter_mut() {
+            let channel = self.channels.of(*number);
+            let blocked = self.blocked;
+            let lane = self.lane(channel);
+            if lane.is_down() {
                 lane.connected(&mut wire.writer.out);
-                lane.set_blocked(self.blocked, now);
-                lane
-            });
+                lane.set_blocked(blocked, now);
+            }
             while lane.unsent_bytes() < UNSENT_BYTES {
                 match queue.next() {
                     Next::Committed(committed) => lane.add_committed(committed),
@@ -394,6 +430,7 @@ impl Vhost {
                 lane.attach(sequence, waiter);
             }
         }
+        self.status.counters.channels.store(self.channels.shared().into(), Ordering::Relaxed);
         // With the queues free again: the store may be about to fill them, holding what a page needs.
         for (number, after) in pages {
             let lane = crate::store::Lane { vhost: Arc::clone(&self.name), number };
@@ -414,6 +451,9 @@ impl Vhost {
         let first = self.turn;
         let next = self.lanes.range(first..).chain(self.lanes.range(..first)).nth(1);
         self.turn = next.map_or(0, |(number, _)| *number);
+        if self.letters_waiting >= DEAD_LETTERS_WAITING_MAX {
+            return;
+        }
         if self.suspicion.closes >= CLOSES_BORNE {
             if self.lanes.values().any(|lane| lane.in_flight() > 0) {
                 return;
@@ -435,11 +475,12 @@ impl Vhost {
     /// Takes what the lanes have for the store.
     fn collect(&mut self) {
         let mut in_flight = 0;
-        for (number, lane) in &mut self.lanes {
+        for lane in self.lanes.values_mut() {
             in_flight += lane.in_flight() as u64;
             self.delivered.append(&mut lane.delivered);
             for letter in lane.take_dead_letters() {
-                self.questions.push(Box::pin(keep(Arc::clone(&self.shared.store), *number, letter)));
+                self.letters_waiting += 1;
+                self.questions.push(Box::pin(keep(Arc::clone(&self.shared.store), letter)));
             }
         }
         self.status.counters.in_flight.store(in_flight, Ordering::Relaxed);
@@ -464,11 +505,13 @@ impl Vhost {
     fn hear(&mut self, answer: Answer) {
         match answer {
             Answer::Page { lane, packs: Ok(packs) } => {
-                let mut queues = self.inbox.queues();
-                let (Some(queue), Some(lane)) = (queues.get_mut(&lane), self.lanes.get_mut(&lane)) else { return };
-                queue.page(&packs, PAGE_BYTES);
+                if let Some(queue) = self.inbox.queues().get_mut(&lane) {
+                    queue.page(&packs, PAGE_BYTES);
+                }
+                let channel = self.channels.of(lane);
                 let first_own = Sequence(self.shared.first_own.load(Ordering::Relaxed));
                 let (now, clock) = (Instant::now(), system_clock());
+                let lane = self.lane(channel);
                 for pack in packs {
                     let possible_duplicate = pack.sequence < first_own;
                     let age = pack.decided_at.map_or(0, |at| clock.0.saturating_sub(at.0).max(0)).unsigned_abs();
@@ -488,21 +531,22 @@ impl Vhost {
                     queue.page_failed();
                 }
             }
-            Answer::DeadLetter { lane, letter, kept: Err(error @ (StoreError::Full(_) | StoreError::Io(_))) } => {
-                tracing::error!(vhost = %self.name, lane, %error, "the store does not keep a dead letter; it is asked again");
+            Answer::DeadLetter { letter, kept: Err(error @ (StoreError::Full(_) | StoreError::Io(_))) } => {
+                tracing::error!(vhost = %self.name, %error, "the store does not keep a dead letter; it is asked again");
                 let store = Arc::clone(&self.shared.store);
                 self.questions.push(Box::pin(async move {
                     sleep(STORE_PAUSE).await;
-                    keep(store, lane, letter).await
+                    keep(store, letter).await
                 }));
             }
             // A store that is closed has the message as undelivered still; one that does not know it can't be helped.
             Answer::DeadLetter { kept: Err(StoreError::Closed), .. } => {}
-            Answer::DeadLetter { lane, letter, kept } => {
+            Answer::DeadLetter { letter, kept } => {
+                self.letters_waiting -= 1;
                 if let Err(error) = kept {
-                    tracing::error!(vhost = %self.name, lane, %error, "the store does not know the transaction of a dead letter");
+                    tracing::error!(vhost = %self.name, %error, "the store does not know the transaction of a dead letter");
                 }
-                if let Some(lane) = self.lanes.get_mut(&lane) {
+                if let Some(lane) = self.lanes.values_mut().find(|lane| lane.holds(letter.sequence)) {
                     lane.dead_letter_kept(letter.sequence, Instant::now());
                 }
             }
@@ -595,9 +639,9 @@ impl Vhost {
 }
 
 /// Asks the store to keep a dead letter.
-async fn keep(store: Arc<dyn Store>, lane: u16, letter: DeadLetter) -> Answer {
+async fn keep(store: Arc<dyn Store>, letter: DeadLetter) -> Answer {
     let kept = store.dead_letter(letter.clone()).await;
-    Answer::DeadLetter { lane, letter, kept }
+    Answer::DeadLetter { letter, kept }
 }
 
 impl Settings {

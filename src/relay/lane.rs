@@ -1,4 +1,5 @@
-//! One lane: a channel of the relay's connection, and the messages that go through it in their order.
+//! One lane: a channel of the relay's connection, and the messages that go through it in their order. Where RabbitMQ
+//! allows fewer channels than there are lanes, one channel carries several of the store's, each in its order.
 //!
 //! Sans-io: frames and instants in, bytes and effects out. What happens when something goes wrong:
 //!
@@ -31,8 +32,8 @@ const CONFIRM_TIMEOUT_MAX: Duration = Duration::from_secs(600);
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(10);
 /// Bytes of messages that may be unconfirmed in a lane, whatever their number; a single message may be larger.
 const IN_FLIGHT_BYTES_MAX: usize = 4 << 20;
-/// Dead letters that may wait for the store before the lane sends more.
-const DEAD_LETTERS_WAITING_MAX: usize = 1000;
+/// Dead letters that may wait for the store before more is sent.
+pub(super) const DEAD_LETTERS_WAITING_MAX: usize = 1000;
 
 /// What holds for every lane.
 #[derive(Debug, Clone)]
@@ -147,6 +148,8 @@ pub(super) struct Lane {
     policy: Policy,
     status: Arc<VhostStatus>,
     phase: Phase,
+    /// Whether RabbitMQ has not answered channel.open yet.
+    opening: bool,
     pace: Pace,
     transactions: BTreeMap<Sequence, Transaction>,
     unsent: VecDeque<Stretch>,
@@ -163,7 +166,6 @@ pub(super) struct Lane {
     confirm_timeout: Duration,
     stalled: bool,
     blocked: bool,
-    dead_letters_waiting: usize,
     /// Transactions that are done with.
     pub(super) delivered: Vec<Sequence>,
     /// For the store; each is answered with [`Lane::dead_letter_kept`].
@@ -178,6 +180,7 @@ impl Lane {
             policy,
             status,
             phase: Phase::Down,
+            opening: false,
             pace: Pace::Pipelined,
             transactions: BTreeMap::new(),
             unsent: VecDeque::new(),
@@ -190,7 +193,6 @@ impl Lane {
             oldest_since: None,
             stalled: false,
             blocked: false,
-            dead_letters_waiting: 0,
             delivered: Vec::new(),
             dead_letters: Vec::new(),
         }
@@ -252,9 +254,45 @@ impl Lane {
         self.confirms.len()
     }
 
-    /// Whether nothing is under way: no confirm, no dead letter.
+    /// Whether nothing is under way: no confirm, no dead letter that the caller has not taken.
     pub(super) fn is_settled(&self) -> bool {
-        self.confirms.is_empty() && self.dead_letters.is_empty() && self.dead_letters_waiting == 0
+        self.confirms.is_empty() && self.dead_letters.is_empty()
+    }
+
+    /// Whether it holds no part of any transaction.
+    pub(super) fn is_empty(&self) -> bool {
+        self.transactions.is_empty() && self.unsent.is_empty()
+    }
+
+    /// Whether it holds a part of this transaction.
+    pub(super) fn holds(&self, sequence: Sequence) -> bool {
+        self.transactions.contains_key(&sequence)
+    }
+
+    /// Whether it is on no connection.
+    pub(super) fn is_down(&self) -> bool {
+        self.phase == Phase::Down
+    }
+
+    /// Whether RabbitMQ has opened its channel, as far as is known.
+    pub(super) fn is_opened(&self) -> bool {
+        self.phase != Phase::Down && !self.opening
+    }
+
+    /// Takes over what another lane holds; neither is on a connection. The order within each stays, and there is none
+    /// between them.
+    pub(super) fn take_over(&mut self, mut other: Self) {
+        debug_assert!(self.is_down() && other.is_down());
+        other.set_stalled(false);
+        self.transactions.append(&mut other.transactions);
+        self.unsent.append(&mut other.unsent);
+        self.unsent_bytes += other.unsent_bytes;
+        self.again.append(&mut other.again);
+        self.delivered.append(&mut other.delivered);
+        self.dead_letters.append(&mut other.dead_letters);
+        if self.pace == Pace::Pipelined {
+            self.pace = other.pace;
+        }
     }
 
     /// There is a connection: opens the channel.
@@ -285,7 +323,7 @@ impl Lane {
 
     /// Appends the frames of messages that may go now, until `out` holds `bytes_max` bytes.
     pub(super) fn fill(&mut self, out: &mut Vec<u8>, bytes_max: usize, frame_bytes_max: u32, now: Instant) {
-        while out.len() < bytes_max && self.dead_letters_waiting + self.dead_letters.len() < DEAD_LETTERS_WAITING_MAX {
+        while out.len() < bytes_max && self.dead_letters.len() < DEAD_LETTERS_WAITING_MAX {
             let Some(message) = self.next_message(now) else { return };
             self.send(message, out, frame_bytes_max, now);
         }
@@ -418,6 +456,7 @@ impl Lane {
                 returning.body_bytes_to_come = rest.ok_or(Fault::Malformed)?;
                 self.returned_if_whole();
             }
+            (_, Some(id::CHANNEL_OPEN_OK)) => self.opening = false,
             (_, Some(id::CHANNEL_CLOSE)) => self.closed(&Close::parse(frame.arguments())?, out)?,
             (_, Some(id::CHANNEL_CLOSE_OK)) if matches!(self.phase, Phase::Closing { .. }) => {
                 self.take_back();
@@ -528,13 +567,11 @@ impl Lane {
 
     /// The caller has given these to the store.
     pub(super) fn take_dead_letters(&mut self) -> Vec<DeadLetter> {
-        self.dead_letters_waiting += self.dead_letters.len();
         std::mem::take(&mut self.dead_letters)
     }
 
     /// The store keeps a dead letter of this transaction.
     pub(super) fn dead_letter_kept(&mut self, sequence: Sequence, now: Instant) {
-        self.dead_letters_waiting -= 1;
         self.message_done(sequence, now);
     }
 
@@ -590,6 +627,7 @@ impl Lane {
         frame::write_method(out, self.channel, id::CHANNEL_OPEN, |out| out.put_short_string(b""));
         frame::write_method(out, self.channel, id::CONFIRM_SELECT, |out| out.put_u8(0));
         self.phase = Phase::Open;
+        self.opening = true;
     }
 
     /// When [`Lane::handle_timeout`] wants to be called, or a message may go that had to wait.

@@ -18,8 +18,6 @@ const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 const HEARTBEAT_MAX: u16 = 15;
 /// Payload that a frame may have that comes from RabbitMQ, at the least: it does not split content headers.
 const PAYLOAD_BYTES: usize = 1 << 20;
-/// The largest frames that we write where RabbitMQ has no limit.
-const FRAME_BYTES_UNLIMITED: u32 = 128 << 10;
 
 /// The account that the relay publishes with. Its `Debug` shows no password.
 #[derive(Clone, PartialEq, Eq)]
@@ -65,8 +63,10 @@ pub(super) struct Connection {
     pub(super) stream: Stream,
     /// What was read and not looked at.
     pub(super) input: BytesMut,
-    /// The largest frame that RabbitMQ takes, in bytes.
+    /// The largest frame that RabbitMQ takes, in bytes; 0 is no limit.
     pub(super) frame_bytes_max: u32,
+    /// How many channels RabbitMQ offers; 0 is no limit.
+    pub(super) channels_max: u16,
     /// How often each side gives a sign of life.
     pub(super) heartbeat: Duration,
 }
@@ -75,7 +75,7 @@ impl Connection {
     /// Logs in and opens `vhost`.
     pub(super) async fn open(stream: Stream, credentials: &Credentials, vhost: &str) -> Result<Self, LoginError> {
         let heartbeat = Duration::from_secs(HEARTBEAT_MAX.into());
-        let mut connection = Self { stream, input: BytesMut::new(), frame_bytes_max: FRAME_BYTES_UNLIMITED, heartbeat };
+        let mut connection = Self { stream, input: BytesMut::new(), frame_bytes_max: 0, channels_max: 0, heartbeat };
         match timeout(HANDSHAKE_TIMEOUT, connection.shake_hands(credentials, vhost)).await {
             Ok(done) => done.map(|()| connection),
             Err(_) => Err(LoginError::Timeout),
@@ -104,9 +104,8 @@ impl Connection {
         tune.heartbeat = if tune.heartbeat == 0 { HEARTBEAT_MAX } else { tune.heartbeat.min(HEARTBEAT_MAX) };
         self.heartbeat = Duration::from_secs(tune.heartbeat.into());
         // All that RabbitMQ allows: it splits no content header, so a smaller frame could make one impossible to send.
-        if tune.frame_max != 0 {
-            self.frame_bytes_max = tune.frame_max;
-        }
+        self.frame_bytes_max = tune.frame_max;
+        self.channels_max = tune.channel_max;
         out.clear();
         tune.write_ok(&mut out);
         method::write_open(&mut out, vhost.as_bytes());
@@ -158,17 +157,27 @@ impl Connection {
         }
     }
 
-    /// The largest payload of a frame that is read.
+    /// The largest payload of a frame that is read. Without a limit RabbitMQ gives back a message in a single frame.
     pub(super) fn payload_bytes_max(&self) -> usize {
-        PAYLOAD_BYTES.max(self.frame_bytes_max as usize)
+        match self.frame_bytes_max {
+            0 => u32::MAX as usize,
+            max => PAYLOAD_BYTES.max(max as usize),
+        }
     }
 }
 
-/// What RabbitMQ shows of us in its lists, and the capabilities that change how it treats us.
+/// What we run on, as clients say it.
+fn platform() -> String {
+    format!("Rust on {} {}", std::env::consts::OS, std::env::consts::ARCH)
+}
+
+/// What RabbitMQ shows of us in its lists, all that clients tell of themselves and tools look for, and the capabilities that change how it treats us.
 fn client_properties() -> Vec<u8> {
     let mut properties = Vec::new();
     table::write_string(&mut properties, b"product", b"Halfway");
     table::write_string(&mut properties, b"version", env!("CARGO_PKG_VERSION").as_bytes());
+    table::write_string(&mut properties, b"platform", platform().as_bytes());
+    table::write_string(&mut properties, b"information", env!("CARGO_PKG_DESCRIPTION").as_bytes());
     table::write_string(&mut properties, b"connection_name", b"halfway relay");
     let mut capabilities = Vec::new();
     for capability in [

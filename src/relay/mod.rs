@@ -7,6 +7,7 @@
 //! What arrives twice carries the same `x-half-id`, and `x-half-possible-duplicate` on every copy that may be the second.
 
 mod backoff;
+mod channels;
 mod connection;
 mod forward;
 mod lane;

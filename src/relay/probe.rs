@@ -25,6 +25,8 @@ pub struct Report {
     /// Whether it may publish in another user's name; `None` if that can't be found out, because the account may
     /// publish to no exchange that is always there.
     pub impersonator: Option<bool>,
+    /// How many of the channels that the relay would open RabbitMQ allows, beside those that the account has open.
+    pub channels: u16,
 }
 
 /// Why it could not be found out.
@@ -43,7 +45,12 @@ pub enum ProbeError {
 ///
 /// # Errors
 /// [`ProbeError`] if it does not get as far as that.
-pub async fn probe_account(upstream: &Upstream, credentials: &Credentials, vhost: &str) -> Result<Report, ProbeError> {
+pub async fn probe_account(
+    upstream: &Upstream,
+    credentials: &Credentials,
+    vhost: &str,
+    lanes: u16,
+) -> Result<Report, ProbeError> {
     let stream = upstream.connect(None).await?;
     let mut connection = Connection::open(stream, credentials, vhost).await?;
     let may_write_to_queues = ask(&mut connection, b"", None).await? != Some(ReplyCode::ACCESS_REFUSED);
@@ -56,7 +63,26 @@ pub async fn probe_account(upstream: &Upstream, credentials: &Credentials, vhost
         }
         break;
     }
-    Ok(Report { may_write_to_queues, impersonator })
+    let channels = count_channels(&mut connection, lanes).await?;
+    Ok(Report { may_write_to_queues, impersonator, channels })
+}
+
+/// Opens channels up to `wanted`, and counts how many RabbitMQ opens. The last that is done with a connection.
+async fn count_channels(connection: &mut Connection, wanted: u16) -> Result<u16, LoginError> {
+    let offered = if connection.channels_max == 0 { u16::MAX } else { connection.channels_max };
+    let mut opened = 0;
+    while opened < wanted.min(offered) {
+        let mut out = Vec::new();
+        frame::write_method(&mut out, opened + 1, id::CHANNEL_OPEN, |out| out.put_short_string(b""));
+        connection.stream.write_all(&out).await?;
+        connection.stream.flush().await?;
+        let answer = connection.frame(|frame| Ok(frame.method_id() == Some(id::CHANNEL_OPEN_OK)));
+        if !timeout(ANSWER_TIMEOUT, answer).await.unwrap_or(Err(LoginError::Timeout))? {
+            break;
+        }
+        opened += 1;
+    }
+    Ok(opened)
 }
 
 /// Publishes, rolls back, and gives the code that RabbitMQ closes the channel with, if it does.

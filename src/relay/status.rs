@@ -39,6 +39,8 @@ pub(super) struct Counters {
     pub(super) in_flight: AtomicU64,
     /// Lanes whose oldest message has waited longer than the confirm timeout, now.
     pub(super) stalled_lanes: AtomicU64,
+    /// Channels that RabbitMQ allows, where lanes have to share them; else 0.
+    pub(super) channels: AtomicU64,
 }
 
 /// One virtual host, written by its task.
@@ -108,6 +110,8 @@ pub struct VhostSnapshot {
     pub in_flight: u64,
     /// Lanes whose oldest message has waited longer than the confirm timeout, now.
     pub stalled_lanes: u64,
+    /// Channels that RabbitMQ allows, where lanes have to share them; else 0.
+    pub shared_channels: u64,
     /// Messages that RabbitMQ confirmed.
     pub confirmed: u64,
     /// Answers that a message was not taken.
@@ -133,6 +137,7 @@ impl VhostSnapshot {
             link: status.link.lock().unwrap_or_else(PoisonError::into_inner).clone(),
             in_flight: read(&counters.in_flight),
             stalled_lanes: read(&counters.stalled_lanes),
+            shared_channels: read(&counters.channels),
             confirmed: read(&counters.confirmed),
             nacked: read(&counters.nacked),
             returned: read(&counters.returned),

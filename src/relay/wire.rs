@@ -47,7 +47,7 @@ pub(super) struct Writer {
 impl Wire {
     pub(super) fn new(connection: Connection) -> Self {
         let (payload_bytes_max, now) = (connection.payload_bytes_max(), Instant::now());
-        let Connection { stream, input, frame_bytes_max, heartbeat } = connection;
+        let Connection { stream, input, frame_bytes_max, heartbeat, .. } = connection;
         let (reader, writer) = tokio::io::split(stream);
         let reader = Reader { half: reader, input, payload_bytes_max, last_read: now };
         let writer = Writer { half: writer, out: Vec::with_capacity(2 * WRITE_BYTES), written: 0, last_write: now };

@@ -25,6 +25,7 @@ mod quick_starts;
 mod recipe;
 mod relay;
 mod relay_alone;
+mod relay_limits;
 mod reload;
 mod service;
 mod spans;

@@ -239,7 +239,7 @@ fn the_probe_tells_what_an_account_lacks() {
     let (upstream, runtime) = (upstream(&[broker().port]), Runtime::new().unwrap());
     let probe = |user: &str, password: &str, vhost: &str| {
         let credentials = Credentials { username: user.into(), password: password.into() };
-        runtime.block_on(probe_account(&upstream, &credentials, vhost))
+        runtime.block_on(probe_account(&upstream, &credentials, vhost, 3))
     };
     let names = [unique("probed"), unique("probed"), unique("probed"), unique("probed")];
     let [fit, plain, no_default, nothing] = names.each_ref().map(String::as_str);
@@ -252,7 +252,10 @@ fn the_probe_tells_what_an_account_lacks() {
     {
         let report = probe(user, user, "/").unwrap();
         assert_eq!((report.may_write_to_queues, report.impersonator), (may_write_to_queues, impersonator), "{user}");
+        assert_eq!(report.channels, 3);
     }
+    broker().ctl(&["set_user_limits", fit, "{\"max-channels\": 2}"]);
+    assert_eq!(probe(fit, fit, "/").unwrap().channels, 2);
     let refused = |user, password, vhost| probe(user, password, vhost).unwrap_err().to_string();
     assert!(refused(fit, "wrong", "/").contains("403 ACCESS_REFUSED"));
     assert!(refused(fit, fit, "nowhere").contains("530 NOT_ALLOWED"));

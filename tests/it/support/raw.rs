@@ -178,8 +178,12 @@ impl Raw {
         let offered = u32::from_be_bytes(raw.tune[2..6].try_into().expect("four bytes"));
         raw.frame_max = if login.frame_max == 0 { offered } else { login.frame_max };
         let frame_max = raw.frame_max;
+        let channels_offered = u16::from_be_bytes(raw.tune[..2].try_into().expect("two bytes"));
+        // Who asks for nothing else takes what is offered.
+        let is_default = login.channel_max == Login::default().channel_max;
+        let channel_max = if is_default { channels_offered.min(login.channel_max) } else { login.channel_max };
         raw.method(0, id::TUNE_OK, |out| {
-            out.put_u16(login.channel_max);
+            out.put_u16(channel_max);
             out.put_u32(frame_max);
             out.put_u16(login.heartbeat);
         })?;
