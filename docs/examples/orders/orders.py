@@ -21,7 +21,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pika
 
-from outcome import Refused
+from outcome import Owned, Refused
 
 QUEUE = "orders"
 BODY_BYTES_MAX = 1 << 20  # of a request; questions of Halfway stay well below
@@ -39,7 +39,7 @@ def place(amqp, database, order):
         channel.tx_select()  # the prepare barrier: from here on the message can't be lost
         # Whatever is raised here, nothing is decided here: perhaps nobody knows whether the database has committed. The
         # connection ends, and the check-back finds out.
-        database.place(name, order)
+        database.place(Owned(amqp.virtual_host, amqp.credentials.username, name), order)
         try:
             channel.tx_commit()
         except pika.exceptions.AMQPError as error:
@@ -120,7 +120,9 @@ def handler(amqp, database, secret):
         def check(self, body):
             if secret and not is_from_halfway(self.headers.get("X-Half-Signature", ""), body, secret):
                 return 403, {"error": "this is not signed by Halfway"}
-            return 200, {"decision": database.decide(json.loads(body)["transaction"])}
+            question = json.loads(body)
+            owned = Owned(question["vhost"], question["user"], question["transaction"])
+            return 200, {"decision": database.decide(owned)}
 
         def answer(self, status, value):
             text = json.dumps(value).encode()

@@ -1,4 +1,14 @@
-"""What both databases say."""
+"""Whose transaction it is, and what both databases say."""
+
+from typing import NamedTuple
+
+
+class Owned(NamedTuple):
+    """A transaction's name, which is unique for its user in its virtual host: a stranger's order-1 is another one."""
+
+    vhost: str
+    user: str
+    name: str
 
 
 class Refused(Exception):
