@@ -55,6 +55,7 @@ enum Circuit {
 #[derive(Debug, Serialize, ToSchema)]
 struct Match {
     vhost: Option<String>,
+    user: Option<String>,
     transaction: Option<String>,
     exchange: Option<String>,
 }
@@ -104,13 +105,13 @@ impl Checker {
             // The configuration was checked for this.
             None => (Kind::Http, String::new(), None),
         };
-        let config::CheckerMatch { vhost: of_vhost, transaction, exchange } = checker.matches.clone();
+        let config::CheckerMatch { vhost: of_vhost, user, transaction, exchange } = checker.matches.clone();
         Self {
             name: checker.name.clone(),
             kind,
             target,
             vhost,
-            matches: Match { vhost: of_vhost, transaction, exchange },
+            matches: Match { vhost: of_vhost, user, transaction, exchange },
             circuit: if counts.circuit_open.get() > 0 { Circuit::Open } else { Circuit::Closed },
             answers: Answers::of(counts.checks.each()),
             exhausted: Count(counts.exhausted.get()),

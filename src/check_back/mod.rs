@@ -87,6 +87,7 @@ pub fn rules(checkers: &[Checker]) -> Rules {
     let rule = |checker: &Checker| Rule {
         checker: checker.name.as_str().into(),
         vhost: checker.matches.vhost.clone(),
+        user: checker.matches.user.as_deref().map(WildMatch::new),
         transaction: checker.matches.transaction.as_deref().map(WildMatch::new),
         exchange: checker.matches.exchange.clone(),
         first_after: checker.first_after,

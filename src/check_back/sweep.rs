@@ -3,7 +3,7 @@
 
 use super::question::first_exchange;
 use crate::store::{Store, StoreError, Summary};
-use crate::tx::checker::Rules;
+use crate::tx::checker::{Rules, Subject};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::time::sleep;
@@ -73,6 +73,8 @@ async fn checker_of(store: &dyn Store, rules: &Rules, transaction: &Summary) -> 
     let Some(name) = &transaction.name else { return Ok(None) };
     // One byte: the first pack alone.
     let packs = store.messages(transaction.id, 0, 1).await?;
-    let rule = first_exchange(&packs).and_then(|exchange| rules.matching(&transaction.vhost, name, exchange));
+    let (vhost, user) = (&*transaction.vhost, &*transaction.user);
+    let rule = first_exchange(&packs)
+        .and_then(|exchange| rules.matching(&Subject { vhost, user, transaction: name, exchange }));
     Ok(rule.map(|rule| Arc::clone(&rule.checker)))
 }

@@ -368,6 +368,7 @@ async fn what_nobody_would_ask_about_gets_a_checker_by_the_rules() {
     let rule = Rule {
         checker: "orders".into(),
         vhost: Some("/".into()),
+        user: None,
         transaction: None,
         exchange: Some("orders".into()),
         first_after: SECOND,

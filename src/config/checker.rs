@@ -57,6 +57,9 @@ pub struct CheckerMatch {
     /// Its virtual host.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub vhost: Option<String>,
+    /// The login name of its producer; `*` stands for any characters, `?` for one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub user: Option<String>,
     /// Its name; `*` stands for any characters, `?` for one.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub transaction: Option<String>,
@@ -115,7 +118,7 @@ impl Checker {
             url: HttpUrl::try_from("http://localhost/".to_owned()).ok(),
             queue: text(),
             vhost: text(),
-            matches: CheckerMatch { vhost: text(), transaction: text(), exchange: text() },
+            matches: CheckerMatch { vhost: text(), user: text(), transaction: text(), exchange: text() },
             secret: Some(Secret::new("x")),
             secret_file: Some("x".into()),
             ..Checker::default()
@@ -128,10 +131,13 @@ impl CheckerMatch {
     /// equal ones and `*` are compared.
     pub(super) fn covers(&self, other: &CheckerMatch) -> bool {
         let part = |own: &Option<String>, other: &Option<String>| own.is_none() || own == other;
-        let any_name =
-            self.transaction.as_deref().is_some_and(|name| !name.is_empty() && name.chars().all(|c| c == '*'));
+        let pattern = |own: &Option<String>, other: &Option<String>| {
+            let is_any = own.as_deref().is_some_and(|own| !own.is_empty() && own.chars().all(|c| c == '*'));
+            is_any || part(own, other)
+        };
         part(&self.vhost, &other.vhost)
-            && (any_name || part(&self.transaction, &other.transaction))
+            && pattern(&self.user, &other.user)
+            && pattern(&self.transaction, &other.transaction)
             && part(&self.exchange, &other.exchange)
     }
 }

@@ -313,7 +313,7 @@ impl Channel {
                 false => Body::Native(Vec::new()),
             };
         }
-        let named = half::read(publish, &properties, &io.vhost, true, &io.settings);
+        let named = half::read(publish, &properties, true, io);
         match named.and_then(|named| named.map_or(Ok(()), |named| self.transaction.take_name(named))) {
             Ok(()) => Body::Parked,
             Err(text) => Body::Wrong(text),

@@ -181,6 +181,8 @@ pub struct Io {
     pub settings: Arc<Settings>,
     /// Bytes of one message's body that RabbitMQ takes, as its version tells.
     pub server_message_bytes_max: u64,
+    /// The login name; empty where the mechanism doesn't tell.
+    pub user: String,
     /// The virtual host.
     pub vhost: String,
     /// The negotiated frame_max; 0 is no limit.
@@ -211,6 +213,7 @@ impl Io {
             commands: VecDeque::new(),
             settings: Arc::new(settings),
             server_message_bytes_max: u64::MAX,
+            user: String::new(),
             vhost: String::new(),
             frame_max: 0,
             server_frame_max: 0,

@@ -470,6 +470,7 @@ impl Connection {
         match self.io.settings.login.check(&start_ok) {
             Ok(user) => {
                 let text = |name: &[u8]| handshake::property(start_ok.client_properties, name);
+                self.io.user.clone_from(&user);
                 self.opened.user = user;
                 self.opened.product = text(b"product").unwrap_or_default();
                 self.opened.version = text(b"version");

@@ -6,7 +6,7 @@ use crate::amqp::method::Publish;
 use crate::amqp::properties::Properties;
 use crate::amqp::reply_code::ReplyCode;
 use crate::amqp::table::{self, Entry};
-use crate::tx::checker::{CheckPlan, Named};
+use crate::tx::checker::{CheckPlan, Named, Subject};
 use crate::tx::decision::{Decision, Verdict};
 use crate::tx::name::TransactionName;
 use crate::tx::outcome::StoreError;
@@ -37,19 +37,19 @@ pub fn is_named(properties: &Properties<'_>) -> bool {
 pub fn read(
     publish: &Publish<'_>,
     properties: &Properties<'_>,
-    vhost: &str,
     transactional: bool,
-    settings: &Settings,
+    io: &Io,
 ) -> Result<Option<Named>, String> {
     let headers = properties.headers().unwrap_or_default();
     let Some(name) = name(headers)? else { return Ok(None) };
+    let subject = Subject { vhost: &io.vhost, user: &io.user, transaction: &name, exchange: publish.exchange };
+    let rules = &io.settings.rules;
     let rule = match table::find(headers, CHECKER) {
-        None => settings.rules.matching(vhost, &name, publish.exchange),
+        None => rules.matching(&subject),
         Some(entry) => {
             let checker = String::from_utf8_lossy(string(&entry, CHECKER)?);
-            Some(settings.rules.named(&checker).ok_or_else(|| {
-                format!("header x-half-checker names '{checker}', which is not among the configured checkers")
-            })?)
+            let picked = rules.picked(&checker, &subject);
+            Some(picked.map_err(|why| format!("header x-half-checker names '{checker}', {why}"))?)
         }
     };
     let after = table::find(headers, CHECK_AFTER).map(|entry| seconds(&entry)).transpose()?;
@@ -153,6 +153,7 @@ mod tests {
     use crate::amqp::wire::Write;
     use crate::tx::checker::{Rule, Rules};
     use std::sync::Arc;
+    use std::time::Instant;
 
     const PUBLISH: Publish<'static> = Publish { exchange: b"orders", routing_key: b"commit", flags: 0 };
 
@@ -171,23 +172,23 @@ mod tests {
         out
     }
 
-    fn rules() -> Settings {
+    fn io() -> Io {
         let rule = |checker: &str, exchange: Option<&str>| Rule {
             checker: checker.into(),
             vhost: None,
+            user: None,
             transaction: None,
             exchange: exchange.map(Into::into),
             first_after: Duration::from_secs(6),
         };
-        Settings {
-            rules: Arc::new(Rules::new(vec![rule("by-name", Some("none")), rule("by-rule", Some("orders"))])),
-            ..settings()
-        }
+        let rules = vec![rule("of-others", Some("none")), rule("by-rule", Some("orders")), rule("by-name", None)];
+        let settings = Settings { rules: Arc::new(Rules::new(rules)), ..settings() };
+        Io::new(settings, Instant::now())
     }
 
     fn named(entries: Entries<'_>) -> Result<Option<Named>, String> {
         let header = full(0, &table(entries));
-        read(&PUBLISH, &Properties::parse(&header).unwrap(), "/", true, &rules())
+        read(&PUBLISH, &Properties::parse(&header).unwrap(), true, &io())
     }
 
     #[test]
@@ -206,7 +207,7 @@ mod tests {
     #[test]
     fn a_wrong_header_is_named() {
         let long = [b'n'; 256];
-        let cases: [(Entries<'_>, &str); 7] = [
+        let cases: [(Entries<'_>, &str); 8] = [
             (&[(TRANSACTION, b'S', b"")], "header x-half-transaction is empty"),
             (&[(TRANSACTION, b'S', &long)], "header x-half-transaction has 256 bytes, more than 255"),
             (&[(TRANSACTION, b'S', b"\xff")], "header x-half-transaction is not UTF-8"),
@@ -214,6 +215,10 @@ mod tests {
             (
                 &[(TRANSACTION, b'S', b"a"), (CHECKER, b'S', b"nobody")],
                 "header x-half-checker names 'nobody', which is not among the configured checkers",
+            ),
+            (
+                &[(TRANSACTION, b'S', b"a"), (CHECKER, b'S', b"of-others")],
+                "header x-half-checker names 'of-others', whose match does not fit this transaction",
             ),
             (
                 &[(TRANSACTION, b'S', b"a"), (CHECK_AFTER, b'I', &[255, 255, 255, 255])],

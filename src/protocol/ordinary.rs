@@ -513,7 +513,7 @@ fn look(publish: &Publish<'_>, header: &[u8], io: &Io) -> Option<What> {
             Err(text) => What::Wrong(text),
         });
     }
-    match half::read(publish, &properties, &io.vhost, false, &io.settings) {
+    match half::read(publish, &properties, false, io) {
         Ok(None) => None,
         Err(text) => Some(What::Wrong(text)),
         Ok(Some(_)) if probe::is_native(publish, &properties) => Some(What::Wrong(half::NATIVE.into())),

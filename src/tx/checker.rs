@@ -12,6 +12,8 @@ pub struct Rule {
     pub checker: Arc<str>,
     /// The virtual host.
     pub vhost: Option<String>,
+    /// The login name of its producer: `*` stands for any characters, `?` for one.
+    pub user: Option<WildMatch>,
     /// The name: `*` stands for any characters, `?` for one.
     pub transaction: Option<WildMatch>,
     /// The exchange of its first message.
@@ -30,20 +32,53 @@ impl Rules {
         Self(rules)
     }
 
-    /// The checker of this name, whatever its rule says: the producer picked it.
-    pub fn named(&self, checker: &str) -> Option<&Rule> {
-        self.0.iter().find(|rule| &*rule.checker == checker)
+    /// The checker of this name, which the producer picked. A checker belongs to those that its rule fits: nobody else
+    /// may fill it with questions.
+    ///
+    /// # Errors
+    /// [`NotToBePicked`].
+    pub fn picked(&self, checker: &str, subject: &Subject<'_>) -> Result<&Rule, NotToBePicked> {
+        let rule = self.0.iter().find(|rule| &*rule.checker == checker).ok_or(NotToBePicked::Unknown)?;
+        if rule.fits(subject) { Ok(rule) } else { Err(NotToBePicked::Unfit) }
     }
 
     /// The first checker that is to be asked about such a transaction.
-    pub fn matching(&self, vhost: &str, transaction: &TransactionName, exchange: &[u8]) -> Option<&Rule> {
-        let fits = |rule: &&Rule| {
-            rule.vhost.as_deref().is_none_or(|wanted| wanted == vhost)
-                && rule.transaction.as_ref().is_none_or(|wanted| wanted.matches(transaction.as_str()))
-                && rule.exchange.as_deref().is_none_or(|wanted| wanted.as_bytes() == exchange)
-        };
-        self.0.iter().find(fits)
+    pub fn matching(&self, subject: &Subject<'_>) -> Option<&Rule> {
+        self.0.iter().find(|rule| rule.fits(subject))
     }
+}
+
+impl Rule {
+    fn fits(&self, subject: &Subject<'_>) -> bool {
+        self.vhost.as_deref().is_none_or(|wanted| wanted == subject.vhost)
+            && self.user.as_ref().is_none_or(|wanted| wanted.matches(subject.user))
+            && self.transaction.as_ref().is_none_or(|wanted| wanted.matches(subject.transaction.as_str()))
+            && self.exchange.as_deref().is_none_or(|wanted| wanted.as_bytes() == subject.exchange)
+    }
+}
+
+/// The transaction that a checker is looked for.
+#[derive(Debug, Clone, Copy)]
+pub struct Subject<'a> {
+    /// Its virtual host.
+    pub vhost: &'a str,
+    /// The login name of its producer.
+    pub user: &'a str,
+    /// Its name.
+    pub transaction: &'a TransactionName,
+    /// The exchange of its first message.
+    pub exchange: &'a [u8],
+}
+
+/// Why a producer can't have the checker that it picked. Put it behind the checker's name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum NotToBePicked {
+    /// None has this name.
+    #[error("which is not among the configured checkers")]
+    Unknown,
+    /// Its rule is for other transactions.
+    #[error("whose match does not fit this transaction")]
+    Unfit,
 }
 
 /// Who is to be asked about a transaction, and when first.
@@ -75,6 +110,7 @@ mod tests {
         Rule {
             checker: checker.into(),
             vhost: vhost.map(Into::into),
+            user: None,
             transaction: transaction.map(WildMatch::new),
             exchange: exchange.map(Into::into),
             first_after: Duration::from_secs(6),
@@ -90,12 +126,34 @@ mod tests {
         ]);
         let matching = |vhost: &str, name: &str, exchange: &str| {
             let name = TransactionName::new(name.as_bytes()).unwrap();
-            rules.matching(vhost, &name, exchange.as_bytes()).map(|rule| rule.checker.to_string())
+            let subject = Subject { vhost, user: "app", transaction: &name, exchange: exchange.as_bytes() };
+            rules.matching(&subject).map(|rule| rule.checker.to_string())
         };
         assert_eq!(matching("/", "order-1", "orders").as_deref(), Some("orders"));
         assert_eq!(matching("/", "order-1", "other").as_deref(), Some("rest"));
         assert_eq!(matching("shop", "a-refund-12", "x").as_deref(), Some("refunds"));
         assert_eq!(matching("shop", "a-refund-123", "x"), None);
-        assert!(rules.named("refunds").is_some() && rules.named("order").is_none());
+    }
+
+    #[test]
+    fn a_producer_picks_only_among_the_checkers_that_fit() {
+        let of_team =
+            Rule { user: Some(WildMatch::new("orders-*")), ..rule("orders", Some("/"), Some("order-*"), None) };
+        let rules = Rules::new(vec![of_team, rule("rest", None, None, None)]);
+        let name = TransactionName::new(b"order-1").unwrap();
+        let of_app = Subject { vhost: "/", user: "orders-app", transaction: &name, exchange: b"" };
+        let picked = |checker: &str, subject| rules.picked(checker, &subject).map(|rule| rule.checker.to_string());
+        assert_eq!(picked("orders", of_app).as_deref(), Ok("orders"));
+        assert_eq!(picked("rest", of_app).as_deref(), Ok("rest"), "the order does not matter to who picks");
+        assert_eq!(picked("order", of_app), Err(NotToBePicked::Unknown));
+        let other = TransactionName::new(b"refund-1").unwrap();
+        for stranger in [
+            Subject { user: "stranger", ..of_app },
+            Subject { vhost: "b", ..of_app },
+            Subject { transaction: &other, ..of_app },
+        ] {
+            assert_eq!(picked("orders", stranger), Err(NotToBePicked::Unfit), "{stranger:?}");
+            assert_eq!(rules.matching(&stranger).map(|rule| &*rule.checker), Some("rest"));
+        }
     }
 }

@@ -49,7 +49,14 @@ fn new_id() -> TransactionId {
 }
 
 fn settings() -> Settings {
-    let rule = Rule { checker: "c".into(), vhost: None, transaction: None, exchange: None, first_after: FIRST_AFTER };
+    let rule = Rule {
+        checker: "c".into(),
+        vhost: None,
+        user: None,
+        transaction: None,
+        exchange: None,
+        first_after: FIRST_AFTER,
+    };
     Settings {
         login: LoginRules { from_loopback: true, loopback_users: Vec::new() },
         forward_wait: Duration::from_secs(1),

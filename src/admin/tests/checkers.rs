@@ -41,14 +41,14 @@ async fn checkers_are_shown_as_they_answer_and_without_their_secrets() {
     let expected = json!({"items": [
         {
             "name": "orders", "kind": "http", "target": "http://orders:8080/check", "vhost": null,
-            "match": {"vhost": null, "transaction": "order-*", "exchange": null}, "circuit": "open",
+            "match": {"vhost": null, "user": null, "transaction": "order-*", "exchange": null}, "circuit": "open",
             "answers": {"commit": "1", "rollback": "0", "unknown": "0", "ongoing": "0", "no_answer": "1"},
             "exhausted": "0",
             "last": {"at": "1970-01-01T00:00:00.005Z", "result": "no_answer", "reason": "no answer", "seconds": 0.25},
         },
         {
             "name": "bills", "kind": "amqp", "target": "bills.check", "vhost": "/",
-            "match": {"vhost": null, "transaction": null, "exchange": null}, "circuit": "closed",
+            "match": {"vhost": null, "user": null, "transaction": null, "exchange": null}, "circuit": "closed",
             "answers": none, "exhausted": "0", "last": null,
         },
     ]});
