@@ -193,8 +193,25 @@ fn admit_local(headers: &HeaderMap, peer: IpAddr) -> Result<Caller, Problem> {
         let text = "the Host header has to be localhost or a loopback address where no token is needed";
         return Err(Problem::new(StatusCode::FORBIDDEN, text));
     }
+    // The peer is a reverse proxy on this machine, and whom it speaks for is somebody else.
+    if let Some(name) = FORWARDED.into_iter().find(|name| headers.contains_key(*name)) {
+        let text = format!("a request that was forwarded, as {name} says, needs a token, and this port has none");
+        return Err(Problem::new(StatusCode::FORBIDDEN, text));
+    }
     Ok(Caller { name: LOCAL.into(), role: Role::Operator, pass: Pass::Open })
 }
+
+/// Headers by which reverse proxies say that they speak for others.
+const FORWARDED: [&str; 8] = [
+    "forwarded",
+    "via",
+    "x-forwarded-for",
+    "x-forwarded-host",
+    "x-forwarded-proto",
+    "x-forwarded-port",
+    "x-forwarded-server",
+    "x-real-ip",
+];
 
 impl std::fmt::Debug for Access {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {

@@ -124,6 +124,11 @@ async fn an_open_port_answers_to_names_of_this_machine_only() {
     let twice = [("Host", "localhost"), ("Host", "evil.example")];
     assert!(may(&port, &twice).await.iter().all(|status| (400..500).contains(status)));
     assert!(port.store.decisions.lock().unwrap().is_empty());
+    // A reverse proxy on the same machine made every visitor an operator.
+    for forwarded in ["Forwarded", "Via", "X-Forwarded-For", "x-forwarded-proto", "X-Real-IP"] {
+        assert_eq!(may(&port, &[("Host", "localhost"), (forwarded, "192.0.2.1")]).await, [403; 3], "{forwarded}");
+    }
+    assert!(port.store.decisions.lock().unwrap().is_empty());
     for host in ["localhost", "LOCALHOST:15673", "127.0.0.1:15673", "[::1]", "[::1]:15673"] {
         assert_eq!(may(&port, &[("Host", host)]).await, [200, 200, 409], "{host}");
     }
