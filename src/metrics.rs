@@ -13,6 +13,7 @@ use prometheus_client::{
 };
 
 use crate::histogram::{AGES, Histogram, LATENCIES};
+use crate::telemetry;
 use crate::tx::check_back::Answer;
 use crate::tx::decision::Actor;
 use crate::tx::state::State;
@@ -405,6 +406,8 @@ impl Metrics {
         registry.register("config_last_reload_success_timestamp_seconds", help, self.last_reload_success.clone());
         let help = "Until when a certificate, and what it stands on, is valid, since 1970";
         registry.register("certificate_not_after_timestamp_seconds", help, self.certificate_not_after.clone());
+        let help = "Lines of the log that could not be written, and were dropped";
+        registry.register("log_lines_dropped", help, telemetry::dropped_lines());
         registry.register("spans", "Spans for OpenTelemetry, by what became of them", self.spans.clone());
         let help = "Answers of the admin port, by the class of their status";
         registry.register("admin_requests", help, self.admin_requests.clone());

@@ -1,7 +1,9 @@
 //! Logs: events with the fields of the spans around them, to standard error.
 
-use std::io::{self, IsTerminal};
+use std::io::{self, IsTerminal, Write};
+use std::sync::LazyLock;
 
+use prometheus_client::metrics::counter::Counter;
 use tracing::Subscriber;
 use tracing_subscriber::{EnvFilter, fmt::MakeWriter, reload};
 
@@ -10,10 +12,37 @@ use crate::config::{Log, LogFormat};
 /// Starts logging, once a process; a later call changes nothing, and neither does what it gives back.
 pub fn init(log: &Log) -> Level {
     let color = io::stderr().is_terminal();
-    let (subscriber, level) = subscriber(log, color, io::stderr);
+    let (subscriber, level) = subscriber(log, color, || Dropping(io::stderr()));
     // The only error is that a subscriber is there already, which is what a test that starts twice wants.
     let _ = tracing::subscriber::set_global_default(subscriber);
     level
+}
+
+/// Lines of the log that could not be written.
+static DROPPED: LazyLock<Counter> = LazyLock::new(Counter::default);
+
+/// Counts the lines of the log that were dropped because they could not be written, since the process began.
+pub fn dropped_lines() -> Counter {
+    DROPPED.clone()
+}
+
+/// Writes what it can. A log that nobody takes, because its reader is gone or its disk is full, is no reason to stop
+/// serving clients; each event is written in one call, so a line is dropped whole or cut.
+struct Dropping<W>(W);
+
+impl<W: Write> Write for Dropping<W> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        if self.0.write_all(bytes).is_err() {
+            DROPPED.inc();
+        }
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        // What is written here was counted there.
+        let _ = self.0.flush();
+        Ok(())
+    }
 }
 
 /// Changes what is logged while the process runs.
@@ -35,6 +64,8 @@ where
 {
     // The configuration has parsed this text already.
     let builder = tracing_subscriber::fmt().with_env_filter(EnvFilter::new(&log.level)).with_writer(writer);
+    // Its own complaints would go to the same place, and end the process if they can't.
+    let builder = builder.log_internal_errors(false);
     match log.format {
         LogFormat::Text => {
             let builder = builder.with_ansi(color).with_filter_reloading();

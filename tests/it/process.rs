@@ -242,3 +242,25 @@ fn half_open_upstreams_do_not_hold_clients_for_ever() {
     raw.expect_end(Duration::from_secs(10));
     assert!(TcpStream::connect(("127.0.0.1", proxy.port)).is_ok());
 }
+
+#[test]
+fn a_log_that_can_not_be_written_stops_nothing() {
+    // A full device from the start, and a pipe that nobody reads.
+    for wrapper in ["exec \"$@\" >/dev/full 2>&1", "exec \"$@\" > >(exec true) 2>&1"] {
+        let mut proxy = Proxy::prepare(broker().port, &[]);
+        proxy.spawn(&["bash", "-c", wrapper, "bash"]);
+        proxy.wait_for_port();
+        let queue = unique("unlogged");
+        let mut raw = Raw::login(proxy.port);
+        raw.open(2);
+        raw.declare(2, &queue);
+        raw.open_tx(1);
+        raw.publish(1, &queue, "body");
+        raw.method(1, id::TX_COMMIT, |_| {}).unwrap();
+        raw.expect(1, id::TX_COMMIT_OK);
+        assert_eq!(raw.get_soon(2, &queue).text(), "body");
+        assert_eq!(proxy.http("/healthz").unwrap().0, 200);
+        assert!(proxy.metric("halfway_log_lines_dropped_total") > 0.0);
+        assert!(proxy.stop().success(), "{wrapper}");
+    }
+}
