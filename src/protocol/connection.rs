@@ -37,6 +37,8 @@ const FRAME_BYTES_MAX: usize = 256 << 20;
 const REFUSED_FOR: Duration = Duration::from_secs(3);
 /// Bytes that may wait on a channel that RabbitMQ has not closed yet before the client has to wait.
 const REFUSED_BEHIND_BYTES_MAX: usize = 64 << 10;
+/// How long a commit may go on whose client has gone: RabbitMQ may never answer.
+const LOST_FOR: Duration = Duration::from_secs(30);
 /// How long a client may take to answer connection.close.
 const CLOSE_OK_WITHIN: Duration = Duration::from_secs(5);
 
@@ -72,6 +74,8 @@ enum End {
     Operator,
     /// The client sent connection.close while a commit was running; it goes on to RabbitMQ when none is.
     ClientClose,
+    /// The client is gone without a word, and a commit that it sent is running.
+    ClientLost,
 }
 
 /// A channel that is not simply an ordinary one.

@@ -194,6 +194,9 @@ impl World {
     /// The producer at this place gives up its session, and opens another one.
     fn lose_client(&mut self, at: usize) {
         self.sessions[at].connection.handle_client_lost();
+        // A commit that has come goes on for a while; here RabbitMQ says nothing more.
+        let end = self.now() + Duration::from_secs(60);
+        self.sessions[at].connection.handle_time(end);
         self.commands(at);
         let new = self.session();
         self.told.extend(std::mem::replace(&mut self.sessions[at], new).story);

@@ -1,6 +1,6 @@
 //! How a connection ends: who is told what, and what is waited for before.
 
-use super::{CLOSE_OK_WITHIN, Connection, End, Phase, Slot};
+use super::{CLOSE_OK_WITHIN, Connection, End, LOST_FOR, Phase, Slot};
 use crate::amqp::method::Close;
 use crate::amqp::reply_code::ReplyCode;
 use crate::protocol::command::{Command, Refusal};
@@ -35,9 +35,22 @@ impl Connection {
         }
     }
 
-    /// The client is gone without a word.
+    /// The client is gone without a word. What it has not decided is over; a commit that has come is carried out, as
+    /// RabbitMQ carries out what has reached it.
     pub fn handle_client_lost(&mut self) {
-        self.close();
+        if self.phase != Phase::Running || self.io.committing == 0 {
+            return self.close();
+        }
+        for slot in self.channels.values_mut() {
+            if let Slot::Tx(channel) = slot
+                && !channel.is_committing()
+            {
+                channel.leave(&mut self.io);
+            }
+        }
+        self.ending = Some(End::ClientLost);
+        self.phase_until = Some(self.io.now + LOST_FOR);
+        self.end_if_idle();
     }
 
     /// The proxy shuts down: running commits finish, then the client is told to go.
@@ -99,6 +112,7 @@ impl Connection {
                 self.phase = Phase::PassThrough;
                 self.io.to_upstream.append(&mut self.client_close);
             }
+            End::ClientLost => self.close(),
             End::Drain => self.dismiss("halfway is shutting down"),
             End::Operator => {
                 let reason = std::mem::take(&mut self.closed_because);

@@ -177,6 +177,8 @@ fn a_client_that_is_lost_in_its_commit_leaves_it_in_doubt_or_decided() {
     script.client(&[publish(1, b"two"), bare(1, id::TX_COMMIT)].concat());
     script.connection.handle_client_lost();
     script.collect();
+    assert!(script.commands.is_empty(), "RabbitMQ has not judged it");
+    script.later(LOST_FOR);
     assert!(matches!(script.command(), Command::Abandon { transaction } if transaction == id));
 
     let (mut script, id) = with_one(settings());
@@ -346,6 +348,7 @@ fn a_commit_that_only_decides_about_others_ends_once_when_its_client_is_lost() {
     script.connection.handle_client(&[decision, bare(1, id::TX_COMMIT)].concat());
     script.connection.handle_upstream(&bare(1, id::TX_ROLLBACK_OK));
     script.connection.handle_client_lost();
+    script.connection.handle_time(script.now + LOST_FOR);
     let commands: Vec<_> = std::iter::from_fn(|| script.connection.poll_command()).collect();
     let count = |is: fn(&Command) -> bool| commands.iter().filter(|command| is(command)).count();
     assert_eq!(count(|command| matches!(command, Command::Began)), 1);

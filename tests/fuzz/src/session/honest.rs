@@ -100,6 +100,8 @@ pub fn run(script: &mut Script<'_>) -> usize {
     }
     run.settle();
     run.connection.handle_client_lost();
+    // A commit that has come goes on for a while without its client.
+    run.connection.handle_time(run.now + Duration::from_secs(60));
     run.collect();
     assert_eq!(run.began, run.ended, "every transaction that began ends");
     // What could not be committed when its channel was gone already is left to the next start.

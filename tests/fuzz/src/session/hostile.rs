@@ -110,6 +110,8 @@ pub fn run(script: &mut Script<'_>) -> usize {
         run.upstream(&mut upstream);
     }
     run.connection.handle_client_lost();
+    // A commit that has come goes on for a while without its client.
+    run.connection.handle_time(run.now + Duration::from_secs(60));
     run.collect();
     assert_eq!(run.began, run.ended, "every transaction that began ends");
     assert!(run.undecided.is_empty(), "the store keeps {:?}, which nobody decides", run.undecided);
