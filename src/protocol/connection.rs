@@ -339,6 +339,9 @@ impl Connection {
             }
             return;
         }
+        if self.judge.is_at(frame.channel) && frame.method_id() != Some(id::CHANNEL_OPEN) {
+            return self.frame_on_judge(frame);
+        }
         match self.channels.get_mut(&frame.channel) {
             Some(Slot::Tx(channel)) => {
                 let outcome = channel.handle_client(frame, &mut self.io);

@@ -60,6 +60,17 @@ impl Judge {
         matches!(self.state, State::Open(number) | State::Closing(number) if number == channel)
     }
 
+    /// A channel number on which nothing is open at RabbitMQ, for what the client sends on the judge's: that is not open
+    /// for it. `open` are the client's channels.
+    pub fn elsewhere(&self, open: &HashSet<u16>) -> u16 {
+        let own = match self.state {
+            State::Absent => None,
+            State::Open(number) | State::Closing(number) => Some(number),
+        };
+        // With all numbers taken channel 0 says as well that there is no such channel.
+        unused(open, own).unwrap_or(0)
+    }
+
     /// Whether the client can't open one more channel, this one, while the judge is there.
     pub fn is_in_the_way(&self, channel: u16, open: &HashSet<u16>, channel_max: u16) -> bool {
         match self.state {
@@ -88,8 +99,10 @@ impl Judge {
             if has_no_room(open.len(), channel_max) {
                 return Err(format!("all {channel_max} channels are open, and a half message needs one more"));
             }
-            // A number above channel_max is never the client's, and RabbitMQ counts channels, not numbers.
-            let number = (1..=u16::MAX).rev().find(|number| !open.contains(number)).unwrap_or(u16::MAX);
+            // RabbitMQ counts channels, not numbers, so one above channel_max will do.
+            let Some(number) = unused(open, None) else {
+                return Err("all 65535 channels are open, and a half message needs one more".into());
+            };
             self.open(number, io);
         }
         if let State::Open(number) = self.state {
@@ -154,6 +167,11 @@ impl Judge {
             _ => None,
         }
     }
+}
+
+/// The highest number that is neither the client's nor `taken`.
+fn unused(open: &HashSet<u16>, taken: Option<u16>) -> Option<u16> {
+    (1..=u16::MAX).rev().find(|number| !open.contains(number) && Some(*number) != taken)
 }
 
 fn has_no_room(channels: usize, channel_max: u16) -> bool {

@@ -16,6 +16,9 @@ impl Connection {
         if frame.channel == 0 || self.phase != Phase::Running {
             return Road::Look;
         }
+        if self.judge.is_at(frame.channel) {
+            return Road::Look;
+        }
         let payload_bytes_max = self.client_payload_max();
         let slot = self.channels.get_mut(&frame.channel);
         if !matches!(slot, None | Some(Slot::Confirm(_))) {
@@ -115,6 +118,17 @@ impl Connection {
                 false
             }
         }
+    }
+
+    /// A frame of the client on the number that the judge has: to the client no channel is open there, and RabbitMQ says
+    /// so, if it comes on a number where none is. It must not reach the judge's channel, where its answer would be taken
+    /// for RabbitMQ's judgement.
+    pub(super) fn frame_on_judge(&mut self, frame: &Frame<'_>) {
+        let start = self.io.to_upstream.len();
+        self.io.to_upstream.extend_from_slice(frame.raw);
+        let number = self.judge.elsewhere(&self.open);
+        self.io.to_upstream[start + 1..start + 3].copy_from_slice(&number.to_be_bytes());
+        self.break_off();
     }
 
     /// A frame from RabbitMQ on the judge's channel.

@@ -14,7 +14,7 @@ fn channel_open(channel: u16) -> Vec<u8> {
     out
 }
 
-fn flow_ok(channel: u16) -> Vec<u8> {
+pub(super) fn flow_ok(channel: u16) -> Vec<u8> {
     let mut out = Vec::new();
     frame::write_method(&mut out, channel, id::CHANNEL_FLOW_OK, |out| out.put_u8(1));
     out
