@@ -11,6 +11,8 @@
 //! Frames that the client sends behind a commit wait for its end (RabbitMQ answers 504 to some of them; waiting is
 //! kinder and just as correct).
 
+mod judgement;
+
 use super::command::{Command, Ended, Io, Ticket};
 use super::deliveries::{Consumers, Content};
 use super::half;
@@ -31,8 +33,6 @@ use std::collections::{HashSet, VecDeque};
 use std::sync::Arc;
 use std::time::Instant;
 
-/// Probes that RabbitMQ may hold for one transaction: each costs it 3 to 6 kB until the next rollback.
-const PROBES_MAX: usize = 1_000;
 /// Bytes of frames that may wait behind a commit before the client has to wait.
 const BEHIND_BYTES_MAX: usize = 1 << 20;
 /// Calls to park that may be unanswered before the client has to wait.
@@ -388,43 +388,6 @@ impl Channel {
         Outcome::Stay
     }
 
-    /// Half messages of a named transaction are durable as they come, but none before RabbitMQ has judged it: what it
-    /// would refuse must not be left for somebody to release. While it judges some, the next ones gather.
-    fn judge(&mut self, io: &mut Io) {
-        let transaction = &mut self.transaction;
-        if transaction.named.is_none()
-            || transaction.judging
-            || transaction.batch.is_empty()
-            || self.receiving.is_some()
-        {
-            return;
-        }
-        let batch = std::mem::take(&mut transaction.batch);
-        if std::mem::take(&mut transaction.probes) == 0 {
-            return park(transaction, batch, self.number, &mut self.parks, io);
-        }
-        transaction.judging = true;
-        self.asked = false;
-        let id = *transaction.id.get_or_insert_with(io.settings.new_id);
-        self.answers.push_back(Asker::Judge(id, batch));
-        method::write_bare(&mut io.to_upstream, self.number, id::TX_ROLLBACK);
-        io.to_upstream.extend_from_slice(transaction.settlements());
-    }
-
-    /// RabbitMQ has nothing against these.
-    fn judged(&mut self, id: TransactionId, batch: Batch, io: &mut Io) -> Outcome {
-        let transaction = match &mut self.commit {
-            Some(commit) if commit.transaction.id == Some(id) => &mut commit.transaction,
-            _ if self.transaction.id == Some(id) => &mut self.transaction,
-            // It was rolled back meanwhile.
-            _ => return Outcome::Stay,
-        };
-        transaction.judging = false;
-        park(transaction, batch, self.number, &mut self.parks, io);
-        self.judge(io);
-        Outcome::Stay
-    }
-
     /// Answers the prepare barrier if everything before it is durable.
     fn pass_barrier(&mut self, io: &mut Io) -> Outcome {
         let is_durable = self.transaction.is_parked() && self.transaction.id.is_none_or(|id| !self.parks.contains(&id));
@@ -436,28 +399,6 @@ impl Channel {
         method::write_bare(&mut answer, self.number, id::TX_SELECT_OK);
         self.say(&answer, io);
         Outcome::Released
-    }
-
-    fn send_probe(&mut self, publish: &[u8], header: &[u8], io: &mut Io) {
-        let Ok(publish) = Publish::parse(publish) else { return };
-        match Properties::parse(header) {
-            Ok(properties) => {
-                if self.transaction.needs_probe(probe::key(&publish, &properties)) {
-                    probe::write(&mut io.to_upstream, self.number, &publish, &properties);
-                }
-            }
-            Err(Malformed) => {
-                self.transaction.needs_probe(None);
-                probe::write_unreadable(&mut io.to_upstream, self.number, &publish, header);
-            }
-        }
-        // A named transaction has its judgements before that.
-        if self.transaction.probes >= PROBES_MAX && self.transaction.named.is_none() {
-            self.transaction.probes = 0;
-            self.answers.push_back(Asker::Trim);
-            method::write_bare(&mut io.to_upstream, self.number, id::TX_ROLLBACK);
-            io.to_upstream.extend_from_slice(self.transaction.settlements());
-        }
     }
 
     /// The store has kept, or not kept, what was parked.
@@ -519,6 +460,7 @@ impl Channel {
     }
 
     fn begin_commit(&mut self, frame: &Frame<'_>, io: &mut Io) -> Outcome {
+        self.ask_again(io);
         let transaction = std::mem::take(&mut self.transaction);
         if transaction.has_no_message() {
             // Only acks, which are in RabbitMQ's own transaction already: this commit is its business.

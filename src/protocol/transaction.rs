@@ -11,11 +11,33 @@ use crate::tx::checker::Named;
 use crate::tx::decision::Decision;
 use crate::tx::id::TransactionId;
 use crate::tx::name::TransactionName;
-use std::collections::HashSet;
+use std::collections::HashMap;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 /// Probe keys that are remembered. Past that, messages are probed again: slower, never wrong.
 const PROBE_KEYS_MAX: usize = 1_000;
+
+/// How long RabbitMQ's word counts. It keeps its own yes to a user's permission in the channel's process, until the
+/// channel has been silent for about so long.
+const JUDGEMENT_HOLDS: Duration = Duration::from_secs(1);
+
+/// What RabbitMQ was asked about all messages of one kind.
+#[derive(Debug)]
+struct Judged {
+    /// The probe, in frames, to ask once more.
+    probe: Vec<u8>,
+    /// When it was sent last.
+    at: Instant,
+    /// Nothing was sent on the channel since that could change the answer.
+    is_fresh: bool,
+}
+
+impl Judged {
+    fn holds(&self, now: Instant) -> bool {
+        now.saturating_duration_since(self.at) < JUDGEMENT_HOLDS
+    }
+}
 
 /// Messages and acknowledgements between two decisions of a channel.
 #[derive(Debug, Default)]
@@ -45,7 +67,7 @@ pub struct Transaction {
     /// Probes that RabbitMQ holds for it, sent since the last fence.
     pub probes: usize,
     /// What RabbitMQ has been asked about already.
-    judged: HashSet<Vec<u8>>,
+    judged: HashMap<Vec<u8>, Judged>,
     /// Frames of acks, nacks and rejects, to be sent again after the fence.
     settlements: Vec<u8>,
     /// The unacknowledged tags, were the transaction rolled back now. `None` while nothing has been settled in it.
@@ -94,20 +116,43 @@ impl Transaction {
         self.named.is_some() && !self.judging && self.batch.is_empty()
     }
 
-    /// Whether a message with this probe key needs a probe of its own, which is then counted.
-    pub fn needs_probe(&mut self, key: Option<Vec<u8>>) -> bool {
-        let known = match key {
-            Some(key) if self.judged.len() < PROBE_KEYS_MAX => !self.judged.insert(key),
-            Some(key) => self.judged.contains(&key),
-            None => false,
-        };
-        self.probes += usize::from(!known);
-        !known
+    /// Asks RabbitMQ about a message, unless its word about one with the same `key` still holds. `write` appends the probe.
+    pub fn ask(&mut self, key: Option<Vec<u8>>, now: Instant, out: &mut Vec<u8>, write: impl FnOnce(&mut Vec<u8>)) {
+        let start = out.len();
+        match key.map(|key| (self.judged.len(), self.judged.get_mut(&key), key)) {
+            Some((_, Some(judged), _)) if judged.is_fresh && judged.holds(now) => return,
+            Some((_, Some(judged), _)) => {
+                write(out);
+                (judged.at, judged.is_fresh) = (now, true);
+            }
+            Some((0..PROBE_KEYS_MAX, None, key)) => {
+                write(out);
+                let judged = Judged { probe: out[start..].to_vec(), at: now, is_fresh: true };
+                self.judged.insert(key, judged);
+            }
+            Some((_, None, _)) | None => write(out),
+        }
+        self.probes += 1;
     }
 
-    /// A method that may change what RabbitMQ would say (a declare, a delete) was sent on the channel: ask again.
+    /// How many of RabbitMQ's judgements are older than they may be when the transaction is decided.
+    pub fn outdated(&self, now: Instant) -> usize {
+        self.judged.values().filter(|judged| !judged.holds(now)).count()
+    }
+
+    /// Asks RabbitMQ again about those.
+    pub fn ask_again(&mut self, now: Instant, out: &mut Vec<u8>) {
+        for judged in self.judged.values_mut().filter(|judged| !judged.holds(now)) {
+            out.extend_from_slice(&judged.probe);
+            judged.at = now;
+            self.probes += 1;
+        }
+    }
+
+    /// A method that may change what RabbitMQ would say (a declare, a delete) was sent on the channel: ask again about
+    /// what comes behind it.
     pub fn forget_judgements(&mut self) {
-        self.judged.clear();
+        self.judged.values_mut().for_each(|judged| judged.is_fresh = false);
     }
 
     /// The acks, nacks and rejects so far, as frames for a second sending.
@@ -239,13 +284,37 @@ mod tests {
 
     #[test]
     fn one_probe_serves_equal_messages_until_something_may_have_changed() {
-        let mut transaction = Transaction::default();
-        assert!(transaction.needs_probe(Some(b"a".to_vec())));
-        assert!(!transaction.needs_probe(Some(b"a".to_vec())));
-        assert!(transaction.needs_probe(None));
-        assert!(transaction.needs_probe(None));
+        let (mut transaction, now) = (Transaction::default(), Instant::now());
+        let mut asked = |key: Option<&[u8]>, now| {
+            let mut out = Vec::new();
+            transaction.ask(key.map(<[u8]>::to_vec), now, &mut out, |out| out.extend(b"probe"));
+            !out.is_empty()
+        };
+        assert!(asked(Some(b"a"), now));
+        assert!(!asked(Some(b"a"), now));
+        assert!(asked(None, now) && asked(None, now));
+        let late = now + JUDGEMENT_HOLDS;
+        assert!(!asked(Some(b"a"), late - Duration::from_millis(1)));
+        assert!(asked(Some(b"a"), late));
+        assert!(!asked(Some(b"a"), late));
         transaction.forget_judgements();
-        assert!(transaction.needs_probe(Some(b"a".to_vec())));
-        assert_eq!(transaction.probes, 4);
+        assert_eq!((transaction.outdated(late), transaction.probes), (0, 4));
+        let mut out = Vec::new();
+        transaction.ask(Some(b"a".to_vec()), late, &mut out, |out| out.extend(b"probe"));
+        assert_eq!(out, b"probe");
+    }
+
+    #[test]
+    fn what_was_judged_long_ago_is_asked_again_each_once() {
+        let (mut transaction, now) = (Transaction::default(), Instant::now());
+        let (mut out, late) = (Vec::new(), now + JUDGEMENT_HOLDS);
+        for (key, at) in [(b'a', now), (b'a', now), (b'b', late)] {
+            transaction.ask(Some(vec![key]), at, &mut out, |out| out.push(key));
+        }
+        out.clear();
+        transaction.forget_judgements();
+        assert_eq!(transaction.outdated(late), 1);
+        transaction.ask_again(late, &mut out);
+        assert_eq!((&*out, transaction.probes, transaction.outdated(late)), (&b"a"[..], 3, 0));
     }
 }

@@ -13,7 +13,9 @@ use proptest::prelude::*;
 use std::sync::Arc;
 use uuid::Uuid;
 
+mod ending;
 mod half;
+mod judgement;
 mod named;
 
 /// Both ends of a connection under test, and what the session was told to do.
@@ -880,22 +882,4 @@ proptest! {
         prop_assert_eq!(used, at);
         prop_assert_eq!(whole.sent(), cut.sent());
     }
-}
-
-#[test]
-fn a_client_that_rabbitmq_has_blocked_may_be_silent() {
-    let mut script = Script::open(settings());
-    assert!(script.connection.misses_heartbeats());
-    let mut blocked = Vec::new();
-    method::write_blocked(&mut blocked, b"low on memory");
-    script.upstream(&blocked);
-    assert!(!script.connection.misses_heartbeats());
-    script.upstream(&bare(0, id::CONNECTION_UNBLOCKED));
-    assert!(script.connection.misses_heartbeats());
-    script.upstream(&blocked);
-    let mut close = Vec::new();
-    Close { code: ReplyCode::SUCCESS, text: b"", method: (0, 0) }.write(&mut close, 0);
-    script.client(&close);
-    script.upstream(&bare(0, id::CONNECTION_UNBLOCKED));
-    assert!(!script.connection.misses_heartbeats(), "it waits for close-ok");
 }

@@ -1,0 +1,93 @@
+//! How RabbitMQ is asked about a transaction's messages: when a probe goes out, when RabbitMQ may drop it, and what its word
+//! lets happen.
+
+use super::{Asker, Channel, Outcome, park};
+use crate::amqp::method::{self, Publish, id};
+use crate::amqp::properties::Properties;
+use crate::amqp::wire::Malformed;
+use crate::protocol::command::Io;
+use crate::protocol::probe;
+use crate::tx::batch::Batch;
+use crate::tx::id::TransactionId;
+
+/// Probes that RabbitMQ may hold for one transaction: each costs it 3 to 6 kB until the next rollback.
+const PROBES_MAX: usize = 1_000;
+
+impl Channel {
+    /// Half messages of a named transaction are durable as they come, but none before RabbitMQ has judged it: what it
+    /// would refuse must not be left for somebody to release. While it judges some, the next ones gather.
+    pub(super) fn judge(&mut self, io: &mut Io) {
+        let transaction = &mut self.transaction;
+        if transaction.named.is_none()
+            || transaction.judging
+            || transaction.batch.is_empty()
+            || self.receiving.is_some()
+        {
+            return;
+        }
+        let batch = std::mem::take(&mut transaction.batch);
+        if std::mem::take(&mut transaction.probes) == 0 {
+            return park(transaction, batch, self.number, &mut self.parks, io);
+        }
+        transaction.judging = true;
+        self.asked = false;
+        let id = *transaction.id.get_or_insert_with(io.settings.new_id);
+        self.answers.push_back(Asker::Judge(id, batch));
+        method::write_bare(&mut io.to_upstream, self.number, id::TX_ROLLBACK);
+        io.to_upstream.extend_from_slice(transaction.settlements());
+    }
+
+    /// RabbitMQ has nothing against these.
+    pub(super) fn judged(&mut self, id: TransactionId, batch: Batch, io: &mut Io) -> Outcome {
+        let transaction = match &mut self.commit {
+            Some(commit) if commit.transaction.id == Some(id) => &mut commit.transaction,
+            _ if self.transaction.id == Some(id) => &mut self.transaction,
+            // It was rolled back meanwhile.
+            _ => return Outcome::Stay,
+        };
+        transaction.judging = false;
+        park(transaction, batch, self.number, &mut self.parks, io);
+        self.judge(io);
+        Outcome::Stay
+    }
+
+    pub(super) fn send_probe(&mut self, publish: &[u8], header: &[u8], io: &mut Io) {
+        let Ok(publish) = Publish::parse(publish) else { return };
+        match Properties::parse(header) {
+            Ok(properties) => {
+                let key = probe::key(&publish, &properties);
+                let write = |out: &mut Vec<u8>| probe::write(out, self.number, &publish, &properties);
+                self.transaction.ask(key, io.now, &mut io.to_upstream, write);
+            }
+            Err(Malformed) => {
+                let write = |out: &mut Vec<u8>| probe::write_unreadable(out, self.number, &publish, header);
+                self.transaction.ask(None, io.now, &mut io.to_upstream, write);
+            }
+        }
+        // A named transaction has its judgements before that.
+        if self.transaction.probes >= PROBES_MAX && self.transaction.named.is_none() {
+            self.trim(io);
+        }
+    }
+
+    /// Has RabbitMQ judge and drop the probes that it holds, of a transaction that goes on.
+    fn trim(&mut self, io: &mut Io) {
+        self.transaction.probes = 0;
+        self.answers.push_back(Asker::Trim);
+        method::write_bare(&mut io.to_upstream, self.number, id::TX_ROLLBACK);
+        io.to_upstream.extend_from_slice(self.transaction.settlements());
+    }
+
+    /// What RabbitMQ said long ago counts no more when the transaction is decided: the user may have lost the permission
+    /// since, and RabbitMQ's own channel would have noticed.
+    pub(super) fn ask_again(&mut self, io: &mut Io) {
+        let outdated = self.transaction.outdated(io.now);
+        if outdated == 0 {
+            return;
+        }
+        if self.transaction.probes + outdated > PROBES_MAX {
+            self.trim(io);
+        }
+        self.transaction.ask_again(io.now, &mut io.to_upstream);
+    }
+}

@@ -1,0 +1,45 @@
+//! Whose word counts as RabbitMQ's judgement, and for how long.
+
+use super::half::flow_ok;
+use super::*;
+
+#[test]
+fn what_was_judged_a_second_ago_is_judged_again_at_the_commit() {
+    let mut script = Script::transactional(settings());
+    for (wait, asked) in [(Duration::ZERO, 0), (Duration::from_secs(1), 1)] {
+        script.client(&publish(1, b"one"));
+        assert_eq!(methods(&script.sent().1), [(1, id::BASIC_PUBLISH)]);
+        script.later(wait);
+        script.client(&bare(1, id::TX_COMMIT));
+        let again = [(1, id::BASIC_PUBLISH), (1, id::TX_ROLLBACK)];
+        assert_eq!(methods(&script.sent().1), again[1 - asked..]);
+        script.upstream(&bare(1, id::TX_ROLLBACK_OK));
+        let (id, ..) = script.decide();
+        script.committed(id);
+        script.forwarded(id, Vec::new());
+        script.sent();
+    }
+}
+
+#[test]
+fn the_client_can_not_answer_for_the_judge() {
+    for (frames, first) in [
+        (bare(u16::MAX, id::TX_ROLLBACK), id::TX_ROLLBACK),
+        (bare(u16::MAX, id::TX_SELECT), id::TX_SELECT),
+        (message(u16::MAX, b"k", 0, &empty(0), b""), id::BASIC_PUBLISH),
+        (half(u16::MAX, "b", b""), id::BASIC_PUBLISH),
+        (close(u16::MAX, 200, ""), id::CHANNEL_CLOSE),
+    ] {
+        let mut script = Script::open(settings());
+        script.client(&bare(1, id::CHANNEL_OPEN));
+        script.client(&half(1, "a", b"forbidden"));
+        script.upstream(&flow_ok(1));
+        let asked = methods(&script.sent().1);
+        assert!(asked.contains(&(u16::MAX, id::TX_ROLLBACK)), "the judge is asked: {asked:?}");
+        script.client(&frames);
+        // RabbitMQ says that no channel is open there, for there is none.
+        assert_eq!(methods(&script.sent().1)[0], (u16::MAX - 1, first));
+        script.upstream(&bare(u16::MAX, id::TX_ROLLBACK_OK));
+        assert!(script.commands.is_empty(), "nothing is kept: {:?}", script.commands);
+    }
+}
