@@ -26,7 +26,7 @@ use reload::Reloader;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 use tokio::net::TcpListener;
 use tokio::time::{Instant, timeout_at};
 
@@ -219,6 +219,16 @@ impl Certificates {
         let system = UpstreamTls { ca: None };
         let checker = needs_checker.then(|| ClientTls::load(&system)).transpose()?.map(Arc::new);
         Ok(Self { server, client, checker })
+    }
+
+    /// Whether clients would take the server's fresh certificate. One that is as old as that in force is not looked at:
+    /// when it expires, other changes can still be made.
+    fn check_fresh(&self, fresh: &Self) -> Result<(), TlsError> {
+        match (&self.server, &fresh.server) {
+            (Some(current), Some(fresh)) if current.is_valid_like(fresh) => Ok(()),
+            (_, Some(fresh)) => fresh.check_time(SystemTime::now()),
+            (_, None) => Ok(()),
+        }
     }
 
     /// What is in use is replaced where it is; what was of no use before begins to be.

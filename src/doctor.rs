@@ -135,10 +135,11 @@ fn examine_certificate(config: &Config, now: SystemTime) -> Option<Finding> {
 }
 
 /// What can't be used of the files that the configuration names, with the keys that name them: what would keep the proxy
-/// from starting.
+/// from starting, or its clients from trusting it.
 pub fn unusable_files(config: &Config) -> Vec<(&'static str, String)> {
     let mut found = Vec::new();
-    if let Some(Err(error)) = config.listen.tls().map(|files| ServerTls::load(&files)) {
+    let usable = |files| ServerTls::load(&files).and_then(|tls| tls.check_time(SystemTime::now()));
+    if let Some(Err(error)) = config.listen.tls().map(usable) {
         found.push(("listen.tls.certificate", error.to_string()));
     }
     if let Err(error) = load_trust(config) {

@@ -5,6 +5,7 @@ mod validity;
 
 use std::{
     io,
+    ops::RangeInclusive,
     path::{Path, PathBuf},
     sync::{Arc, RwLock},
     time::SystemTime,
@@ -73,7 +74,10 @@ pub struct ServerTls {
 #[derive(Debug)]
 struct Served {
     config: Arc<ServerConfig>,
-    not_after: Option<SystemTime>,
+    /// Of the certificate and those it stands on in its file; none where that can't be read.
+    validity: Option<RangeInclusive<SystemTime>>,
+    /// The file, for errors.
+    path: PathBuf,
 }
 
 impl ServerTls {
@@ -91,7 +95,29 @@ impl ServerTls {
 
     /// Until when the certificate now in force, and those it stands on in its file, are valid.
     pub fn not_after(&self) -> Option<SystemTime> {
-        read(&self.current).not_after
+        read(&self.current).validity.as_ref().map(|validity| *validity.end())
+    }
+
+    /// Whether clients that look at the time would take the certificate now.
+    /// # Errors
+    /// [`TlsError::Unfit`]: it has expired, or is not valid yet.
+    pub fn check_time(&self, now: SystemTime) -> Result<(), TlsError> {
+        let served = read(&self.current);
+        let Some(validity) = &served.validity else { return Ok(()) };
+        let (from, until) = (validity.start(), validity.end());
+        let reason = if now > *until {
+            format!("the certificate expired at {}", humantime::format_rfc3339_seconds(*until))
+        } else if now < *from {
+            format!("the certificate is not valid before {}", humantime::format_rfc3339_seconds(*from))
+        } else {
+            return Ok(());
+        };
+        Err(TlsError::Unfit { path: served.path.clone(), reason })
+    }
+
+    /// Whether the certificate is valid in the same time as the other's.
+    pub fn is_valid_like(&self, other: &Self) -> bool {
+        read(&self.current).validity == read(&other.current).validity
     }
 
     /// From the next connection on, what `fresh` has loaded counts.
@@ -132,7 +158,10 @@ pub fn server_name(host: &str) -> Result<ServerName<'static>, TlsError> {
 
 fn server_config(files: &ListenTls) -> Result<Arc<Served>, TlsError> {
     let chain = certificates(&files.certificate)?;
-    let not_after = chain.iter().filter_map(|certificate| validity::not_after(certificate)).min();
+    let validity = chain
+        .iter()
+        .filter_map(|certificate| validity::of(certificate))
+        .reduce(|one, other| *one.start().max(other.start())..=*one.end().min(other.end()));
     let key = PrivateKeyDer::from_pem_file(&files.key).map_err(|error| pem_error(&files.key, "private key", error))?;
     let builder = ServerConfig::builder_with_provider(provider())
         .with_safe_default_protocol_versions()
@@ -149,7 +178,7 @@ fn server_config(files: &ListenTls) -> Result<Arc<Served>, TlsError> {
     let config = builder
         .with_single_cert(chain, key)
         .map_err(|error| TlsError::Unfit { path: files.certificate.clone(), reason: error.to_string() })?;
-    Ok(Arc::new(Served { config: Arc::new(config), not_after }))
+    Ok(Arc::new(Served { config: Arc::new(config), validity, path: files.certificate.clone() }))
 }
 
 fn client_config(trust: &UpstreamTls) -> Result<Arc<ClientConfig>, TlsError> {
@@ -317,7 +346,13 @@ mod tests {
         let server = ServerTls::load(&folder.files()).expect("the files fit");
         let client = ClientTls::load(&UpstreamTls { ca: Some(folder.path("ca.pem")) }).expect("an authority");
         let first = talk(&server, &client, "localhost").await.expect("a handshake");
-        assert!(server.not_after().is_some_and(|at| at > SystemTime::now()));
+        let until = server.not_after().expect("it can be read");
+        assert!(until > SystemTime::now() && server.check_time(SystemTime::now()).is_ok());
+        let second = std::time::Duration::from_secs(1);
+        let late = server.check_time(until + second).expect_err("it has expired").to_string();
+        assert!(late.contains("certificate.pem: the certificate expired at "), "{late}");
+        let early = server.check_time(SystemTime::UNIX_EPOCH).expect_err("it is not valid yet").to_string();
+        assert!(early.contains("is not valid before "), "{early}");
 
         folder.issue("two");
         server.replace(&ServerTls::load(&folder.files()).expect("the new files fit"));

@@ -71,6 +71,7 @@ impl Reloader {
         let changes = self.config.changes(&loaded.config);
         let config = self.config.changed_to(loaded.config.clone());
         let certificates = Certificates::load(&config)?;
+        self.certificates.check_fresh(&certificates)?;
         let tokens = self.access.read(&config.admin)?;
         // From here on nothing can fail.
         for warning in &loaded.warnings {

@@ -1,6 +1,7 @@
-//! Until when a certificate is valid: the one thing of it that is shown to people. rustls, which has read all of it,
+//! From when and until when a certificate is valid: the one thing of it that is shown to people. rustls, which has read all of it,
 //! keeps that to itself.
 
+use std::ops::RangeInclusive;
 use std::time::SystemTime;
 
 /// Tags of DER, as X.509 uses them.
@@ -12,8 +13,8 @@ mod tag {
     pub(super) const VERSION: u8 = 0xa0;
 }
 
-/// `notAfter` of a certificate in DER; `None` where it can't be read. Source: RFC 5280, section 4.1.
-pub(super) fn not_after(certificate: &[u8]) -> Option<SystemTime> {
+/// `notBefore` and `notAfter` of a certificate in DER; `None` where they can't be read. Source: RFC 5280, section 4.1.
+pub(super) fn of(certificate: &[u8]) -> Option<RangeInclusive<SystemTime>> {
     let certificate = Der(certificate).take(tag::SEQUENCE)?;
     let mut signed = Der(certificate).take(tag::SEQUENCE).map(Der)?;
     if signed.0.first() == Some(&tag::VERSION) {
@@ -23,8 +24,7 @@ pub(super) fn not_after(certificate: &[u8]) -> Option<SystemTime> {
     signed.take(tag::SEQUENCE)?; // The algorithm of its signature.
     signed.take(tag::SEQUENCE)?; // Who issued it.
     let mut validity = signed.take(tag::SEQUENCE).map(Der)?;
-    validity.time()?;
-    validity.time()
+    Some(validity.time()?..=validity.time()?)
 }
 
 /// What is left of some values in DER.
@@ -78,7 +78,7 @@ mod tests {
             let mut params = CertificateParams::new(["localhost".to_owned()]).expect("a DNS name");
             (params.not_before, params.not_after) = (date_time_ymd(2020, 1, 1), date_time_ymd(year, 1, 1));
             let certificate = params.self_signed(&KeyPair::generate().expect("a key")).expect("a certificate");
-            let found = not_after(certificate.der()).expect("a time");
+            let found = *of(certificate.der()).expect("two times").end();
             let since = found.duration_since(SystemTime::UNIX_EPOCH).expect("later");
             assert_eq!(since, Duration::from_secs(days * 86_400), "{year}");
         }
@@ -89,9 +89,9 @@ mod tests {
         let params = CertificateParams::new(["localhost".to_owned()]).expect("a DNS name");
         let certificate = params.self_signed(&KeyPair::generate().expect("a key")).expect("a certificate");
         let whole: &[u8] = certificate.der();
-        assert!(not_after(whole).is_some());
+        assert!(of(whole).is_some());
         for length in 0..whole.len() {
-            assert_eq!(not_after(&whole[..length]), None, "{length} bytes");
+            assert_eq!(of(&whole[..length]), None, "{length} bytes");
         }
     }
 }
