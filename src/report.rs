@@ -2,7 +2,7 @@
 
 use crate::health::{Component, Condition, Health};
 use crate::metrics::Metrics;
-use crate::relay::{Link, RelayStatus, VhostSnapshot};
+use crate::relay::{Link, Refused, RelayStatus, VhostSnapshot};
 use crate::roster::{self, Roster, Standing};
 use crate::store::sqlite::{SqliteStore, Stats};
 use crate::store::{Store, system_clock};
@@ -173,7 +173,14 @@ fn trouble(vhost: &VhostSnapshot) -> Option<String> {
             let stalled = (stalled > 0).then(|| format!("lanes that wait for confirms that don't come: {stalled}"));
             let channels =
                 (channels > 0).then(|| format!("lanes share channels, because RabbitMQ allows only {channels}"));
-            let troubles: Vec<_> = [stalled, channels].into_iter().flatten().collect();
+            let refused = vhost.refused.as_ref().map(|refused| {
+                let Refused { messages, nacks, exchange, routing_key } = refused;
+                format!(
+                    "messages that RabbitMQ nacks, whose lanes wait: {messages}; one for exchange '{exchange}' with routing \
+                     key '{routing_key}' was nacked {nacks} times"
+                )
+            });
+            let troubles: Vec<_> = [refused, stalled, channels].into_iter().flatten().collect();
             (!troubles.is_empty()).then(|| troubles.join(", and "))
         }
     }
@@ -227,6 +234,7 @@ mod tests {
             link,
             in_flight: 0,
             stalled_lanes: 0,
+            refused: None,
             shared_channels: 0,
             confirmed: 0,
             nacked: 0,

@@ -5,7 +5,7 @@ use super::channels::Channels;
 use super::lane::{DEAD_LETTERS_WAITING_MAX, Fault, Lane, Policy};
 use super::login::{Connection, LoginError};
 use super::queue::{Budget, Next, Queue};
-use super::status::{Link, VhostStatus, add};
+use super::status::{Link, Refused, VhostStatus, add};
 use super::wire::{WRITE_BYTES, Wire};
 use crate::amqp::frame::{self, Frame};
 use crate::amqp::method::{self, Close, id};
@@ -484,6 +484,7 @@ impl Vhost {
             }
         }
         self.status.counters.in_flight.store(in_flight, Ordering::Relaxed);
+        self.status.set_refused(self.lanes.values().filter_map(Lane::refused).reduce(Refused::and));
         if !self.delivered.is_empty() {
             self.delivered_since.get_or_insert_with(Instant::now);
             self.confirmed_something = true;
@@ -648,7 +649,7 @@ impl Settings {
     fn policy(&self) -> Policy {
         Policy {
             window: self.window,
-            retry: self.retry,
+            nack_pauses: self.nack_pauses,
             confirm_timeout: self.confirm_timeout,
             keep_unroutable: self.keep_unroutable,
         }

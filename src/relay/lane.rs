@@ -4,17 +4,17 @@
 //! Sans-io: frames and instants in, bytes and effects out. What happens when something goes wrong:
 //!
 //! - *nack*: the rest of what is in flight is awaited; then the refused messages are sent again, one at a time with
-//!   growing pauses, until RabbitMQ takes them. A copy may be in one of several queues, so it is a possible duplicate.
+//!   growing pauses, until RabbitMQ takes them. A copy may be in one of several queues, so it is a possible duplicate; and
+//!   each try may make a copy, so their number is bounded: then it becomes a dead letter.
 //! - *channel error*: which message caused it shows only when each is sent alone. That one becomes a dead letter.
 //! - *lost connection, or no confirm in time*: everything unconfirmed is sent again in order.
 
-use super::backoff::Backoff;
 use super::forward::{self, Returned, Unsendable};
 use super::queue::Waiter;
-use super::status::{VhostStatus, add};
+use super::status::{Refused, VhostStatus, add};
 use crate::amqp::confirms::Confirms;
 use crate::amqp::frame::{self, Frame, kind};
-use crate::amqp::method::{self, Close, Settle, id};
+use crate::amqp::method::{self, Close, Publish, Settle, id};
 use crate::amqp::properties::body_size;
 use crate::amqp::reply_code::ReplyCode;
 use crate::amqp::wire::{Malformed, Write};
@@ -40,12 +40,19 @@ pub(super) const DEAD_LETTERS_WAITING_MAX: usize = 1000;
 pub(super) struct Policy {
     /// Messages that may be unconfirmed.
     pub(super) window: usize,
-    /// Pauses between attempts with a message that RabbitMQ does not take.
-    pub(super) retry: Backoff,
+    /// Pauses before a message that RabbitMQ nacked is sent again; when none is left it becomes a dead letter.
+    pub(super) nack_pauses: &'static [Duration],
     /// How long the oldest unconfirmed message may wait.
     pub(super) confirm_timeout: Duration,
     /// Whether a message that is not mandatory and reaches no queue becomes a dead letter.
     pub(super) keep_unroutable: bool,
+}
+
+impl Policy {
+    /// The pause after so many nacks, from 1; `None` if it has been sent often enough.
+    fn nack_pause(&self, nacks: u32) -> Option<Duration> {
+        self.nack_pauses.get(nacks.saturating_sub(1) as usize).copied()
+    }
 }
 
 /// Why the connection has to be made anew.
@@ -99,12 +106,21 @@ struct Message {
     /// As the store keeps it.
     bytes: Bytes,
     possible_duplicate: bool,
+    /// How often RabbitMQ nacked it.
+    nacks: u32,
     returned: Option<Box<Returned>>,
 }
 
 impl Message {
     fn parse(&self) -> HalfMessage<'_> {
         batch::iter(&self.bytes).find_map(Result::ok).expect("it was read when it was cut")
+    }
+
+    /// Exchange and routing key, for people.
+    fn destination(&self) -> (String, String) {
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+        Publish::parse(self.parse().publish)
+            .map_or_else(|Malformed| Default::default(), |publish| (text(publish.exchange), text(publish.routing_key)))
     }
 }
 
@@ -134,12 +150,11 @@ enum Pace {
     Settling,
     /// What is to be sent again goes one by one.
     OneByOne {
-        refusals: u32,
         not_before: Option<Instant>,
     },
 }
 
-const ONE_BY_ONE: Pace = Pace::OneByOne { refusals: 0, not_before: None };
+const ONE_BY_ONE: Pace = Pace::OneByOne { not_before: None };
 
 /// See the module.
 #[derive(Debug)]
@@ -357,9 +372,10 @@ impl Lane {
             return None;
         }
         if self.pace == Pace::Settling && self.confirms.is_empty() {
-            self.pace = Pace::OneByOne { refusals: 1, not_before: Some(now + self.policy.retry.pause(1)) };
+            let pause = self.again.values().next().and_then(|first| self.policy.nack_pause(first.nacks));
+            self.pace = Pace::OneByOne { not_before: pause.map(|pause| now + pause) };
         }
-        if let Pace::OneByOne { not_before, .. } = self.pace {
+        if let Pace::OneByOne { not_before } = self.pace {
             let wait = not_before.is_some_and(|not_before| now < not_before);
             if !self.confirms.is_empty() || wait {
                 return None;
@@ -411,7 +427,7 @@ impl Lane {
                 transaction.cut |= stretch.last;
                 self.drop_stretch();
             }
-            return Some(Message { sequence, id, bytes, possible_duplicate, returned: None });
+            return Some(Message { sequence, id, bytes, possible_duplicate, nacks: 0, returned: None });
         }
     }
 
@@ -471,14 +487,14 @@ impl Lane {
         let oldest = self.confirms.oldest();
         let mut confirms = std::mem::take(&mut self.confirms);
         let mut count = 0;
+        let mut not_before = None;
         for message in confirms.take(tag, multiple) {
             count += 1;
             self.in_flight_bytes -= message.bytes.len();
             if taken {
                 self.answered(message, now);
             } else {
-                let message = Message { possible_duplicate: true, returned: None, ..message };
-                self.again.insert((message.sequence, message.id.index), message);
+                not_before = self.nacked(message, now);
             }
         }
         self.confirms = confirms;
@@ -493,14 +509,38 @@ impl Lane {
             self.set_stalled(false);
         }
         self.pace = match self.pace {
-            Pace::OneByOne { .. } if taken => ONE_BY_ONE,
-            Pace::OneByOne { refusals, .. } => {
-                let refusals = refusals.saturating_add(1);
-                Pace::OneByOne { refusals, not_before: Some(now + self.policy.retry.pause(refusals)) }
-            }
-            Pace::Pipelined if !taken => Pace::Settling,
+            Pace::OneByOne { .. } => Pace::OneByOne { not_before },
             pace => pace,
         };
+    }
+
+    /// RabbitMQ did not take a message: it goes again, but not before the time that is returned; or it has gone too often.
+    fn nacked(&mut self, message: Message, now: Instant) -> Option<Instant> {
+        let message = Message { nacks: message.nacks + 1, possible_duplicate: true, returned: None, ..message };
+        let nacks = message.nacks;
+        let Some(pause) = self.policy.nack_pause(nacks) else {
+            let code = ReplyCode::PRECONDITION_FAILED;
+            let text = format!("RabbitMQ nacked it {nacks} times: a queue that it goes to is full, or fails");
+            self.bury(message, code, code.text(&text));
+            return None;
+        };
+        if self.pace != Pace::Settling {
+            let (exchange, routing_key) = message.destination();
+            tracing::warn!(message = %message.id, exchange, routing_key, nacks, ?pause, "RabbitMQ nacks a committed message; its lane waits and sends it again");
+        }
+        if self.pace == Pace::Pipelined {
+            self.pace = Pace::Settling;
+        }
+        self.again.insert((message.sequence, message.id.index), message);
+        Some(now + pause)
+    }
+
+    /// What RabbitMQ nacked and has not taken since: how many messages, and the first.
+    pub(super) fn refused(&self) -> Option<Refused> {
+        let mut refused = self.again.values().chain(self.confirms.only()).filter(|message| message.nacks > 0);
+        let first = refused.next()?;
+        let (exchange, routing_key) = first.destination();
+        Some(Refused { messages: 1 + refused.count() as u64, nacks: first.nacks, exchange, routing_key })
     }
 
     /// RabbitMQ has confirmed a message; perhaps it gave it back before.
@@ -637,7 +677,7 @@ impl Lane {
         }
         match (self.phase, self.pace) {
             (Phase::Closing { since }, _) => Some(since + CLOSE_TIMEOUT),
-            (Phase::Open, Pace::OneByOne { not_before, .. }) if self.confirms.is_empty() => not_before,
+            (Phase::Open, Pace::OneByOne { not_before }) if self.confirms.is_empty() => not_before,
             (Phase::Open, _) => self.oldest_since.map(|since| since + self.confirm_timeout),
             (Phase::Down, _) => None,
         }

@@ -20,7 +20,7 @@ mod wire;
 pub use backoff::Backoff;
 pub use login::{Credentials, LoginError};
 pub use probe::{ProbeError, Report, probe_account};
-pub use status::{Link, RelayStatus, VhostSnapshot};
+pub use status::{Link, Refused, RelayStatus, VhostSnapshot};
 
 use crate::store::{Committed, Outlet, Store, StoreError};
 use crate::upstream::Upstream;
@@ -37,6 +37,16 @@ use tokio::task::JoinHandle;
 /// Bytes of messages, over all lanes, that wait in memory for their turn; what comes on top is read from the store later.
 const QUEUED_BYTES_MAX: usize = 16 << 20;
 
+/// See [`Settings::nack_pauses`]: a queue that is full for a while is waited for, and a queue with `reject-publish-dlx`, or
+/// one beside a full one, gets few copies.
+pub const NACK_PAUSES: [Duration; 5] = [
+    Duration::from_secs(1),
+    Duration::from_secs(5),
+    Duration::from_secs(30),
+    Duration::from_secs(120),
+    Duration::from_secs(300),
+];
+
 /// How the relay works.
 #[derive(Debug, Clone)]
 pub struct Settings {
@@ -46,6 +56,8 @@ pub struct Settings {
     pub window: usize,
     /// Pauses after a failure.
     pub retry: Backoff,
+    /// Pauses before a message that RabbitMQ nacked is sent again; when none is left it becomes a dead letter.
+    pub nack_pauses: &'static [Duration],
     /// How long the oldest message of a lane may wait for its confirm before the lane counts as stalled and starts anew.
     pub confirm_timeout: Duration,
     /// Whether a message that is not mandatory and reaches no queue becomes a dead letter; otherwise it is dropped, as

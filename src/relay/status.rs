@@ -18,6 +18,28 @@ pub enum Link {
     Blocked(String),
 }
 
+/// Messages that RabbitMQ nacked and has not taken since; the lanes of all of them wait.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Refused {
+    /// How many.
+    pub messages: u64,
+    /// How often the first of them was nacked.
+    pub nacks: u32,
+    /// Where the first of them goes.
+    pub exchange: String,
+    /// Its routing key.
+    pub routing_key: String,
+}
+
+impl Refused {
+    /// Both; the one that was nacked more often is told of.
+    pub(super) fn and(self, other: Self) -> Self {
+        let messages = self.messages + other.messages;
+        let first = if self.nacks >= other.nacks { self } else { other };
+        Self { messages, ..first }
+    }
+}
+
 /// What happened since the process started, and what is so now.
 #[derive(Debug, Default)]
 pub(super) struct Counters {
@@ -47,6 +69,7 @@ pub(super) struct Counters {
 #[derive(Debug)]
 pub(super) struct VhostStatus {
     link: Mutex<Link>,
+    refused: Mutex<Option<Refused>>,
     pub(super) counters: Counters,
     /// From the decision of a transaction to RabbitMQ's last answer, of all virtual hosts.
     pub(super) forwarded: Histogram,
@@ -54,7 +77,16 @@ pub(super) struct VhostStatus {
 
 impl VhostStatus {
     pub(super) fn new(forwarded: Histogram) -> Self {
-        Self { link: Mutex::new(Link::Connecting(None)), counters: Counters::default(), forwarded }
+        Self {
+            link: Mutex::new(Link::Connecting(None)),
+            refused: Mutex::default(),
+            counters: Counters::default(),
+            forwarded,
+        }
+    }
+
+    pub(super) fn set_refused(&self, refused: Option<Refused>) {
+        *self.refused.lock().unwrap_or_else(PoisonError::into_inner) = refused;
     }
 
     pub(super) fn set_link(&self, link: Link) {
@@ -110,6 +142,8 @@ pub struct VhostSnapshot {
     pub in_flight: u64,
     /// Lanes whose oldest message has waited longer than the confirm timeout, now.
     pub stalled_lanes: u64,
+    /// What RabbitMQ nacked and has not taken since.
+    pub refused: Option<Refused>,
     /// Channels that RabbitMQ allows, where lanes have to share them; else 0.
     pub shared_channels: u64,
     /// Messages that RabbitMQ confirmed.
@@ -137,6 +171,7 @@ impl VhostSnapshot {
             link: status.link.lock().unwrap_or_else(PoisonError::into_inner).clone(),
             in_flight: read(&counters.in_flight),
             stalled_lanes: read(&counters.stalled_lanes),
+            refused: status.refused.lock().unwrap_or_else(PoisonError::into_inner).clone(),
             shared_channels: read(&counters.channels),
             confirmed: read(&counters.confirmed),
             nacked: read(&counters.nacked),
@@ -154,7 +189,7 @@ impl VhostSnapshot {
             Link::Connecting(_) => "connecting",
             Link::Refused(..) => "refused",
             Link::Blocked(_) => "blocked",
-            Link::Connected if self.stalled_lanes > 0 => "stalled",
+            Link::Connected if self.stalled_lanes > 0 || self.refused.is_some() => "stalled",
             Link::Connected => "connected",
         }
     }

@@ -3,7 +3,7 @@
 
 use crate::support::id;
 use crate::support::raw::Login;
-use crate::support::table::Properties;
+use crate::support::table::{Properties, Table};
 use crate::support::{Broker, PATIENCE, Raw, broker, deadline, unique, wait_until};
 use halfway::relay::{Backoff, Credentials, Link, Relay, Settings, probe_account};
 use halfway::store::memory::MemoryStore;
@@ -17,6 +17,9 @@ use std::time::Duration;
 use tokio::runtime::Runtime;
 use tokio::sync::oneshot;
 use uuid::Uuid;
+
+/// Before what RabbitMQ nacked goes again.
+const NACK_PAUSES: [Duration; 2] = [Duration::from_millis(300); 2];
 
 /// The relay of the moment: a store keeps its outlet, a process that starts anew has another one.
 #[derive(Default)]
@@ -51,6 +54,7 @@ impl Alone {
             credentials: Credentials { username: self.account.clone(), password: self.account.clone() },
             window: 100,
             retry: Backoff { initial: Duration::from_millis(20), max: Duration::from_millis(200) },
+            nack_pauses: &NACK_PAUSES,
             confirm_timeout: Duration::from_secs(30),
             keep_unroutable: false,
         };
@@ -217,6 +221,36 @@ fn a_message_that_costs_the_connection_each_time_is_found_and_given_up() {
     let letters = alone.store.letters();
     assert_eq!(letters.len(), 1);
     assert_eq!(letters[0].0.reply_code, 540);
+    alone.runtime.block_on(relay.drain(PATIENCE));
+}
+
+#[test]
+fn each_try_with_a_queue_that_stays_full_makes_a_copy_and_there_are_few() {
+    let (alone, full, good, dead) =
+        (Alone::new(), unique("alone-full"), unique("alone-good"), unique("alone-overflow"));
+    let mut raw = reader(broker(), "/", &dead);
+    raw.declare(1, &good);
+    let limits = Table::new()
+        .entry("x-max-length", b'I', &[0, 0, 0, 1])
+        .string("x-overflow", "reject-publish-dlx")
+        .string("x-dead-letter-exchange", "")
+        .string("x-dead-letter-routing-key", dead.as_str());
+    raw.declare_with(1, &full, limits);
+    raw.publish(1, &full, "fills it");
+    broker().add_relay_account(&alone.account);
+    let relay = alone.start(&[broker().port]);
+    drop(alone.commit("/", &full, "0"));
+    wait_until(deadline(PATIENCE), "the status to tell of it", || {
+        let refused = relay.status().snapshot().pop().and_then(|vhost| vhost.refused);
+        refused.is_some_and(|refused| refused.routing_key == full && refused.messages == 1)
+    });
+    drop(alone.commit("/", &good, "1"));
+    assert_eq!(arrivals(&mut raw, &good, 1), [(1, false)], "the lane goes on");
+    alone.wait_for_empty_store();
+    let letters = alone.store.letters();
+    assert_eq!((letters.len(), letters[0].0.reply_code), (1, 406));
+    assert!(letters[0].0.reply_text.contains("nacked it 3 times"), "{}", letters[0].0.reply_text);
+    assert_eq!(raw.drain(1, &dead), ["0", "0", "0"]);
     alone.runtime.block_on(relay.drain(PATIENCE));
 }
 

@@ -18,7 +18,7 @@ use uuid::Uuid;
 const CHANNEL: u16 = 4;
 const FRAME_BYTES_MAX: u32 = 4096;
 const CONFIRM_TIMEOUT: Duration = Duration::from_secs(30);
-const RETRY: Backoff = Backoff { initial: Duration::from_millis(100), max: Duration::from_secs(1) };
+const NACK_PAUSES: [Duration; 2] = [Duration::from_millis(100), Duration::from_secs(1)];
 
 /// A message that RabbitMQ got.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -41,7 +41,7 @@ struct Rabbit {
 }
 
 fn policy(window: usize, keep_unroutable: bool) -> Policy {
-    Policy { window, retry: RETRY, confirm_timeout: CONFIRM_TIMEOUT, keep_unroutable }
+    Policy { window, nack_pauses: &NACK_PAUSES, confirm_timeout: CONFIRM_TIMEOUT, keep_unroutable }
 }
 
 fn transaction_id(sequence: i64) -> TransactionId {
@@ -308,13 +308,15 @@ fn what_is_nacked_goes_again_alone_and_with_pauses_once_the_rest_is_answered() {
     assert_eq!(rabbit.got(), [], "the fourth has no answer yet");
     rabbit.ack(4);
     assert_eq!(rabbit.got(), [], "the pause is not over");
-    rabbit.wait(RETRY.initial);
+    rabbit.wait(NACK_PAUSES[0]);
     assert_eq!(rabbit.got(), [(1, 0, true)]);
     rabbit.nack(5);
-    rabbit.wait(RETRY.initial / 2);
+    rabbit.wait(NACK_PAUSES[0]);
     assert_eq!(rabbit.got(), [], "the pause has grown");
-    assert!(rabbit.lane.deadline().is_some_and(|deadline| deadline <= rabbit.now + RETRY.initial * 2));
-    rabbit.wait(RETRY.initial * 2);
+    assert!(rabbit.lane.deadline().is_some_and(|deadline| deadline <= rabbit.now + NACK_PAUSES[1]));
+    let refused = rabbit.lane.refused().unwrap();
+    assert_eq!((refused.messages, refused.nacks, refused.routing_key.as_str()), (2, 2, "key-0"));
+    rabbit.wait(NACK_PAUSES[1]);
     assert_eq!(rabbit.got(), [(1, 0, true)]);
     rabbit.ack(6);
     assert_eq!(rabbit.got(), [(1, 2, true)]);
@@ -323,6 +325,32 @@ fn what_is_nacked_goes_again_alone_and_with_pauses_once_the_rest_is_answered() {
     rabbit.ack_all();
     assert_eq!(rabbit.delivered(), [1]);
     assert_eq!(rabbit.count(|it| &it.nacked), 3);
+    assert_eq!(rabbit.lane.refused(), None);
+}
+
+#[test]
+fn what_is_nacked_too_often_becomes_a_dead_letter_and_the_rest_goes_on() {
+    let mut rabbit = Rabbit::new(policy(100, false));
+    rabbit.commit(1, 2);
+    rabbit.read();
+    rabbit.nack(1);
+    rabbit.ack(2);
+    assert_eq!(rabbit.got(), []);
+    rabbit.wait(NACK_PAUSES[0]);
+    assert_eq!(rabbit.got(), [(1, 0, true)]);
+    rabbit.nack(3);
+    // A lost connection takes no nack back.
+    rabbit.disconnect();
+    rabbit.connect();
+    rabbit.read();
+    rabbit.nack(1);
+    let letters = rabbit.lane.take_dead_letters();
+    assert_eq!((letters.len(), letters[0].reply_code), (1, 406));
+    assert!(letters[0].reply_text.starts_with("PRECONDITION_FAILED - RabbitMQ nacked it 3 times"), "{letters:?}");
+    rabbit.lane.dead_letter_kept(Sequence(1), rabbit.now);
+    assert_eq!(rabbit.delivered(), [1]);
+    rabbit.commit(2, 3);
+    assert_eq!(rabbit.got().len(), 3, "pipelined again");
 }
 
 #[test]
