@@ -113,7 +113,7 @@ type Seconds = Gauge<f64, AtomicU64>;
 pub enum Refused {
     /// `listen.max_connections`.
     Limit,
-    /// A user of `listen.loopback_users` from elsewhere, or an anonymous login.
+    /// A user of `listen.loopback_users` from elsewhere, or a login that can't be followed.
     LoopbackUser,
     /// `listen.handshake_timeout`.
     Timeout,

@@ -1,7 +1,7 @@
 //! What goes between a connection, its channels and the session: commands out, limits in, and the bytes that all of them
 //! write to.
 
-use super::handshake::LoginRules;
+use super::handshake::{Identity, LoginRules};
 use crate::tx::batch::Batch;
 use crate::tx::checker::{Named, Rules};
 use crate::tx::decision::Decision;
@@ -154,10 +154,8 @@ pub enum Stage {
 /// What both sides agreed on.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Opened {
-    /// The login name; empty where the mechanism doesn't tell.
-    pub user: String,
-    /// The virtual host.
-    pub vhost: String,
+    /// Who the client is: all commands behind this one are its.
+    pub identity: Identity,
     /// Seconds; 0 is none.
     pub heartbeat: u16,
     /// The client's library; empty if it doesn't say.
@@ -181,10 +179,8 @@ pub struct Io {
     pub settings: Arc<Settings>,
     /// Bytes of one message's body that RabbitMQ takes, as its version tells.
     pub server_message_bytes_max: u64,
-    /// The login name; empty where the mechanism doesn't tell.
-    pub user: String,
-    /// The virtual host.
-    pub vhost: String,
+    /// Who the client is; none before open-ok, when there is no channel either.
+    pub identity: Option<Identity>,
     /// The negotiated frame_max; 0 is no limit.
     pub frame_max: u32,
     /// The frame_max that RabbitMQ offered, which the relay gets too; 0 is no limit.
@@ -213,8 +209,7 @@ impl Io {
             commands: VecDeque::new(),
             settings: Arc::new(settings),
             server_message_bytes_max: u64::MAX,
-            user: String::new(),
-            vhost: String::new(),
+            identity: None,
             frame_max: 0,
             server_frame_max: 0,
             timers: BTreeSet::new(),
@@ -225,6 +220,16 @@ impl Io {
             now,
             last_ticket: 0,
         }
+    }
+
+    /// The virtual host; none is open, and no channel, before open-ok.
+    pub fn vhost(&self) -> &str {
+        self.identity.as_ref().map_or("", |identity| &identity.vhost)
+    }
+
+    /// The login name; as [`Io::vhost`].
+    pub fn user(&self) -> &str {
+        self.identity.as_ref().map_or("", |identity| &identity.user)
     }
 
     /// A ticket that no channel of the connection has had: an answer may come when its channel is closed, and another

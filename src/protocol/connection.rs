@@ -5,20 +5,21 @@
 //! RabbitMQ gives its own answer to it.
 
 mod ending;
+mod login;
 mod ordinary;
 mod slots;
 #[cfg(test)]
 pub(super) mod tests;
 
+use self::login::Handshake;
 use self::slots::Slots;
 use super::channel::{Channel, Outcome};
-use super::command::{Command, Ended, Io, Opened, Refusal, Settings, Stage, Ticket};
+use super::command::{Command, Ended, Io, Refusal, Settings, Stage, Ticket};
 use super::deliveries::{Consumers, Content};
-use super::handshake::{self, LoginRefused};
 use super::judge::Judge;
 use super::ordinary::{HalfChannel, Step};
 use crate::amqp::frame::{self, Frame, PROTOCOL_HEADER, Split, kind};
-use crate::amqp::method::{self, Close, Start, StartOk, Tune, id};
+use crate::amqp::method::{self, Close, id};
 use crate::amqp::reply_code::ReplyCode;
 use crate::tx::decision::Verdict;
 use crate::tx::id::TransactionId;
@@ -28,9 +29,8 @@ use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-/// Largest frame payload taken from a client before it has logged in. RabbitMQ's own limit is 4,096 or 8,192 bytes; its
-/// answer to more is passed on.
-const LOGIN_FRAME_BYTES_MAX: usize = 128 << 10;
+/// Largest frame payload taken from a client before RabbitMQ has told its version. See [`Connection::input_bytes_max`].
+const LOGIN_FRAME_BYTES_MAX: usize = 4_096;
 /// Largest frame payload where RabbitMQ sets no limit, and from RabbitMQ, which never splits a content header.
 const FRAME_BYTES_MAX: usize = 256 << 20;
 /// RabbitMQ leaves a refused login unanswered for so long before it closes.
@@ -138,8 +138,11 @@ pub struct Connection {
     closing_upstream: HashSet<u16>,
     /// Channels whose client has to wait.
     congested: HashSet<u16>,
-    opened: Opened,
-    client_properties: Vec<u8>,
+    handshake: Handshake,
+    /// Largest frame payload that RabbitMQ takes before open-ok.
+    login_frame_max: usize,
+    /// The client announced `connection.blocked`.
+    understands_blocked: bool,
     ending: Option<End>,
     /// Why an operator ends it.
     closed_because: String,
@@ -169,15 +172,9 @@ impl Connection {
             closed_upstream: HashSet::new(),
             closing_upstream: HashSet::new(),
             congested: HashSet::new(),
-            opened: Opened {
-                user: String::new(),
-                vhost: String::new(),
-                heartbeat: 0,
-                product: String::new(),
-                version: None,
-                name: None,
-            },
-            client_properties: Vec::new(),
+            handshake: Handshake::Start,
+            login_frame_max: LOGIN_FRAME_BYTES_MAX,
+            understands_blocked: false,
             ending: None,
             closed_because: String::new(),
             client_close: Vec::new(),
@@ -223,7 +220,22 @@ impl Connection {
         self.congested.is_empty()
             && !self.blocked
             && self.ending.is_none_or(|_| self.phase == Phase::Closing)
-            && !matches!(self.phase, Phase::Connecting | Phase::Closed)
+            && match self.phase {
+                Phase::Connecting | Phase::Closed => false,
+                Phase::Handshake => self.handshake.is_clients_turn(),
+                _ => true,
+            }
+    }
+
+    /// How many bytes of the client may be kept for [`Connection::handle_client`]. Before open-ok they are few: nobody
+    /// has said yet that the client may be here.
+    pub fn input_bytes_max(&self) -> Option<usize> {
+        match self.phase {
+            Phase::Greeting | Phase::Connecting | Phase::Handshake | Phase::Refused => {
+                Some(self.login_frame_max + frame::OVERHEAD_BYTES)
+            }
+            Phase::Running | Phase::PassThrough | Phase::Closing | Phase::Closed => None,
+        }
     }
 
     /// When [`Connection::handle_time`] wants to be called.
@@ -313,7 +325,10 @@ impl Connection {
                 }
                 Split::Malformed => {
                     self.io.to_upstream.extend_from_slice(&input[run..at]);
-                    self.break_off();
+                    match self.phase {
+                        Phase::Handshake => self.refuse_in_silence(Refusal::Protocol),
+                        _ => self.break_off(),
+                    }
                     return (at, true);
                 }
             }
@@ -322,7 +337,7 @@ impl Connection {
 
     fn client_payload_max(&self) -> usize {
         match (self.phase, self.io.frame_max) {
-            (Phase::Handshake, _) => LOGIN_FRAME_BYTES_MAX,
+            (Phase::Handshake, _) => self.login_frame_max,
             (_, 0) => FRAME_BYTES_MAX,
             // RabbitMQ measures the payload alone, so it takes eight bytes more than it says.
             (_, max) => max as usize,
@@ -330,6 +345,9 @@ impl Connection {
     }
 
     fn client_frame(&mut self, frame: &Frame<'_>) {
+        if self.phase == Phase::Handshake {
+            return self.login_client_frame(frame);
+        }
         if self.phase == Phase::Closing {
             if frame.method_id() == Some(id::CONNECTION_CLOSE_OK) {
                 self.close();
@@ -448,20 +466,6 @@ impl Connection {
     fn client_frame_0(&mut self, frame: &Frame<'_>) {
         match frame.method_id() {
             None if frame.raw == frame::HEARTBEAT => return,
-            Some(id::CONNECTION_START_OK) if self.phase == Phase::Handshake => return self.start_ok(frame),
-            Some(id::CONNECTION_TUNE_OK) if self.phase == Phase::Handshake => {
-                if let Ok(tune) = Tune::parse(frame.arguments()) {
-                    self.io.frame_max = tune.frame_max;
-                    self.channel_max = tune.channel_max;
-                    self.opened.heartbeat = tune.heartbeat;
-                }
-            }
-            Some(id::CONNECTION_OPEN) if self.phase == Phase::Handshake => {
-                if let Ok(vhost) = method::open_vhost(frame.arguments()) {
-                    self.opened.vhost = String::from_utf8_lossy(vhost).into_owned();
-                    self.io.vhost.clone_from(&self.opened.vhost);
-                }
-            }
             Some(id::CONNECTION_CLOSE) => {
                 self.ending = Some(End::ClientClose);
                 self.client_close = frame.raw.to_vec();
@@ -470,35 +474,6 @@ impl Connection {
             _ => {}
         }
         self.io.to_upstream.extend_from_slice(frame.raw);
-    }
-
-    fn start_ok(&mut self, frame: &Frame<'_>) {
-        let Ok(start_ok) = StartOk::parse(frame.arguments()) else { return self.break_off_with(frame) };
-        match self.io.settings.login.check(&start_ok) {
-            Ok(user) => {
-                let text = |name: &[u8]| handshake::property(start_ok.client_properties, name);
-                self.io.user.clone_from(&user);
-                self.opened.user = user;
-                self.opened.product = text(b"product").unwrap_or_default();
-                self.opened.version = text(b"version");
-                self.opened.name = text(b"connection_name");
-                self.client_properties = start_ok.client_properties.to_vec();
-                self.io.to_upstream.extend_from_slice(frame.raw);
-            }
-            Err(refused) => {
-                let told = handshake::has_capability(start_ok.client_properties, b"authentication_failure_close");
-                if refused == LoginRefused::LoopbackUser && told {
-                    let mechanism = String::from_utf8_lossy(start_ok.mechanism);
-                    let text = ReplyCode::ACCESS_REFUSED.text(&format!(
-                        "Login was refused using authentication mechanism {mechanism}. For details see the broker logfile."
-                    ));
-                    self.write_close(ReplyCode::ACCESS_REFUSED, &text);
-                }
-                self.io.commands.push_back(Command::Refused(Refusal::Login));
-                self.phase = Phase::Refused;
-                self.phase_until = Some(self.io.now + REFUSED_FOR);
-            }
-        }
     }
 
     /// The framing is broken: from here on RabbitMQ gets the bytes as they come, and has the last word.
@@ -512,11 +487,6 @@ impl Connection {
         }
         self.abandon_all();
         self.phase = Phase::PassThrough;
-    }
-
-    fn break_off_with(&mut self, frame: &Frame<'_>) {
-        self.io.to_upstream.extend_from_slice(frame.raw);
-        self.break_off();
     }
 
     fn apply(&mut self, number: u16, outcome: Outcome) {
@@ -673,6 +643,9 @@ impl Connection {
         if matches!(self.phase, Phase::Refused | Phase::Closing | Phase::Closed) {
             return;
         }
+        if self.phase == Phase::Handshake {
+            return self.login_upstream_frame(frame);
+        }
         if self.closing_upstream.contains(&frame.channel) {
             return self.closing_upstream_frame(frame);
         }
@@ -758,17 +731,6 @@ impl Connection {
     fn upstream_frame_0(&mut self, frame: &Frame<'_>) {
         match frame.method_id() {
             None if frame.kind == kind::HEARTBEAT => return,
-            Some(id::CONNECTION_START) if self.phase == Phase::Handshake => return self.start(frame),
-            Some(id::CONNECTION_TUNE) if self.phase == Phase::Handshake => {
-                if let Ok(tune) = Tune::parse(frame.arguments()) {
-                    self.io.server_frame_max = tune.frame_max;
-                }
-            }
-            Some(id::CONNECTION_OPEN_OK) if self.phase == Phase::Handshake => {
-                self.phase = Phase::Running;
-                self.phase_until = None;
-                self.io.commands.push_back(Command::Opened(self.opened.clone()));
-            }
             Some(id::CONNECTION_CLOSE) if self.phase == Phase::Running => self.break_off(),
             Some(id::CONNECTION_BLOCKED) => self.blocked_upstream = true,
             Some(id::CONNECTION_UNBLOCKED) => {
@@ -780,14 +742,6 @@ impl Connection {
             _ => {}
         }
         self.io.to_client.extend_from_slice(frame.raw);
-    }
-
-    fn start(&mut self, frame: &Frame<'_>) {
-        let Ok(start) = Start::parse(frame.arguments()) else { return self.handle_upstream_lost() };
-        let version = handshake::property(start.server_properties, b"version");
-        self.io.server_message_bytes_max = handshake::message_bytes_max(version.as_deref());
-        let mechanisms = self.io.settings.login.offer(start.mechanisms);
-        Start { mechanisms: &mechanisms, ..start }.write(&mut self.io.to_client);
     }
 
     /// The store's answer to [`Command::Park`].
@@ -859,7 +813,7 @@ impl Connection {
         self.store_full = full;
         if !full && self.blocked {
             self.blocked = false;
-            if !self.blocked_upstream && self.understands_blocked() {
+            if !self.blocked_upstream && self.understands_blocked {
                 method::write_bare(&mut self.io.to_client, 0, id::CONNECTION_UNBLOCKED);
             }
         }
@@ -874,13 +828,9 @@ impl Connection {
     fn block_if_full(&mut self) {
         if std::mem::take(&mut self.io.published) && self.store_full && !self.blocked && self.phase == Phase::Running {
             self.blocked = true;
-            if !self.blocked_upstream && self.understands_blocked() {
+            if !self.blocked_upstream && self.understands_blocked {
                 method::write_blocked(&mut self.io.to_client, b"the store of halfway is full");
             }
         }
-    }
-
-    fn understands_blocked(&self) -> bool {
-        handshake::has_capability(&self.client_properties, b"connection.blocked")
     }
 }

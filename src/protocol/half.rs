@@ -42,7 +42,7 @@ pub fn read(
 ) -> Result<Option<Named>, String> {
     let headers = properties.headers().unwrap_or_default();
     let Some(name) = name(headers)? else { return Ok(None) };
-    let subject = Subject { vhost: &io.vhost, user: &io.user, transaction: &name, exchange: publish.exchange };
+    let subject = Subject { vhost: io.vhost(), user: io.user(), transaction: &name, exchange: publish.exchange };
     let rules = &io.settings.rules;
     let rule = match table::find(headers, CHECKER) {
         None => rules.matching(&subject),

@@ -1,9 +1,9 @@
-//! The holes that a proxy would open in RabbitMQ's authentication, closed: which SASL mechanisms are offered to a
-//! client, and who may log in from where.
+//! Who the client is: which SASL mechanisms it is offered, what it says by them, and who may log in from where.
 
 use crate::amqp::method::StartOk;
 use crate::amqp::table;
 use std::net::IpAddr;
+use std::sync::Arc;
 
 /// What the listener knows and wants of a client's login.
 #[derive(Debug, Clone)]
@@ -14,12 +14,77 @@ pub struct LoginRules {
     pub loopback_users: Vec<String>,
 }
 
+/// How a client says who it is: the SASL mechanisms that are read here exactly as RabbitMQ reads them. No other is
+/// offered or let through, for who logs in by it would be unknown here: EXTERNAL would take the certificate of the proxy,
+/// ANONYMOUS takes a user that RabbitMQ is configured with, and RABBIT-CR-DEMO tells the name where nobody looks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Mechanism {
+    /// Name and password between NULs.
+    Plain,
+    /// Name and password in a field table.
+    AmqPlain,
+}
+
+impl Mechanism {
+    /// The mechanism of this name.
+    pub fn of(name: &[u8]) -> Option<Self> {
+        match name {
+            b"PLAIN" => Some(Self::Plain),
+            b"AMQPLAIN" => Some(Self::AmqPlain),
+            _ => None,
+        }
+    }
+
+    /// The user in a response, if RabbitMQ reads it as one.
+    ///
+    /// A name that is no UTF-8 is none: two of them could not be told apart in what is kept.
+    fn user(self, response: &[u8]) -> Option<&str> {
+        let name = match self {
+            Self::Plain => match response.split(|byte| *byte == 0).collect::<Vec<_>>()[..] {
+                [b"", user, _password] => user,
+                _ => return None,
+            },
+            // RabbitMQ reads the whole table first, and takes the first entry of each name.
+            Self::AmqPlain if table::is_readable(response) => {
+                let text = |name| table::find(response, name).filter(|entry| entry.kind == b'S');
+                text(b"PASSWORD")?;
+                text(b"LOGIN")?.value
+            }
+            Self::AmqPlain => return None,
+        };
+        std::str::from_utf8(name).ok()
+    }
+}
+
+/// Who the client is. It exists from RabbitMQ's open-ok on.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Identity {
+    /// The name that it logged in with.
+    pub user: Arc<str>,
+    /// The virtual host that RabbitMQ has opened for it.
+    pub vhost: Arc<str>,
+    /// How it said its name.
+    pub mechanism: Mechanism,
+}
+
+/// What a client says of itself in start-ok, and RabbitMQ has not confirmed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Claim {
+    /// The login name.
+    pub user: Arc<str>,
+    /// How it said so.
+    pub mechanism: Mechanism,
+}
+
 /// Why a login goes no further.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum LoginRefused {
     /// The mechanism is not one that the client was offered.
     #[error("the client chose a SASL mechanism that it was not offered")]
     Mechanism,
+    /// A response that RabbitMQ would not read, or not as it is read here.
+    #[error("the client's SASL response can't be read")]
+    Response,
     /// A loopback user from elsewhere.
     #[error("this user may log in from loopback addresses only")]
     LoopbackUser,
@@ -27,46 +92,23 @@ pub enum LoginRefused {
 
 impl LoginRules {
     /// The mechanisms to offer, out of those that RabbitMQ offers.
-    ///
-    /// EXTERNAL would log the client in with the certificate of the proxy; ANONYMOUS logs in as a user that RabbitMQ
-    /// guards by address.
-    pub fn offer(&self, mechanisms: &[u8]) -> Vec<u8> {
-        let kept: Vec<&[u8]> = mechanisms.split(|byte| *byte == b' ').filter(|name| self.offers(name)).collect();
-        kept.join(&b' ')
-    }
-
-    fn offers(&self, mechanism: &[u8]) -> bool {
-        match mechanism {
-            b"EXTERNAL" => false,
-            b"ANONYMOUS" => self.from_loopback,
-            _ => true,
-        }
+    pub fn offer(mechanisms: &[u8]) -> Vec<u8> {
+        let names = mechanisms.split(|byte| *byte == b' ');
+        names.filter(|name| Mechanism::of(name).is_some()).collect::<Vec<_>>().join(&b' ')
     }
 
     /// Whether RabbitMQ may be asked to log this client in, and as whom.
     ///
     /// # Errors
     /// [`LoginRefused`], to be told as RabbitMQ tells it.
-    pub fn check(&self, start_ok: &StartOk<'_>) -> Result<String, LoginRefused> {
-        if !self.offers(start_ok.mechanism) {
-            return Err(LoginRefused::Mechanism);
-        }
-        let user = user(start_ok).unwrap_or_default();
-        if !self.from_loopback && self.loopback_users.contains(&user) {
+    pub fn check(&self, start_ok: &StartOk<'_>) -> Result<Claim, LoginRefused> {
+        let mechanism = Mechanism::of(start_ok.mechanism).ok_or(LoginRefused::Mechanism)?;
+        let user = mechanism.user(start_ok.response).ok_or(LoginRefused::Response)?;
+        if !self.from_loopback && self.loopback_users.iter().any(|guarded| guarded == user) {
             return Err(LoginRefused::LoopbackUser);
         }
-        Ok(user)
+        Ok(Claim { user: user.into(), mechanism })
     }
-}
-
-/// The user name in a login, where the mechanism carries one that can be read.
-fn user(start_ok: &StartOk<'_>) -> Option<String> {
-    let name = match start_ok.mechanism {
-        b"PLAIN" => start_ok.response.split(|byte| *byte == 0).nth(1)?,
-        b"AMQPLAIN" => table::find(start_ok.response, b"LOGIN").filter(|entry| entry.kind == b'S')?.value,
-        _ => return None,
-    };
-    Some(String::from_utf8_lossy(name).into_owned())
 }
 
 /// Whether the client announced a capability, such as `connection.blocked`.
@@ -90,6 +132,16 @@ pub fn message_bytes_max(server_version: Option<&str>) -> u64 {
     if major.is_some_and(|major: u32| major < 4) { 128 << 20 } else { 16 << 20 }
 }
 
+/// The largest payload of a frame that RabbitMQ takes before a client has logged in: 4,096 bytes before 4.1, 8,192 from
+/// then on.
+pub fn login_frame_max(server_version: Option<&str>) -> usize {
+    let mut parts = server_version.unwrap_or_default().split('.').map_while(|part| part.parse::<u32>().ok());
+    match (parts.next(), parts.next()) {
+        (Some(major), Some(minor)) if (major, minor) < (4, 1) => 4_096,
+        _ => 8_192,
+    }
+}
+
 /// Whether an address is the machine's own, IPv4 in IPv6 included.
 pub fn is_loopback(address: IpAddr) -> bool {
     address.to_canonical().is_loopback()
@@ -108,23 +160,70 @@ mod tests {
         StartOk { client_properties: b"", mechanism, response, locale: b"en_US" }
     }
 
+    fn user(login: &StartOk<'_>) -> Result<String, LoginRefused> {
+        rules(false).check(login).map(|claim| claim.user.to_string())
+    }
+
+    fn amqplain(entries: &[(&[u8], u8, &[u8])]) -> Vec<u8> {
+        let mut table = Vec::new();
+        for (name, kind, value) in entries {
+            table.put_short_string(name);
+            table.put_u8(*kind);
+            table.put_long_string(value);
+        }
+        table
+    }
+
     #[test]
-    fn external_is_never_offered_and_anonymous_only_nearby() {
-        assert_eq!(rules(false).offer(b"PLAIN EXTERNAL AMQPLAIN ANONYMOUS"), b"PLAIN AMQPLAIN");
-        assert_eq!(rules(true).offer(b"ANONYMOUS EXTERNAL PLAIN"), b"ANONYMOUS PLAIN");
-        assert_eq!(rules(true).check(&login(b"EXTERNAL", b"")), Err(LoginRefused::Mechanism));
-        assert_eq!(rules(false).check(&login(b"ANONYMOUS", b"")), Err(LoginRefused::Mechanism));
+    fn only_what_is_read_here_is_offered_or_let_through() {
+        let offered = LoginRules::offer(b"ANONYMOUS PLAIN EXTERNAL RABBIT-CR-DEMO AMQPLAIN OAUTHBEARER");
+        assert_eq!(offered, b"PLAIN AMQPLAIN");
+        for other in [&b"EXTERNAL"[..], b"ANONYMOUS", b"RABBIT-CR-DEMO", b"plain", b"", b"PLAIN "] {
+            assert_eq!(rules(true).check(&login(other, b"\0orders\0secret")), Err(LoginRefused::Mechanism));
+        }
+    }
+
+    #[test]
+    fn plain_is_read_as_rabbitmq_reads_it() {
+        assert_eq!(user(&login(b"PLAIN", b"\0orders\0secret")), Ok("orders".into()));
+        assert_eq!(user(&login(b"PLAIN", b"\0orders\0")), Ok("orders".into()));
+        for other in
+            [&b""[..], b"orders", b"\0orders", b"guest\0orders\0secret", b"\0orders\0secret\0", b"\0\xff\0secret"]
+        {
+            assert_eq!(user(&login(b"PLAIN", other)), Err(LoginRefused::Response), "{other:?}");
+        }
+    }
+
+    #[test]
+    fn amqplain_is_read_as_rabbitmq_reads_it() {
+        let password: (&[u8], u8, &[u8]) = (b"PASSWORD", b'S', b"secret");
+        let read = |entries: &[_]| user(&login(b"AMQPLAIN", &amqplain(entries)));
+        assert_eq!(read(&[(b"LOGIN", b'S', b"orders"), password]), Ok("orders".into()));
+        assert_eq!(read(&[password, (b"LOGIN", b'S', b"one"), (b"LOGIN", b'S', b"two")]), Ok("one".into()));
+        // RabbitMQ takes the first one, whatever its type, and logs in with the bytes of an `x`.
+        for guest in [b'x', b'F', b'A'] {
+            assert_eq!(read(&[(b"LOGIN", guest, b""), password]), Err(LoginRefused::Response));
+            assert_eq!(
+                read(&[(b"LOGIN", guest, b""), (b"LOGIN", b'S', b"orders"), password]),
+                Err(LoginRefused::Response)
+            );
+        }
+        let orders: (&[u8], u8, &[u8]) = (b"LOGIN", b'S', b"orders");
+        assert_eq!(read(&[orders]), Err(LoginRefused::Response));
+        assert_eq!(read(&[orders, (b"PASSWORD", b'x', b"secret")]), Err(LoginRefused::Response));
+        let whole = amqplain(&[orders, password, (b"t", b'F', b"")]);
+        assert_eq!(user(&login(b"AMQPLAIN", &whole)), Ok("orders".into()));
+        assert_eq!(user(&login(b"AMQPLAIN", &whole[..whole.len() - 1])), Err(LoginRefused::Response));
     }
 
     #[test]
     fn loopback_users_come_from_loopback_only() {
-        let mut amqplain = Vec::new();
-        table::write_string(&mut amqplain, b"LOGIN", b"guest");
+        let amqplain = amqplain(&[(b"LOGIN", b'S', b"guest"), (b"PASSWORD", b'S', b"guest")]);
         for guest in [login(b"PLAIN", b"\0guest\0guest"), login(b"AMQPLAIN", &amqplain)] {
             assert_eq!(rules(false).check(&guest), Err(LoginRefused::LoopbackUser));
-            assert_eq!(rules(true).check(&guest).as_deref(), Ok("guest"));
+            assert_eq!(rules(true).check(&guest).map(|claim| claim.user), Ok("guest".into()));
         }
-        assert_eq!(rules(false).check(&login(b"PLAIN", b"\0orders\0secret")).as_deref(), Ok("orders"));
+        assert_eq!(user(&login(b"PLAIN", b"\0orders\0secret")), Ok("orders".into()));
     }
 
     #[test]
@@ -153,5 +252,14 @@ mod tests {
         assert_eq!(message_bytes_max(Some("3.10.8")), 128 << 20);
         assert_eq!(message_bytes_max(Some("4.0.5")), 16 << 20);
         assert_eq!(message_bytes_max(None), 16 << 20);
+    }
+
+    #[test]
+    fn the_limit_of_a_login_frame_follows_the_version() {
+        assert_eq!(
+            ["3.10.8", "4.0.5", "4.1.0", "4.3.0-rc.1", "5.0.0"].map(|it| login_frame_max(Some(it))),
+            [4_096, 4_096, 8_192, 8_192, 8_192]
+        );
+        assert_eq!(login_frame_max(None), 8_192);
     }
 }

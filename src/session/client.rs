@@ -18,7 +18,7 @@ use crate::tx::decision::{Actor, Owned, Target, Verdict};
 use crate::tx::id::{Timestamp, TransactionId};
 use crate::tx::name::TransactionName;
 use crate::upstream::{ClientAddresses, ConnectError, Stream};
-use bytes::{Buf, BytesMut};
+use bytes::{Buf, BufMut, BytesMut};
 use futures_util::future::BoxFuture;
 use futures_util::stream::{FuturesUnordered, StreamExt};
 use std::future::poll_fn;
@@ -33,6 +33,8 @@ use tokio::time::Sleep;
 
 /// Bytes waiting to be written to one side past which the other side is read no more.
 const OUTPUT_BYTES_MAX: usize = 256 << 10;
+/// What one read takes at most from a client that has not logged in.
+const LOGIN_READ_BYTES: usize = 1 << 10;
 /// How long the last bytes may take to go out once a session is over.
 const LAST_WORDS_WITHIN: Duration = Duration::from_secs(5);
 
@@ -270,7 +272,7 @@ impl Session {
                 return true;
             }
         }
-        match self.client.poll_read(cx) {
+        match self.client.poll_read(cx, self.connection.input_bytes_max()) {
             Poll::Pending => false,
             Poll::Ready(Ok(read @ 1..)) => {
                 self.client.heard(now);
@@ -295,7 +297,7 @@ impl Session {
             upstream.heard(now);
             return false;
         }
-        match upstream.poll_read(cx) {
+        match upstream.poll_read(cx, None) {
             Poll::Pending => false,
             Poll::Ready(Ok(1..)) => {
                 upstream.heard(now);
@@ -470,16 +472,16 @@ impl Session {
         tracing::info!(
             connection = self.number,
             peer = %self.addresses.source,
-            user = opened.user,
-            vhost = opened.vhost,
+            user = &*opened.identity.user,
+            vhost = &*opened.identity.vhost,
             product = opened.product,
             version = opened.version,
             name = opened.name,
             "open"
         );
         self.opened = true;
-        self.user = Arc::from(opened.user.as_str());
-        self.vhost = Arc::from(opened.vhost.as_str());
+        self.user = Arc::clone(&opened.identity.user);
+        self.vhost = Arc::clone(&opened.identity.vhost);
         self.seat.take(Guest {
             user: Arc::clone(&self.user),
             vhost: Arc::clone(&self.vhost),
@@ -544,8 +546,19 @@ impl Side {
         self.heartbeat.as_ref().map_or(Due::Nothing, |heartbeat| heartbeat.due(now))
     }
 
-    /// Reads what there is, behind the front of a frame that may be in `input` already.
-    fn poll_read(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
+    /// Reads what there is, behind the front of a frame that may be in `input` already, which grows to `bytes_max`.
+    fn poll_read(&mut self, cx: &mut Context<'_>, bytes_max: Option<usize>) -> Poll<io::Result<usize>> {
+        if let Some(max) = bytes_max {
+            // Whoever has not logged in gets memory of its own, as much as it sends: a shared buffer would be held by a
+            // single byte.
+            let room = max.saturating_sub(self.input.len()).min(LOGIN_READ_BYTES);
+            self.input.reserve(room);
+            let read = pin!(self.stream.read_buf(&mut (&mut self.input).limit(room))).poll(cx);
+            if read.is_pending() && self.input.is_empty() {
+                self.input = BytesMut::new();
+            }
+            return read;
+        }
         let missing = match frame::split(&self.input, usize::MAX - frame::OVERHEAD_BYTES) {
             Split::NeedBytes(total) => total.saturating_sub(self.input.len()),
             Split::Frame(_) | Split::Malformed => 0,

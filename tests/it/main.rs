@@ -17,6 +17,7 @@ mod dead;
 mod faults;
 mod fidelity;
 mod half;
+mod login;
 mod monitoring;
 mod openapi;
 mod process;

@@ -1,8 +1,9 @@
 //! A producer: it prepares messages, commits its database, and decides; over sessions that may end at any byte.
 
 use crate::broker::{Broker, News, Place};
+use crate::login;
 use crate::stream::Stream;
-use pure::amqp::frame::{self, PROTOCOL_HEADER};
+use pure::amqp::frame;
 use pure::amqp::method::{self, Publish, Settle, id};
 use pure::amqp::table;
 use pure::amqp::wire::Write;
@@ -81,16 +82,7 @@ pub(crate) struct Session {
 impl Session {
     pub(crate) fn open(number: u64, settings: Settings, now: Instant) -> Self {
         let mut connection = Connection::new(settings, now, now + Duration::from_secs(10));
-        let mut tune = Vec::new();
-        frame::write_method(&mut tune, 0, id::CONNECTION_TUNE_OK, |out| out.extend([7, 255, 0, 0, 16, 0, 0, 60]));
-        connection.handle_client(&PROTOCOL_HEADER);
-        connection.handle_upstream_connected();
-        connection.handle_client(&tune);
-        let mut bytes = Vec::new();
-        method::write_bare(&mut bytes, 0, id::CONNECTION_OPEN_OK);
-        connection.handle_upstream(&bytes);
-        connection.io.to_client.clear();
-        connection.io.to_upstream.clear();
+        login::log_in(&mut connection, "orders", "/", 2047);
         let mut out = Vec::new();
         for channel in [1, 2] {
             method::write_channel_open(&mut out, channel);

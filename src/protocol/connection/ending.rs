@@ -98,11 +98,11 @@ impl Connection {
 
     /// Ends the connection in the way that was decided, as soon as no commit is running.
     pub(super) fn end_if_idle(&mut self) {
-        let Some(end) = self.ending.filter(|_| matches!(self.phase, Phase::Running | Phase::Handshake)) else { return };
+        let Some(end) = self.ending.filter(|_| self.phase == Phase::Running) else { return };
         if !self.io.hurried {
             self.hurry();
         }
-        if self.io.committing > 0 || !matches!(self.phase, Phase::Running | Phase::Handshake) {
+        if self.io.committing > 0 || self.phase != Phase::Running {
             return;
         }
         self.abandon_all();

@@ -2,7 +2,7 @@
 
 use super::super::handshake::LoginRules;
 use super::*;
-use crate::amqp::method::{Publish, Return, Settle};
+use crate::amqp::method::{Publish, Return, Settle, Start, StartOk};
 use crate::amqp::properties::tests::{empty, full};
 use crate::amqp::table;
 use crate::amqp::wire::Write;
@@ -16,6 +16,7 @@ use uuid::Uuid;
 mod ending;
 mod half;
 mod judgement;
+mod login;
 mod named;
 
 /// Both ends of a connection under test, and what the session was told to do.
@@ -180,7 +181,8 @@ impl Script {
         script.client(&open);
         script.upstream(&bare(0, id::CONNECTION_OPEN_OK));
         let Command::Opened(opened) = script.command() else { panic!("it is open") };
-        assert_eq!((&*opened.user, &*opened.vhost, opened.heartbeat, &*opened.product), ("orders", "shop", 60, "test"));
+        assert_eq!((&*opened.identity.user, &*opened.identity.vhost), ("orders", "shop"));
+        assert_eq!((opened.heartbeat, &*opened.product), (60, "test"));
         script.sent();
         script
     }
@@ -246,73 +248,6 @@ impl Script {
         self.connection.handle_forwarded(1, id, Forwarded { returned });
         self.collect();
     }
-}
-
-#[test]
-fn what_a_proxy_must_not_offer_is_not_offered() {
-    let mut script = Script::new(settings());
-    script.client(&PROTOCOL_HEADER);
-    script.connection.handle_upstream_connected();
-    script.upstream(&start());
-    let (to_client, _) = script.sent();
-    let Split::Frame(frame) = frame::split(&to_client, 1000) else { panic!("start") };
-    assert_eq!(Start::parse(frame.arguments()).unwrap().mechanisms, b"PLAIN AMQPLAIN");
-}
-
-#[test]
-fn a_guarded_user_is_refused_as_by_a_wrong_password() {
-    let mut script = Script::new(settings());
-    script.client(&PROTOCOL_HEADER);
-    script.connection.handle_upstream_connected();
-    script.upstream(&start());
-    script.sent();
-    script.client(&login("guest", b"PLAIN"));
-    let (to_client, to_upstream) = script.sent();
-    let Split::Frame(frame) = frame::split(&to_client, 1000) else { panic!("close") };
-    let close = Close::parse(frame.arguments()).unwrap();
-    assert_eq!((close.code, close.method), (ReplyCode::ACCESS_REFUSED, (0, 0)));
-    assert!(close.text.starts_with(b"ACCESS_REFUSED - Login was refused using authentication mechanism PLAIN."));
-    assert_eq!(to_upstream, b"", "RabbitMQ never hears of it");
-    script.client(&login("orders", b"PLAIN"));
-    assert_eq!(script.sent().1, b"", "nor of what comes behind");
-    script.commands.clear();
-    script.later(REFUSED_FOR);
-    assert!(matches!(script.command(), Command::Abort));
-}
-
-#[test]
-fn who_is_refused_is_counted_once() {
-    let refusals = |connection: &mut Connection| {
-        let commands = std::iter::from_fn(|| connection.poll_command());
-        commands.filter_map(|it| if let Command::Refused(why) = it { Some(why) } else { None }).collect::<Vec<_>>()
-    };
-    let mut rubbish = Script::new(settings());
-    rubbish.connection.handle_client(b"GET / HTTP/1.1");
-    assert_eq!(refusals(&mut rubbish.connection), [Refusal::Protocol]);
-    let mut silent = Script::new(settings());
-    silent.connection.handle_time(silent.now + Duration::from_secs(10));
-    assert_eq!(refusals(&mut silent.connection), [Refusal::Timeout]);
-    let mut late = Script::new(settings());
-    late.connection.drain();
-    assert_eq!(refusals(&mut late.connection), [Refusal::Draining]);
-    let mut guest = Script::new(settings());
-    guest.client(&PROTOCOL_HEADER);
-    guest.connection.handle_upstream_connected();
-    guest.upstream(&start());
-    guest.connection.handle_client(&login("guest", b"PLAIN"));
-    guest.connection.handle_time(guest.now + REFUSED_FOR);
-    assert_eq!(refusals(&mut guest.connection), [Refusal::Login]);
-}
-
-#[test]
-fn external_is_refused_even_when_chosen() {
-    let mut script = Script::new(settings());
-    script.client(&PROTOCOL_HEADER);
-    script.connection.handle_upstream_connected();
-    script.upstream(&start());
-    script.sent();
-    script.client(&login("orders", b"EXTERNAL"));
-    assert_eq!(script.sent(), (Vec::new(), Vec::new()), "silence, as from RabbitMQ");
 }
 
 #[test]

@@ -4,9 +4,10 @@
 
 use crate::broker::{Broker, News, Place};
 use crate::client::Client;
+use crate::login;
 use crate::script::Script;
 use crate::stream::{Stream, describe, trace};
-use pure::amqp::frame::{self, PROTOCOL_HEADER};
+use pure::amqp::frame;
 use pure::amqp::method::{self, Publish, id};
 use pure::amqp::wire::Write;
 use pure::protocol::command::{Command, Ticket};
@@ -137,25 +138,7 @@ impl Run {
         let now = Instant::now();
         let mut connection = Connection::new(script.settings(), now, now + Duration::from_secs(10));
         let channel_max = [0, 4, 5, 2047][script.below(4)];
-        let tune = |id| {
-            let mut out = Vec::new();
-            frame::write_method(&mut out, 0, id, |out| {
-                out.put_u16(channel_max);
-                out.put_u32(4096);
-                out.put_u16(60);
-            });
-            out
-        };
-        connection.handle_client(&PROTOCOL_HEADER);
-        connection.handle_upstream_connected();
-        connection.handle_upstream(&tune(id::CONNECTION_TUNE));
-        connection.handle_client(&tune(id::CONNECTION_TUNE_OK));
-        let mut bytes = Vec::new();
-        method::write_bare(&mut bytes, 0, id::CONNECTION_OPEN_OK);
-        connection.handle_upstream(&bytes);
-        assert!(connection.is_open());
-        connection.io.to_client.clear();
-        connection.io.to_upstream.clear();
+        login::log_in(&mut connection, "orders", "/", channel_max);
         let mut run = Self {
             connection,
             client: Client::default(),

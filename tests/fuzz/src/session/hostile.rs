@@ -1,13 +1,16 @@
-//! Two peers that send anything. Whatever it is: no panic, no memory beyond what came in, no decision that RabbitMQ has
-//! not been asked about, every transaction that began ends, and the store keeps none that nobody decides.
+//! Two peers that send anything, in any phase. Whatever it is: no panic, no memory beyond what came in, no command before
+//! RabbitMQ's open-ok or under another identity than the one that it answered, no decision that RabbitMQ has not been asked
+//! about, every transaction that began ends, and the store keeps none that nobody decides.
 
+use crate::login;
 use crate::script::Script;
-use pure::amqp::frame::{self, PROTOCOL_HEADER, Split};
-use pure::amqp::method::{self, Publish, id};
+use pure::amqp::frame::{self, Split};
+use pure::amqp::method::{self, Publish, StartOk, id};
 use pure::amqp::table;
 use pure::amqp::wire::Write;
 use pure::protocol::command::{Command, Ticket};
 use pure::protocol::connection::Connection;
+use pure::protocol::handshake::Identity;
 use pure::tx::id::TransactionId;
 use pure::tx::name::TransactionName;
 use pure::tx::outcome::Forwarded;
@@ -30,6 +33,10 @@ struct Run {
     decisions: HashMap<u16, usize>,
     began: usize,
     ended: usize,
+    /// All that RabbitMQ has got before its open-ok.
+    said: Vec<u8>,
+    /// Who it has let in.
+    identity: Option<Identity>,
     over: bool,
 }
 
@@ -50,15 +57,14 @@ pub fn run(script: &mut Script<'_>) -> usize {
         decisions: HashMap::new(),
         began: 0,
         ended: 0,
+        said: Vec::new(),
+        identity: None,
         over: false,
     };
     let (mut client, mut upstream) = (Vec::new(), Vec::new());
     if script.flag() {
-        client.extend_from_slice(&PROTOCOL_HEADER);
-        run.client(&mut client);
-        run.connection.handle_upstream_connected();
-        method::write_bare(&mut upstream, 0, id::CONNECTION_OPEN_OK);
-        run.upstream(&mut upstream);
+        login::log_in(&mut run.connection, "alice", "a", 2047);
+        run.identity.clone_from(&run.connection.io.identity);
         method::write_bare(&mut client, 1, id::TX_SELECT);
         method::write_bare(&mut client, 2, id::TX_SELECT);
         run.client(&mut client);
@@ -120,7 +126,7 @@ pub fn run(script: &mut Script<'_>) -> usize {
 
 /// Bytes that are a frame but for what the script changes, or bytes as they stand there.
 fn bytes(script: &mut Script<'_>, out: &mut Vec<u8>) {
-    const METHODS: [(u16, u16); 20] = [
+    const METHODS: [(u16, u16); 25] = [
         id::BASIC_PUBLISH,
         id::TX_COMMIT,
         id::TX_ROLLBACK,
@@ -136,13 +142,18 @@ fn bytes(script: &mut Script<'_>, out: &mut Vec<u8>) {
         id::CONNECTION_CLOSE_OK,
         id::CONNECTION_START,
         id::CONNECTION_START_OK,
+        id::CONNECTION_SECURE,
+        id::CONNECTION_TUNE,
+        id::CONNECTION_TUNE_OK,
+        id::CONNECTION_OPEN,
+        id::CONNECTION_OPEN_OK,
         id::BASIC_CONSUME_OK,
         id::TX_SELECT_OK,
         id::CONFIRM_SELECT,
         id::CHANNEL_FLOW,
         id::CHANNEL_FLOW_OK,
     ];
-    let (choice, channel, length) = (script.below(10), script.below(5), script.below(40));
+    let (choice, channel, length) = (script.below(12), script.below(5), script.below(40));
     // The last one is where the proxy has a channel of its own.
     let channel = if channel == 4 { u16::MAX } else { channel as u16 };
     match choice {
@@ -158,11 +169,26 @@ fn bytes(script: &mut Script<'_>, out: &mut Vec<u8>) {
             out.extend_from_slice(&[0, 0, 1, b'x', 1, b'k', script.byte() & 1]);
         }),
         5 | 6 => named(script, channel, out),
+        7 | 8 => step(script, out),
         _ => {
             let id = METHODS[script.below(METHODS.len())];
             let length = if script.flag() { length } else { 0 };
             frame::write_method(out, channel, id, |out| out.extend_from_slice(script.bytes(length)));
         }
+    }
+}
+
+/// A step of a login, in its turn or not.
+fn step(script: &mut Script<'_>, out: &mut Vec<u8>) {
+    match script.below(8) {
+        0 => login::start(out),
+        1 => login::start_ok(out, "alice"),
+        2 => login::start_ok(out, "bob"),
+        3 => login::tune(out, id::CONNECTION_TUNE, 2047),
+        4 => login::tune(out, id::CONNECTION_TUNE_OK, 2047),
+        5 => method::write_open(out, b"a"),
+        6 => method::write_open(out, b"b"),
+        _ => method::write_bare(out, 0, id::CONNECTION_OPEN_OK),
     }
 }
 
@@ -212,10 +238,44 @@ impl Run {
         self.collect();
     }
 
+    /// Whom RabbitMQ has let in with open-ok: by the first start-ok and the first open that it has got.
+    fn let_in(&self) -> (String, String) {
+        let (mut user, mut vhost) = (None, None);
+        let mut rest = &self.said[8..];
+        while let Split::Frame(frame) = frame::split(rest, usize::MAX - frame::OVERHEAD_BYTES) {
+            rest = &rest[frame.raw.len()..];
+            assert_eq!(frame.channel, 0, "whoever sends on a channel first is not let in");
+            let text = |bytes: &[u8]| String::from_utf8(bytes.to_vec()).expect("who is let in has a name");
+            match frame.method_id() {
+                Some(id::CONNECTION_START_OK) if user.is_none() => {
+                    let response = StartOk::parse(frame.arguments()).expect("a start-ok").response;
+                    user = response.split(|byte| *byte == 0).nth(1).map(text);
+                }
+                Some(id::CONNECTION_OPEN) if vhost.is_none() => {
+                    vhost = Some(text(method::open_vhost(frame.arguments()).expect("an open")));
+                }
+                Some(id::CONNECTION_TUNE_OK) if user.is_some() => {}
+                other => panic!("{other:?} is none of the steps, and somebody is let in behind it"),
+            }
+        }
+        (user.expect("a user"), vhost.expect("a virtual host"))
+    }
+
     fn collect(&mut self) {
         self.connection.io.to_client.clear();
-        self.connection.io.to_upstream.clear();
+        match self.identity {
+            Some(_) => self.connection.io.to_upstream.clear(),
+            None => self.said.append(&mut self.connection.io.to_upstream),
+        }
         while let Some(command) = self.connection.poll_command() {
+            if let Command::Opened(opened) = &command {
+                assert_eq!(self.identity, None, "somebody is let in once");
+                let (user, vhost) = self.let_in();
+                assert_eq!((&*opened.identity.user, &*opened.identity.vhost), (&*user, &*vhost));
+                self.identity = Some(opened.identity.clone());
+            }
+            let is_anybodys = matches!(command, Command::Connect | Command::Refused(_) | Command::Close | Command::Abort);
+            assert!(is_anybodys || self.identity.is_some(), "nobody is let in, and the store is to do {command:?}");
             match command {
                 Command::Park { channel, transaction, named, batch } => {
                     assert!(!batch.is_empty(), "nothing is not worth keeping");
@@ -247,5 +307,7 @@ impl Run {
             }
             assert!(self.ended <= self.began, "a transaction ends once");
         }
+        assert_eq!(self.connection.io.identity, self.identity, "an identity is for good");
+        assert!(self.identity.is_some() || self.connection.channels() == (0, 0), "a channel before open-ok");
     }
 }

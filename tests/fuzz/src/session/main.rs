@@ -12,6 +12,7 @@ mod broker;
 mod client;
 mod honest;
 mod hostile;
+mod login;
 mod script;
 mod stream;
 
