@@ -21,9 +21,9 @@ pub enum DeadCommand {
     /// Show one dead letter
     Show(Show),
     /// Have a dead letter tried again: as itself, with the same x-half-id
-    Retry(Retry),
+    Retry(Deed),
     /// Forget a dead letter for good
-    Discard(Discard),
+    Discard(Deed),
 }
 
 impl DeadCommand {
@@ -31,8 +31,8 @@ impl DeadCommand {
         match self {
             Self::List(List { reach, .. })
             | Self::Show(Show { reach, .. })
-            | Self::Retry(Retry { reach, .. })
-            | Self::Discard(Discard { reach, .. }) => reach,
+            | Self::Retry(Deed { reach, .. })
+            | Self::Discard(Deed { reach, .. }) => reach,
         }
     }
 }
@@ -79,9 +79,9 @@ pub struct Show {
     pub id: i64,
 }
 
-/// `halfway dead retry`.
+/// `halfway dead retry` and `discard`: one, or all that fit.
 #[derive(Args, Debug)]
-pub struct Retry {
+pub struct Deed {
     /// The proxy.
     #[command(flatten)]
     pub reach: Reach,
@@ -107,20 +107,6 @@ pub struct Retry {
     pub reason: String,
 }
 
-/// `halfway dead discard`.
-#[derive(Args, Debug)]
-pub struct Discard {
-    /// The proxy.
-    #[command(flatten)]
-    pub reach: Reach,
-    /// Its id
-    #[arg(value_name = "ID", value_parser = clap::value_parser!(i64).range(1..))]
-    pub id: i64,
-    /// Why, for the history of its transaction
-    #[arg(long, value_name = "TEXT", value_parser = reason)]
-    pub reason: String,
-}
-
 /// Runs the command against the proxy and prints its answer. Says whether all was done that was asked for.
 /// # Errors
 /// [`AskError`]; then nothing was printed, or not all of it.
@@ -137,44 +123,73 @@ pub async fn run(command: &DeadCommand, out: impl Write) -> Result<bool, AskErro
             let answer = client(reach)?.get(&format!("{PATH}/{id}")).await?;
             print(reach, &answer, out, print_letter)?;
         }
-        DeadCommand::Retry(Retry { reach, id: Some(id), reason, .. }) => {
-            let answer = decide(&client(reach)?, &id.to_string(), "retry", reason).await?;
-            print(reach, &answer, out, |answer, out| {
-                let [id, transaction] = ["id", "transaction"].map(|field| text(answer, field));
-                writeln!(out, "{id}: is tried again now; see transaction {transaction}")
-            })?;
-        }
-        DeadCommand::Retry(retry) => return retry_all(retry, out).await,
-        DeadCommand::Discard(Discard { reach, id, reason }) => {
-            let answer = decide(&client(reach)?, &id.to_string(), "discard", reason).await?;
-            print(reach, &answer, out, |answer, out| {
-                let [id, transaction] = ["id", "transaction"].map(|field| text(answer, field));
-                writeln!(out, "{id}: discarded, of transaction {transaction}")
-            })?;
-        }
+        DeadCommand::Retry(deed) => return act(deed, &RETRY, out).await,
+        DeadCommand::Discard(deed) => return act(deed, &DISCARD, out).await,
     }
     Ok(true)
 }
 
 const PATH: &str = "/api/dead-letters";
 
+/// What may be done with a letter, and how it is told.
+struct Act {
+    /// In the path.
+    what: &'static str,
+    /// Behind the number of one letter; its transaction follows.
+    one: &'static str,
+    doing: &'static str,
+    would: &'static str,
+    done: &'static str,
+    /// In the answer for programs.
+    count: &'static str,
+}
+
+const RETRY: Act = Act {
+    what: "retry",
+    one: "is tried again now; see transaction",
+    doing: "retrying dead letters",
+    would: "would be tried again",
+    done: "are tried again now",
+    count: "retried",
+};
+
+const DISCARD: Act = Act {
+    what: "discard",
+    one: "discarded, of transaction",
+    doing: "discarding dead letters",
+    would: "would be discarded",
+    done: "are discarded",
+    count: "discarded",
+};
+
+async fn act(deed: &Deed, act: &Act, out: impl Write) -> Result<bool, AskError> {
+    let Some(id) = deed.id else { return act_on_all(deed, act, out).await };
+    let answer = decide(&client(&deed.reach)?, &id.to_string(), act.what, &deed.reason).await?;
+    print(&deed.reach, &answer, out, |answer, out| {
+        let [id, transaction] = ["id", "transaction"].map(|field| text(answer, field));
+        writeln!(out, "{id}: {} {transaction}", act.one)
+    })?;
+    Ok(true)
+}
+
 async fn decide(client: &Client, id: &str, what: &str, reason: &str) -> Result<Value, ClientError> {
     client.post(&format!("{PATH}/{id}/{what}"), &json!({"reason": reason})).await
 }
 
-/// Tries again what is there now: what becomes a dead letter again meanwhile is not tried twice.
-async fn retry_all(retry: &Retry, out: impl Write) -> Result<bool, AskError> {
-    let client = client(&retry.reach)?;
-    let found = ask::list(&client, PATH, &retry.only.filters(), usize::MAX).await?;
+/// Does it with what is there now: what becomes a dead letter again meanwhile is left alone.
+async fn act_on_all(deed: &Deed, act: &Act, out: impl Write) -> Result<bool, AskError> {
+    let client = client(&deed.reach)?;
+    let found = ask::list(&client, PATH, &deed.only.filters(), usize::MAX).await?;
     let ids: Vec<String> = found["items"].as_array().into_iter().flatten().map(|item| text(item, "id")).collect();
-    let (mut retried, mut refused) = (0, Vec::new());
+    let (mut done, mut refused) = (0, Vec::new());
     let tried = Arc::new(AtomicU64::new(0));
     let (seen, total) = (Arc::clone(&tried), ids.len() as u64);
-    let look = move || Step { doing: "retrying dead letters", done: seen.load(Ordering::Relaxed), total };
-    let progress = retry.yes.then(|| Progress::start(look));
-    for id in ids.iter().filter(|_| retry.yes) {
-        match decide(&client, id, "retry", &retry.reason).await {
-            Ok(_) => retried += 1,
+    let doing = act.doing;
+    let look = move || Step { doing, done: seen.load(Ordering::Relaxed), total };
+    let progress = deed.yes.then(|| Progress::start(look));
+    for id in ids.iter().filter(|_| deed.yes) {
+        match decide(&client, id, act.what, &deed.reason).await {
+            Ok(_) => done += 1,
             Err(ClientError::Refused { text, .. }) => refused.push(json!({"id": id, "text": text})),
             Err(error) => return Err(error.into()),
         }
@@ -182,15 +197,15 @@ async fn retry_all(retry: &Retry, out: impl Write) -> Result<bool, AskError> {
     }
     drop(progress);
     let all_done = refused.is_empty();
-    let answer = json!({"found": ids.len(), "dry_run": !retry.yes, "retried": retried, "refused": refused});
-    print(&retry.reach, &answer, out, |answer, out| {
-        if !retry.yes {
-            return writeln!(out, "{} would be tried again; give --yes to do it.", ids.len());
+    let answer = json!({"found": ids.len(), "dry_run": !deed.yes, act.count: done, "refused": refused});
+    print(&deed.reach, &answer, out, |answer, out| {
+        if !deed.yes {
+            return writeln!(out, "{} {}; give --yes to do it.", ids.len(), act.would);
         }
         for refused in answer["refused"].as_array().into_iter().flatten() {
             writeln!(out, "{}: {}", text(refused, "id"), text(refused, "text"))?;
         }
-        writeln!(out, "{retried} of {} are tried again now.", ids.len())
+        writeln!(out, "{done} of {} {}.", ids.len(), act.done)
     })?;
     Ok(all_done)
 }

@@ -364,6 +364,7 @@ mod tests {
             panic!("retry")
         };
         assert_eq!((retry.all, retry.only.exchange.as_deref(), retry.yes, retry.id), (true, Some("x"), true, None));
+        assert!(parse("halfway dead discard --all --vhost / --reason r").is_ok(), "without --yes it only counts");
         assert!(parse("halfway dead list --vhost / --limit 7").is_ok() && parse("halfway dead show 7").is_ok());
         for shell in ["bash", "fish", "zsh"] {
             let Ok(Command::Completions { shell }) = parse(&format!("halfway completions {shell}")) else {
@@ -384,7 +385,8 @@ mod tests {
             "halfway dead retry 7 --all --reason r",
             "halfway dead retry 7 --yes --reason r",
             "halfway dead discard 7 --reason=",
-            "halfway dead discard --all --reason r",
+            "halfway dead discard --reason r",
+            "halfway dead discard 7 --all --reason r",
             "halfway tx",
             "halfway tx show",
             "halfway tx show 7",
