@@ -33,6 +33,7 @@ pub mod id {
         CHANNEL_CLOSE_OK = 20, 41;
         BASIC_CONSUME = 60, 20;
         BASIC_CONSUME_OK = 60, 21;
+        BASIC_CANCEL = 60, 30;
         BASIC_CANCEL_OK = 60, 31;
         BASIC_PUBLISH = 60, 40;
         BASIC_RETURN = 60, 50;

@@ -256,6 +256,7 @@ impl Channel {
             id::BASIC_CONSUME => self.consumers.asked(frame.arguments())?,
             id::BASIC_RECOVER_ASYNC => self.recovered(),
             id::TX_SELECT if self.transaction.named.is_some() => self.barrier = Some(false),
+            id::BASIC_CANCEL => self.consumers.cancelled(frame.arguments())?,
             id::TX_SELECT => self.selects += 1,
             id::CHANNEL_CLOSE => {
                 self.leave(io);
@@ -713,8 +714,12 @@ impl Channel {
                 self.gets.pop_front();
                 None
             }
-            id::BASIC_CONSUME_OK => {
-                self.consumers.accepted(arguments);
+            id::BASIC_CONSUME_OK | id::BASIC_CANCEL_OK => {
+                self.consumers.answered(arguments);
+                None
+            }
+            id::BASIC_CANCEL => {
+                self.consumers.lost(arguments);
                 None
             }
             id::BASIC_RECOVER_OK => {

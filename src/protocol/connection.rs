@@ -411,6 +411,12 @@ impl Connection {
                 // What can't be read, RabbitMQ refuses.
                 let _ = self.consumers.entry(number).or_default().asked(frame.arguments());
             }
+            Some(id::BASIC_CANCEL) => {
+                self.follow_consumers(number, |consumers| {
+                    // What can't be read, RabbitMQ refuses.
+                    let _ = consumers.cancelled(frame.arguments());
+                });
+            }
             // Nothing waits on it, or this would.
             Some(id::CHANNEL_CLOSE) => match self.channels.get_mut(&number) {
                 // Confirms may still come, in RabbitMQ's numbers.
@@ -633,7 +639,7 @@ impl Connection {
         }
         match frame.method_id() {
             Some(id::CHANNEL_CLOSE | id::CHANNEL_CLOSE_OK) => false,
-            Some(id::BASIC_CONSUME_OK) => self.consumers.is_empty(),
+            Some(id::BASIC_CONSUME_OK | id::BASIC_CANCEL | id::BASIC_CANCEL_OK) => self.consumers.is_empty(),
             Some(id::CHANNEL_FLOW_OK) => self.flows.is_empty(),
             _ => true,
         }
@@ -669,10 +675,11 @@ impl Connection {
             return self.upstream_frame_0(frame);
         }
         match frame.method_id() {
-            Some(id::BASIC_CONSUME_OK) => {
-                if let Some(consumers) = self.consumers.get_mut(&frame.channel) {
-                    consumers.accepted(frame.arguments());
-                }
+            Some(id::BASIC_CONSUME_OK | id::BASIC_CANCEL_OK) => {
+                self.follow_consumers(frame.channel, |consumers| consumers.answered(frame.arguments()));
+            }
+            Some(id::BASIC_CANCEL) => {
+                self.follow_consumers(frame.channel, |consumers| consumers.lost(frame.arguments()))
             }
             Some(id::CHANNEL_FLOW_OK) => {
                 if let Some(flows) = self.flows.get_mut(&frame.channel) {

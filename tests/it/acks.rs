@@ -126,3 +126,28 @@ fn consume_process_produce_is_all_or_nothing() {
         assert_eq!(watcher.get(2, "tx-in"), None);
     });
 }
+
+/// A consumer that needs no acks, and one that does under the same tag: the second one's deliveries are acknowledged.
+#[test]
+fn a_consumer_tag_that_is_used_again_is_another_consumer() {
+    let lines = same(|port| {
+        let mut raw = transactional(port, "tx-reused-tag");
+        raw.consume(1, "tx-reused-tag", "c", true);
+        raw.call(1, id::CANCEL, id::CANCEL_OK, |out| {
+            out.put_short_string(b"c");
+            out.put_u8(0);
+        });
+        raw.consume(1, "tx-reused-tag", "c", false);
+        for number in 1..=3 {
+            raw.publish(2, "tx-reused-tag", format!("message {number}"));
+        }
+        let lines: Vec<_> = (0..3).map(|_| raw.expect_content(1, id::DELIVER).text()).collect();
+        raw.publish(1, "tx-reused-tag-answers", "answer");
+        raw.ack(1, 0, true);
+        raw.commit(1);
+        raw.close(1);
+        assert_eq!(raw.get(2, "tx-reused-tag"), None, "all are acknowledged");
+        lines
+    });
+    assert_eq!(lines, ["message 1", "message 2", "message 3"]);
+}

@@ -5,6 +5,7 @@ use crate::amqp::frame::{self, Frame, Split, kind};
 use crate::amqp::method::id;
 use crate::amqp::reply_code::ReplyCode;
 use crate::protocol::command::Ticket;
+use crate::protocol::deliveries::Consumers;
 use crate::protocol::ordinary::{self, HalfChannel, Step};
 
 impl Connection {
@@ -30,6 +31,7 @@ impl Connection {
                 id::TX_SELECT
                 | id::CONFIRM_SELECT
                 | id::BASIC_CONSUME
+                | id::BASIC_CANCEL
                 | id::CHANNEL_CLOSE
                 | id::CHANNEL_CLOSE_OK
                 | id::CHANNEL_OPEN
@@ -61,6 +63,16 @@ impl Connection {
         let half = HalfChannel::new(frame.channel, published.map(|published| *published), flows);
         self.channels.insert(frame.channel, Slot::Half(Box::new(half)));
         Road::Look
+    }
+
+    /// Tells the consumers of an ordinary channel what happened to them, and forgets them when there is none left.
+    pub(super) fn follow_consumers(&mut self, number: u16, event: impl FnOnce(&mut Consumers)) {
+        if let Some(consumers) = self.consumers.get_mut(&number) {
+            event(consumers);
+            if consumers.is_empty() {
+                self.consumers.remove(&number);
+            }
+        }
     }
 
     /// An ordinary channel is over.

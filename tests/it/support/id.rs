@@ -54,3 +54,7 @@ pub const TX_COMMIT: Id = (90, 20);
 pub const TX_COMMIT_OK: Id = (90, 21);
 pub const TX_ROLLBACK: Id = (90, 30);
 pub const TX_ROLLBACK_OK: Id = (90, 31);
+/// basic.cancel
+pub const CANCEL: Id = (60, 30);
+/// basic.cancel-ok
+pub const CANCEL_OK: Id = (60, 31);
