@@ -13,6 +13,8 @@
 
 mod judgement;
 
+#[cfg(test)]
+pub(super) use self::judgement::PROBES_MAX;
 use super::command::{Command, Ended, Io, Ticket};
 use super::deliveries::{Consumers, Content};
 use super::half;
@@ -254,9 +256,9 @@ impl Channel {
             }
             id::BASIC_GET => self.gets.push_back(method::get_no_ack(frame.arguments())?),
             id::BASIC_CONSUME => self.consumers.asked(frame.arguments())?,
+            id::BASIC_CANCEL => self.consumers.cancelled(frame.arguments())?,
             id::BASIC_RECOVER_ASYNC => self.recovered(),
             id::TX_SELECT if self.transaction.named.is_some() => self.barrier = Some(false),
-            id::BASIC_CANCEL => self.consumers.cancelled(frame.arguments())?,
             id::TX_SELECT => self.selects += 1,
             id::CHANNEL_CLOSE => {
                 self.leave(io);

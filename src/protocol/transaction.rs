@@ -64,8 +64,10 @@ pub struct Transaction {
     pub mandatory: bool,
     /// Frames of messages that live and die with the connection, to be published on it at commit.
     pub native: Vec<u8>,
-    /// Probes that RabbitMQ holds for it, sent since the last fence.
+    /// Probes sent since RabbitMQ's word was last asked for.
     pub probes: usize,
+    /// Those of them that RabbitMQ may still hold.
+    pub pending: usize,
     /// What RabbitMQ has been asked about already.
     judged: HashMap<Vec<u8>, Judged>,
     /// Frames of acks, nacks and rejects, to be sent again after the fence.
@@ -133,6 +135,7 @@ impl Transaction {
             Some((_, None, _)) | None => write(out),
         }
         self.probes += 1;
+        self.pending += 1;
     }
 
     /// How many of RabbitMQ's judgements are older than they may be when the transaction is decided.
@@ -140,12 +143,13 @@ impl Transaction {
         self.judged.values().filter(|judged| !judged.holds(now)).count()
     }
 
-    /// Asks RabbitMQ again about those.
-    pub fn ask_again(&mut self, now: Instant, out: &mut Vec<u8>) {
-        for judged in self.judged.values_mut().filter(|judged| !judged.holds(now)) {
+    /// Asks RabbitMQ again about some of those.
+    pub fn ask_again(&mut self, now: Instant, max: usize, out: &mut Vec<u8>) {
+        for judged in self.judged.values_mut().filter(|judged| !judged.holds(now)).take(max) {
             out.extend_from_slice(&judged.probe);
             judged.at = now;
             self.probes += 1;
+            self.pending += 1;
         }
     }
 
@@ -314,7 +318,7 @@ mod tests {
         out.clear();
         transaction.forget_judgements();
         assert_eq!(transaction.outdated(late), 1);
-        transaction.ask_again(late, &mut out);
+        transaction.ask_again(late, 10, &mut out);
         assert_eq!((&*out, transaction.probes, transaction.outdated(late)), (&b"a"[..], 3, 0));
     }
 }

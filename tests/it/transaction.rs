@@ -492,3 +492,23 @@ fn a_transaction_is_counted_in_the_metrics() {
     assert_eq!(status, 200);
     assert!(text.contains("halfway_"), "{text}");
 }
+
+/// A client that sends its commit and goes. What it asked for has come, so it is done.
+#[test]
+fn a_commit_is_carried_out_though_its_client_does_not_wait() {
+    let proxy = proxy();
+    let queue = unique("not-waited-for");
+    let mut raw = Raw::login(proxy.port);
+    raw.open(2);
+    raw.declare(2, &queue);
+    let bodies: Vec<_> = (0..10).map(|number| format!("message {number}")).collect();
+    for body in &bodies {
+        let mut hasty = Raw::login(proxy.port);
+        hasty.open_tx(1);
+        hasty.publish(1, &queue, body);
+        hasty.method(1, id::TX_COMMIT, |_| {}).unwrap();
+    }
+    let mut arrived: Vec<_> = bodies.iter().map(|_| raw.get_soon(2, &queue).text()).collect();
+    arrived.sort();
+    assert_eq!(arrived, bodies);
+}

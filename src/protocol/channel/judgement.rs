@@ -10,8 +10,9 @@ use crate::protocol::probe;
 use crate::tx::batch::Batch;
 use crate::tx::id::TransactionId;
 
-/// Probes that RabbitMQ may hold for one transaction: each costs it 3 to 6 kB until the next rollback.
-const PROBES_MAX: usize = 1_000;
+/// Probes that RabbitMQ may hold for one transaction. Each costs it 3 to 6 kB until the next rollback, and it is about to
+/// bound the publishes of a transaction, by a number that can be set; a rollback costs it less than a probe.
+pub(in crate::protocol) const PROBES_MAX: usize = 100;
 
 impl Channel {
     /// Half messages of a named transaction are durable as they come, but none before RabbitMQ has judged it: what it
@@ -26,6 +27,7 @@ impl Channel {
             return;
         }
         let batch = std::mem::take(&mut transaction.batch);
+        transaction.pending = 0;
         if std::mem::take(&mut transaction.probes) == 0 {
             return park(transaction, batch, self.number, &mut self.parks, io);
         }
@@ -64,15 +66,14 @@ impl Channel {
                 self.transaction.ask(None, io.now, &mut io.to_upstream, write);
             }
         }
-        // A named transaction has its judgements before that.
-        if self.transaction.probes >= PROBES_MAX && self.transaction.named.is_none() {
+        if self.transaction.pending >= PROBES_MAX {
             self.trim(io);
         }
     }
 
     /// Has RabbitMQ judge and drop the probes that it holds, of a transaction that goes on.
     fn trim(&mut self, io: &mut Io) {
-        self.transaction.probes = 0;
+        self.transaction.pending = 0;
         self.answers.push_back(Asker::Trim);
         method::write_bare(&mut io.to_upstream, self.number, id::TX_ROLLBACK);
         io.to_upstream.extend_from_slice(self.transaction.settlements());
@@ -81,13 +82,9 @@ impl Channel {
     /// What RabbitMQ said long ago counts no more when the transaction is decided: the user may have lost the permission
     /// since, and RabbitMQ's own channel would have noticed.
     pub(super) fn ask_again(&mut self, io: &mut Io) {
-        let outdated = self.transaction.outdated(io.now);
-        if outdated == 0 {
-            return;
-        }
-        if self.transaction.probes + outdated > PROBES_MAX {
+        while self.transaction.outdated(io.now) > 0 {
             self.trim(io);
+            self.transaction.ask_again(io.now, PROBES_MAX, &mut io.to_upstream);
         }
-        self.transaction.ask_again(io.now, &mut io.to_upstream);
     }
 }

@@ -2,6 +2,7 @@
 
 use super::half::flow_ok;
 use super::*;
+use crate::protocol::channel::PROBES_MAX;
 
 #[test]
 fn what_was_judged_a_second_ago_is_judged_again_at_the_commit() {
@@ -11,13 +12,42 @@ fn what_was_judged_a_second_ago_is_judged_again_at_the_commit() {
         assert_eq!(methods(&script.sent().1), [(1, id::BASIC_PUBLISH)]);
         script.later(wait);
         script.client(&bare(1, id::TX_COMMIT));
-        let again = [(1, id::BASIC_PUBLISH), (1, id::TX_ROLLBACK)];
-        assert_eq!(methods(&script.sent().1), again[1 - asked..]);
-        script.upstream(&bare(1, id::TX_ROLLBACK_OK));
+        let again = [(1, id::TX_ROLLBACK), (1, id::BASIC_PUBLISH), (1, id::TX_ROLLBACK)];
+        assert_eq!(methods(&script.sent().1), again[2 - 2 * asked..]);
+        (0..=asked).for_each(|_| script.upstream(&bare(1, id::TX_ROLLBACK_OK)));
         let (id, ..) = script.decide();
         script.committed(id);
         script.forwarded(id, Vec::new());
         script.sent();
+    }
+}
+
+/// RabbitMQ is about to bound the publishes of a transaction: a client's may be as large as before.
+#[test]
+fn rabbitmq_never_holds_many_probes() {
+    for name in [None, Some("order-1")] {
+        let mut script = Script::transactional(Settings {
+            messages_max: 20_000,
+            bytes_max: 100 << 20,
+            memory_bytes_max: 100 << 20,
+            ..settings()
+        });
+        let (mut held, mut most, mut rollbacks) = (0, 0, 0);
+        for number in 0..12_000_u32 {
+            let (mut headers, body) = (Vec::new(), number.to_be_bytes());
+            if let Some(name) = name {
+                table::write_string(&mut headers, b"x-half-transaction", name.as_bytes());
+            }
+            let key = number.to_string();
+            script.client(&message(1, key.as_bytes(), 0, &full(4, &headers), &body));
+            for (_, method) in methods(&script.sent().1) {
+                held = if method == id::TX_ROLLBACK { 0 } else { held + 1 };
+                most = most.max(held);
+                rollbacks += usize::from(method == id::TX_ROLLBACK);
+            }
+        }
+        assert!(most <= PROBES_MAX && rollbacks >= 12_000 / PROBES_MAX, "{most} at once, {rollbacks} rollbacks");
+        assert!(script.connection.is_open(), "it goes on");
     }
 }
 
