@@ -274,7 +274,8 @@ impl Run {
                 assert_eq!((&*opened.identity.user, &*opened.identity.vhost), (&*user, &*vhost));
                 self.identity = Some(opened.identity.clone());
             }
-            let is_anybodys = matches!(command, Command::Connect | Command::Refused(_) | Command::Close | Command::Abort);
+            let is_anybodys =
+                matches!(command, Command::Connect | Command::Refused(_) | Command::Close | Command::Abort);
             assert!(is_anybodys || self.identity.is_some(), "nobody is let in, and the store is to do {command:?}");
             match command {
                 Command::Park { channel, transaction, named, batch } => {
