@@ -65,7 +65,7 @@ impl Consumers {
             _ => self.asked.push_back(Change::CancelSilently { tag }),
         }
         if self.asked.len() > SILENT_MAX
-            && let Some(change) = self.asked.pop_front_if(|change| !change.is_answered())
+            && let Some(change) = self.next_if(|change| !change.is_answered())
         {
             self.make(change, b"");
         }
@@ -82,9 +82,13 @@ impl Consumers {
                 break;
             }
         }
-        while let Some(change) = self.asked.pop_front_if(|next| matches!(next, Change::ConsumeSilently { .. })) {
+        while let Some(change) = self.next_if(|next| matches!(next, Change::ConsumeSilently { .. })) {
             self.make(change, b"");
         }
+    }
+
+    fn next_if(&mut self, is: impl FnOnce(&Change) -> bool) -> Option<Change> {
+        self.asked.front().is_some_and(is).then(|| self.asked.pop_front())?
     }
 
     /// RabbitMQ cancelled a consumer, because its queue is gone say.
