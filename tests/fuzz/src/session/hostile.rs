@@ -4,7 +4,7 @@
 
 use crate::login;
 use crate::script::Script;
-use pure::amqp::frame::{self, Split};
+use pure::amqp::frame::{self, PROTOCOL_HEADER, Split};
 use pure::amqp::method::{self, Publish, StartOk, id};
 use pure::amqp::table;
 use pure::amqp::wire::Write;
@@ -65,9 +65,14 @@ pub fn run(script: &mut Script<'_>) -> usize {
     if script.flag() {
         login::log_in(&mut run.connection, "alice", "a", 2047);
         run.identity.clone_from(&run.connection.io.identity);
+        while run.connection.poll_command().is_some() {}
         method::write_bare(&mut client, 1, id::TX_SELECT);
         method::write_bare(&mut client, 2, id::TX_SELECT);
         run.client(&mut client);
+    } else if script.flag() {
+        client.extend_from_slice(&PROTOCOL_HEADER);
+        run.client(&mut client);
+        run.connection.handle_upstream_connected();
     }
     while !script.is_over() && !run.over {
         match script.below(14) {
