@@ -42,6 +42,8 @@ impl Broker {
     pub fn start_with(configuration: &str) -> Self {
         let broker = Self::prepare(configuration, None);
         broker.resume();
+        // It takes logins a moment before its commands count it as started.
+        broker.ctl(&["await_startup"]);
         broker.add_relay_account(RELAY);
         broker
     }
