@@ -98,6 +98,13 @@ pub fn write(out: &mut Vec<u8>, kind: u8, channel: u16, payload: impl FnOnce(&mu
     out.put_u8(END);
 }
 
+/// Appends a frame as it came, but on another channel.
+pub fn write_on(out: &mut Vec<u8>, channel: u16, frame: &Frame<'_>) {
+    let start = out.len();
+    out.extend_from_slice(frame.raw);
+    out[start + 1..start + 3].copy_from_slice(&channel.to_be_bytes());
+}
+
 /// Appends a method frame: class and method id, then the arguments that `arguments` writes.
 pub fn write_method(out: &mut Vec<u8>, channel: u16, id: (u16, u16), arguments: impl FnOnce(&mut Vec<u8>)) {
     write(out, kind::METHOD, channel, |out| {

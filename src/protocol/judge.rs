@@ -9,7 +9,7 @@
 //! declared it. [`super::ordinary`] asks only when the client's channel has been through everything before.
 
 use super::command::{Io, Ticket};
-use crate::amqp::frame::{Frame, Split, split};
+use crate::amqp::frame::{Frame, Split, split, write_on};
 use crate::amqp::method::{self, Close, id};
 use crate::amqp::reply_code::ReplyCode;
 use std::collections::{HashSet, VecDeque};
@@ -183,9 +183,7 @@ fn put(number: u16, probe: &[u8], io: &mut Io) {
     let mut rest = probe;
     while let Split::Frame(frame) = split(rest, usize::MAX - 8) {
         rest = &rest[frame.raw.len()..];
-        let start = io.to_upstream.len();
-        io.to_upstream.extend_from_slice(frame.raw);
-        io.to_upstream[start + 1..start + 3].copy_from_slice(&number.to_be_bytes());
+        write_on(&mut io.to_upstream, number, &frame);
     }
     method::write_bare(&mut io.to_upstream, number, id::TX_ROLLBACK);
 }

@@ -15,7 +15,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-/// Probe keys that are remembered. Past that, messages are probed again: slower, never wrong.
+/// Probe keys that are remembered. Messages with others are probed each, and not again at the decision.
 const PROBE_KEYS_MAX: usize = 1_000;
 
 /// How long RabbitMQ's word counts. It keeps its own yes to a user's permission in the channel's process, until the
@@ -121,18 +121,15 @@ impl Transaction {
     /// Asks RabbitMQ about a message, unless its word about one with the same `key` still holds. `write` appends the probe.
     pub fn ask(&mut self, key: Option<Vec<u8>>, now: Instant, out: &mut Vec<u8>, write: impl FnOnce(&mut Vec<u8>)) {
         let start = out.len();
-        match key.map(|key| (self.judged.len(), self.judged.get_mut(&key), key)) {
-            Some((_, Some(judged), _)) if judged.is_fresh && judged.holds(now) => return,
-            Some((_, Some(judged), _)) => {
-                write(out);
-                (judged.at, judged.is_fresh) = (now, true);
-            }
-            Some((0..PROBE_KEYS_MAX, None, key)) => {
-                write(out);
-                let judged = Judged { probe: out[start..].to_vec(), at: now, is_fresh: true };
-                self.judged.insert(key, judged);
-            }
-            Some((_, None, _)) | None => write(out),
+        let known = key.as_ref().and_then(|key| self.judged.get_mut(key));
+        if known.as_ref().is_some_and(|judged| judged.is_fresh && judged.holds(now)) {
+            return;
+        }
+        write(out);
+        if let Some(judged) = known {
+            (judged.at, judged.is_fresh) = (now, true);
+        } else if let Some(key) = key.filter(|_| self.judged.len() < PROBE_KEYS_MAX) {
+            self.judged.insert(key, Judged { probe: out[start..].to_vec(), at: now, is_fresh: true });
         }
         self.probes += 1;
         self.pending += 1;

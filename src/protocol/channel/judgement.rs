@@ -27,16 +27,13 @@ impl Channel {
             return;
         }
         let batch = std::mem::take(&mut transaction.batch);
-        transaction.pending = 0;
         if std::mem::take(&mut transaction.probes) == 0 {
             return park(transaction, batch, self.number, &mut self.parks, io);
         }
         transaction.judging = true;
         self.asked = false;
         let id = *transaction.id.get_or_insert_with(io.settings.new_id);
-        self.answers.push_back(Asker::Judge(id, batch));
-        method::write_bare(&mut io.to_upstream, self.number, id::TX_ROLLBACK);
-        io.to_upstream.extend_from_slice(transaction.settlements());
+        self.fence(Asker::Judge(id, batch), io);
     }
 
     /// RabbitMQ has nothing against these.
@@ -67,14 +64,14 @@ impl Channel {
             }
         }
         if self.transaction.pending >= PROBES_MAX {
-            self.trim(io);
+            self.fence(Asker::Trim, io);
         }
     }
 
     /// Has RabbitMQ judge and drop the probes that it holds, of a transaction that goes on.
-    fn trim(&mut self, io: &mut Io) {
+    fn fence(&mut self, asker: Asker, io: &mut Io) {
         self.transaction.pending = 0;
-        self.answers.push_back(Asker::Trim);
+        self.answers.push_back(asker);
         method::write_bare(&mut io.to_upstream, self.number, id::TX_ROLLBACK);
         io.to_upstream.extend_from_slice(self.transaction.settlements());
     }
@@ -83,7 +80,7 @@ impl Channel {
     /// since, and RabbitMQ's own channel would have noticed.
     pub(super) fn ask_again(&mut self, io: &mut Io) {
         while self.transaction.outdated(io.now) > 0 {
-            self.trim(io);
+            self.fence(Asker::Trim, io);
             self.transaction.ask_again(io.now, PROBES_MAX, &mut io.to_upstream);
         }
     }

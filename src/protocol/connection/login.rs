@@ -80,7 +80,6 @@ impl Connection {
                 // Two names that are no text could not be told apart in what is kept.
                 vhost.map_or(Handshake::End, |vhost| Handshake::OpenOk(Box::new(applicant.opens(vhost))))
             }
-            // Of what comes behind a mistake RabbitMQ takes the answer to its own close.
             // Of what comes behind a mistake RabbitMQ takes only the answer to its own close.
             (Handshake::End, Some(id::CONNECTION_CLOSE | id::CONNECTION_CLOSE_OK)) => Handshake::End,
             (Handshake::End, _) => return,

@@ -136,10 +136,7 @@ impl Connection {
     /// so, if it comes on a number where none is. It must not reach the judge's channel, where its answer would be taken
     /// for RabbitMQ's judgement.
     pub(super) fn frame_on_judge(&mut self, frame: &Frame<'_>) {
-        let start = self.io.to_upstream.len();
-        self.io.to_upstream.extend_from_slice(frame.raw);
-        let number = self.judge.elsewhere(&self.open);
-        self.io.to_upstream[start + 1..start + 3].copy_from_slice(&number.to_be_bytes());
+        frame::write_on(&mut self.io.to_upstream, self.judge.elsewhere(&self.open), frame);
         self.break_off();
     }
 
