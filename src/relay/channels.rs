@@ -27,9 +27,8 @@ impl Default for Channels {
 }
 
 impl Channels {
-    /// RabbitMQ offers so many on a new connection (0 is no limit). What is not held can be put elsewhere.
+    /// RabbitMQ offers so many on a new connection. What is not held can be put elsewhere.
     pub(super) fn connected(&mut self, offered: u16, nothing_held: bool, now: Instant) {
-        let offered = if offered == 0 { u16::MAX } else { offered };
         self.refused = self.refused.filter(|(_, at)| now.saturating_duration_since(*at) < BELIEVED);
         let allowed = self.refused.map_or(offered, |(open, _)| open.min(offered));
         if nothing_held {
@@ -86,7 +85,7 @@ mod tests {
         assert_eq!(channels.count(), 3, "what is held stays together");
         channels.connected(2047, true, now + BELIEVED);
         assert_eq!([0, 3, 7].map(|lane| channels.of(lane)), [0, 3, 7]);
-        channels.connected(0, true, now + BELIEVED);
+        channels.connected(u16::MAX, true, now + BELIEVED);
         assert_eq!(channels.of(8), 8);
     }
 

@@ -119,8 +119,8 @@ impl Message {
     /// Exchange and routing key, for people.
     fn destination(&self) -> (String, String) {
         let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
-        Publish::parse(self.parse().publish)
-            .map_or_else(|Malformed| Default::default(), |publish| (text(publish.exchange), text(publish.routing_key)))
+        let publish = Publish::parse(self.parse().publish);
+        publish.map(|publish| (text(publish.exchange), text(publish.routing_key))).unwrap_or_default()
     }
 }
 

@@ -65,7 +65,7 @@ pub(super) struct Connection {
     pub(super) input: BytesMut,
     /// The largest frame that RabbitMQ takes, in bytes; 0 is no limit.
     pub(super) frame_bytes_max: u32,
-    /// How many channels RabbitMQ offers; 0 is no limit.
+    /// How many channels RabbitMQ offers.
     pub(super) channels_max: u16,
     /// How often each side gives a sign of life.
     pub(super) heartbeat: Duration,
@@ -105,7 +105,7 @@ impl Connection {
         self.heartbeat = Duration::from_secs(tune.heartbeat.into());
         // All that RabbitMQ allows: it splits no content header, so a smaller frame could make one impossible to send.
         self.frame_bytes_max = tune.frame_max;
-        self.channels_max = tune.channel_max;
+        self.channels_max = if tune.channel_max == 0 { u16::MAX } else { tune.channel_max };
         out.clear();
         tune.write_ok(&mut out);
         method::write_open(&mut out, vhost.as_bytes());
@@ -171,7 +171,8 @@ fn platform() -> String {
     format!("Rust on {} {}", std::env::consts::OS, std::env::consts::ARCH)
 }
 
-/// What RabbitMQ shows of us in its lists, all that clients tell of themselves and tools look for, and the capabilities that change how it treats us.
+/// What RabbitMQ shows of us in its lists, all that clients tell of themselves and tools look for, and the capabilities
+/// that change how it treats us.
 fn client_properties() -> Vec<u8> {
     let mut properties = Vec::new();
     table::write_string(&mut properties, b"product", b"Halfway");

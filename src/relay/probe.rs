@@ -69,9 +69,8 @@ pub async fn probe_account(
 
 /// Opens channels up to `wanted`, and counts how many RabbitMQ opens. The last that is done with a connection.
 async fn count_channels(connection: &mut Connection, wanted: u16) -> Result<u16, LoginError> {
-    let offered = if connection.channels_max == 0 { u16::MAX } else { connection.channels_max };
     let mut opened = 0;
-    while opened < wanted.min(offered) {
+    while opened < wanted.min(connection.channels_max) {
         let mut out = Vec::new();
         frame::write_method(&mut out, opened + 1, id::CHANNEL_OPEN, |out| out.put_short_string(b""));
         connection.stream.write_all(&out).await?;

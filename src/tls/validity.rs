@@ -1,5 +1,5 @@
-//! From when and until when a certificate is valid: the one thing of it that is shown to people. rustls, which has read all of it,
-//! keeps that to itself.
+//! From when and until when a certificate is valid: the one thing of it that is shown to people. rustls, which has read all
+//! of it, keeps that to itself.
 
 use std::ops::RangeInclusive;
 use std::time::SystemTime;
