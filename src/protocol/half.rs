@@ -2,6 +2,7 @@
 //! decided elsewhere.
 
 use super::command::{Io, Settings};
+use super::probe;
 use crate::amqp::method::Publish;
 use crate::amqp::properties::Properties;
 use crate::amqp::reply_code::ReplyCode;
@@ -108,11 +109,14 @@ pub fn too_large(header_bytes: usize, body_bytes: u64, settings: &Settings, io: 
     if body_bytes > max {
         return Some(format!("message size {body_bytes} is larger than configured max size {max}"));
     }
-    let frame_bytes_max = io.server_frame_max as usize;
-    (frame_bytes_max != 0 && header_bytes + HEADER_GROWTH_BYTES > frame_bytes_max).then(|| {
-        format!(
-            "message properties of {header_bytes} bytes leave no room for x-half-id in a frame of {frame_bytes_max}"
-        )
+    // The relay's frames may be as large as RabbitMQ allows, the probe's as the client has agreed on.
+    let roads = [
+        (io.server_frame_max, HEADER_GROWTH_BYTES, "x-half-id"),
+        (io.frame_max, probe::GROWTH_BYTES, "what RabbitMQ is asked before"),
+    ];
+    let too_small = |(max, growth, _): &(u32, usize, _)| *max != 0 && header_bytes + growth > *max as usize;
+    roads.into_iter().find(too_small).map(|(max, _, what)| {
+        format!("message properties of {header_bytes} bytes leave no room for {what} in a frame of {max}")
     })
 }
 
@@ -149,6 +153,7 @@ fn seconds(entry: &Entry<'_>) -> Result<Duration, String> {
 mod tests {
     use super::super::connection::tests::settings;
     use super::*;
+    use crate::amqp::frame::{Split, split};
     use crate::amqp::properties::tests::full;
     use crate::amqp::wire::Write;
     use crate::tx::checker::{Rule, Rules};
@@ -253,5 +258,27 @@ mod tests {
         ] {
             assert!(wrong.unwrap_err().contains(says));
         }
+    }
+
+    #[test]
+    fn what_is_not_too_large_can_be_asked_about() {
+        let mut io = io();
+        (io.frame_max, io.server_frame_max) = (4096, 131_072);
+        let mut fitting = 0;
+        for filler in 3_900..4_096 {
+            let text = vec![b'x'; filler];
+            let headers = table(&[(b"k", b'S', &text)]);
+            let header = full(0, &headers);
+            let mut probe = Vec::new();
+            probe::write(&mut probe, 1, &PUBLISH, &Properties::parse(&header).unwrap());
+            let Split::Frame(method) = split(&probe, usize::MAX - 8) else { panic!("a method") };
+            let Split::Frame(asked) = split(&probe[method.raw.len()..], usize::MAX - 8) else { panic!("a header") };
+            let fits = too_large(header.len(), 0, &io.settings, &io).is_none();
+            assert!(!fits || asked.payload.len() <= 4096, "{filler}");
+            fitting += usize::from(fits);
+        }
+        assert!(fitting > 10, "most have room");
+        let text = too_large(4_080, 0, &io.settings, &io).unwrap();
+        assert!(text.contains("4080 bytes leave no room") && text.ends_with("a frame of 4096"), "{text}");
     }
 }

@@ -22,6 +22,10 @@ const LEFT_OUT: [&[u8]; 2] = [b"x-delay", b"x-deduplication-header"];
 /// Recent-history exchange: routing stores the message, unless this header forbids it.
 const NO_STORE: &[u8] = b"x-recent-history-no-store";
 
+/// What a probe's content header has more than its message's at most: [`NO_STORE`] (28), and the length of the table if the
+/// message has none (4).
+pub const GROWTH_BYTES: usize = 32;
+
 /// Whether a message lives and dies with its connection, so that it must not be parked: a direct reply, or a request
 /// that wants direct replies.
 pub fn is_native(publish: &Publish<'_>, properties: &Properties<'_>) -> bool {
