@@ -72,8 +72,8 @@ pub fn body_size(payload: &[u8]) -> Result<u64, Malformed> {
 
 impl<'a> Properties<'a> {
     /// Reads the payload of a content header frame. Bits 0 and 1 of the flags are passed over, as RabbitMQ does; bytes
-    /// behind the last property, and entries of the headers table that can't be told apart, are malformed (RabbitMQ
-    /// answers 541). Values within the table are not looked into.
+    /// behind the last property, and a headers table that its parser refuses (see [`table::check`]), are malformed: RabbitMQ
+    /// answers 541. So whoever has this knows that RabbitMQ reads it too.
     pub fn parse(payload: &'a [u8]) -> Result<Self, Malformed> {
         let mut reader = Reader::new(payload.get(FLAGS.start..).ok_or(Malformed)?);
         let flags = reader.u16()?;
@@ -87,9 +87,7 @@ impl<'a> Properties<'a> {
         }
         let headers = headers_start..payload.len() - reader.rest().len();
         let table = payload.get(headers.start + 4..headers.end).unwrap_or_default();
-        if table::entries(table).any(|entry| entry.is_err()) {
-            return Err(Malformed);
-        }
+        table::check(table)?;
         let delivery_mode = has(12).then(|| reader.u8()).transpose()?;
         has(11).then(|| reader.u8()).transpose()?;
         text(10, &mut reader)?;

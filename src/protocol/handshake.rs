@@ -45,7 +45,7 @@ impl Mechanism {
                 _ => return None,
             },
             // RabbitMQ reads the whole table first, and takes the first entry of each name.
-            Self::AmqPlain if table::is_readable(response) => {
+            Self::AmqPlain if table::check(response).is_ok() => {
                 let text = |name| table::find(response, name).filter(|entry| entry.kind == b'S');
                 text(b"PASSWORD")?;
                 text(b"LOGIN")?.value

@@ -1,7 +1,7 @@
 //! A half message as RabbitMQ gets it, and a message that RabbitMQ gave back as its publisher gets it. Pure.
 
 use crate::amqp::frame;
-use crate::amqp::method::{Publish, Return, id};
+use crate::amqp::method::{CLASS_BASIC, Publish, Return, id};
 use crate::amqp::properties::{Properties, copy_entries};
 use crate::amqp::reply_code::ReplyCode;
 use crate::amqp::table;
@@ -20,11 +20,14 @@ pub(super) const POSSIBLE_DUPLICATE: &[u8] = b"x-half-possible-duplicate";
 /// consumed: a second `x-half-id` would make duplicates hard to recognise.
 const REMOVED: [&[u8]; 4] = [b"x-half-checker", b"x-half-check-after", ID, POSSIBLE_DUPLICATE];
 
+/// What a content header of class basic begins with. RabbitMQ closes the connection over any other.
+const CLASS_AND_WEIGHT: [u8; 4] = [0, CLASS_BASIC as u8, 0, 0];
+
 /// Why a message can't be sent at all: RabbitMQ would close the whole connection, and all lanes would suffer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub(super) enum Unsendable {
     /// RabbitMQ can't read its properties.
-    #[error("the message's properties can't be read")]
+    #[error("the message's properties, or where it goes, can't be read")]
     Malformed,
     /// Its content header does not fit in a frame, and headers are never split.
     #[error("the content header is larger than a frame may be")]
@@ -62,6 +65,10 @@ pub(super) fn write(
 ) -> Result<(), Unsendable> {
     let start = out.len();
     let properties = Properties::parse(message.header)?;
+    Publish::parse(message.publish)?;
+    if !message.header.starts_with(&CLASS_AND_WEIGHT) {
+        return Err(Unsendable::Malformed);
+    }
     let (flags, names) = message.publish.split_last().ok_or(Malformed)?;
     frame::write_method(out, channel, id::BASIC_PUBLISH, |out| {
         out.extend_from_slice(names);

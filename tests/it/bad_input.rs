@@ -3,7 +3,7 @@
 use crate::support::id;
 use crate::support::raw::Login;
 use crate::support::table::{Properties, Table, long};
-use crate::support::{Raw, broker, proxied_port, proxy};
+use crate::support::{Proxy, Raw, broker, proxied_port, proxy, unique};
 use halfway::amqp::frame::{self, kind};
 use halfway::amqp::wire::Write;
 use std::time::{Duration, Instant};
@@ -351,5 +351,40 @@ fn memory_stays_flat_under_lying_sizes() {
     if std::env::var_os("HALFWAY_TEST_DIRECT").is_none() {
         let memory = proxy().memory_bytes();
         assert!(memory < 200 << 20, "the proxy holds {memory} bytes");
+    }
+}
+
+/// What RabbitMQ's parser refuses, behind a message that it has judged and that looks the same to it: it was taken for
+/// judged, committed, and took the relay's connection of the whole virtual host down.
+#[test]
+fn what_rabbitmqs_parser_refuses_is_refused_behind_an_equal_message_and_reaches_no_relay() {
+    let proxy = Proxy::start(broker().port);
+    let queue = unique("unreadable");
+    let mut victim = Raw::login(proxy.port);
+    victim.open(2);
+    victim.declare(2, &queue);
+    victim.open_tx(1);
+    for (name, tag, value) in [
+        ("n", b'd', f64::NAN.to_be_bytes().to_vec()),
+        ("n", b'A', long(&[&b"f"[..], &f32::INFINITY.to_be_bytes()].concat())),
+        ("x-delay", b'F', long(b"\x01kI\0")),
+        ("x-deduplication-header", b'A', long(b"?")),
+    ] {
+        let mut raw = Raw::login(proxy.port);
+        raw.open_tx(1);
+        let harmless = Properties::persistent().headers(Table::new().string(name, "harmless"));
+        let refused = Properties::persistent().headers(Table::new().entry(name, tag, &value));
+        for properties in [&harmless, &refused] {
+            raw.publish_with(1, ("", queue.as_bytes()), 0, properties, b"hostile");
+        }
+        let _ = raw.method(1, id::TX_COMMIT, |_| {});
+        assert_eq!(raw.expect_close(0).code, 541, "{name}");
+    }
+    victim.publish(1, &queue, "victim");
+    victim.commit(1);
+    assert_eq!(victim.get_soon(2, &queue).text(), "victim");
+    assert_eq!(victim.get(2, &queue), None, "nothing of the others is there");
+    for metric in ["halfway_relay_reconnects_total", "halfway_dead_letters"] {
+        assert_eq!(proxy.metric(metric), 0.0, "{metric}");
     }
 }

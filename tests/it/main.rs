@@ -20,6 +20,7 @@ mod half;
 mod login;
 mod monitoring;
 mod openapi;
+mod parser;
 mod process;
 mod publish;
 mod quick_starts;
