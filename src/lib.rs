@@ -14,6 +14,7 @@
 //! - [`metrics`] and [`health`]: what every part reports.
 //! - [`values`]: AMQP's values as JSON.
 //! - [`roster`]: what the parts that run tell of themselves, for people to look at.
+//! - `places`: where connections wait that nobody knows yet.
 //! - [`tls`]: certificates and trust, on both sides.
 //! - [`upstream`]: dialing RabbitMQ.
 //! - [`http`]: asking HTTP servers.
@@ -38,6 +39,7 @@ pub mod health;
 pub mod histogram;
 pub mod http;
 pub mod metrics;
+mod places;
 pub mod protocol;
 pub mod relay;
 pub mod report;

@@ -29,6 +29,8 @@ pub struct Metrics {
     last_reload_success: Seconds,
     certificate_not_after: Family<KeyLabel, Seconds>,
     admin_requests: Family<ClassLabel, Counter>,
+    /// Connections to the admin port that left for others, and requests that found no place.
+    pub admin_turned_away: Counter,
     spans: Family<SpanLabel, Counter>,
 
     /// Client connections now.
@@ -211,6 +213,7 @@ impl Metrics {
             last_reload_success: Gauge::default(),
             certificate_not_after: Family::default(),
             admin_requests: Family::default(),
+            admin_turned_away: Counter::default(),
             spans: Family::default(),
             connections: Gauge::default(),
             connections_accepted: Counter::default(),
@@ -411,6 +414,8 @@ impl Metrics {
         registry.register("spans", "Spans for OpenTelemetry, by what became of them", self.spans.clone());
         let help = "Answers of the admin port, by the class of their status";
         registry.register("admin_requests", help, self.admin_requests.clone());
+        let help = "Connections to the admin port that had to leave for others, and requests that found no place";
+        registry.register("admin_turned_away", help, self.admin_turned_away.clone());
 
         registry.register("connections", "Client connections now", self.connections.clone());
         let help = "Client connections accepted, refused ones included";

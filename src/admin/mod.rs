@@ -113,8 +113,9 @@ impl Admin {
     /// Serves until the future is dropped: a drain ends with it, so that it can be watched to its end.
     pub async fn serve(self, listener: TcpListener) -> Infallible {
         let sampling = sampler::run(self.clone());
+        let metrics = Arc::clone(&self.metrics);
         tokio::select! {
-            never = serve::run(listener, routes::router(self)) => never,
+            never = serve::run(listener, routes::router(self), metrics) => never,
             never = sampling => never,
         }
     }

@@ -5,6 +5,8 @@ use std::net::{IpAddr, Ipv6Addr};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use crate::places::network;
+
 /// Wrong tokens that a peer may show at once.
 const BURST: u32 = 10;
 /// After which it may show one more.
@@ -43,14 +45,6 @@ impl Throttle {
             peers.insert(peer, debt + EVERY);
         }
         Some(found)
-    }
-}
-
-/// Whoever has one IPv6 address has all of its network.
-fn network(peer: IpAddr) -> IpAddr {
-    match peer.to_canonical() {
-        IpAddr::V6(address) => Ipv6Addr::from_bits(address.to_bits() >> 64 << 64).into(),
-        address => address,
     }
 }
 

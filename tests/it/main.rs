@@ -19,6 +19,7 @@ mod fidelity;
 mod half;
 mod login;
 mod monitoring;
+mod neighbours;
 mod openapi;
 mod parser;
 mod process;
