@@ -65,8 +65,10 @@ pub struct Listen {
     pub tls_address: Option<SocketAddr>,
     /// The files of the TLS port.
     pub tls: ListenTlsFiles,
-    /// Client connections at one time, both ports together; one more is closed as soon as it is accepted.
+    /// Client connections that are open at one time, both ports together; one more is closed as soon as it is accepted.
     pub max_connections: u32,
+    /// Client connections that have not logged in, at one time and on each port; half as many from one address.
+    pub max_handshakes: u32,
     /// Users that may log in from a loopback address only, because RabbitMQ sees the proxy's address, not theirs.
     pub loopback_users: Vec<String>,
     /// From accept to `connection.open-ok`; then the connection is closed, as RabbitMQ does.
@@ -326,6 +328,7 @@ impl Default for Listen {
             tls_address: None,
             tls: ListenTlsFiles::default(),
             max_connections: 10_000,
+            max_handshakes: 2_000,
             loopback_users: vec!["guest".into()],
             handshake_timeout: Duration::from_secs(10),
         }

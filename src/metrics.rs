@@ -115,6 +115,8 @@ type Seconds = Gauge<f64, AtomicU64>;
 pub enum Refused {
     /// `listen.max_connections`.
     Limit,
+    /// `listen.max_handshakes`: it had said least when its place was wanted.
+    Handshakes,
     /// A user of `listen.loopback_users` from elsewhere, or a login that can't be followed.
     LoopbackUser,
     /// `listen.handshake_timeout`.
@@ -519,6 +521,7 @@ impl EncodeLabelValue for Refused {
     fn encode(&self, encoder: &mut prometheus_client::encoding::LabelValueEncoder) -> fmt::Result {
         let name = match self {
             Refused::Limit => "limit",
+            Refused::Handshakes => "handshakes",
             Refused::LoopbackUser => "loopback_user",
             Refused::Timeout => "timeout",
             Refused::Tls => "tls",
@@ -634,8 +637,9 @@ pub const TEXT_CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
 const RELOADED: &str = "success";
 const NOT_RELOADED: &str = "failure";
 const STATUS_CLASSES: [&str; 5] = ["1xx", "2xx", "3xx", "4xx", "5xx"];
-const REFUSALS: [Refused; 7] = [
+const REFUSALS: [Refused; 8] = [
     Refused::Limit,
+    Refused::Handshakes,
     Refused::LoopbackUser,
     Refused::Timeout,
     Refused::Tls,

@@ -116,7 +116,7 @@ pub(crate) fn network(peer: IpAddr) -> IpAddr {
 }
 
 /// Returns when `leave` says so: not when its place was given back.
-pub(crate) async fn told_to(leave: Leave) {
+pub(crate) async fn told_to(leave: &mut Leave) {
     if leave.await.is_err() {
         std::future::pending().await
     }

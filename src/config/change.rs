@@ -32,9 +32,10 @@ pub struct Change {
 }
 
 /// What a reload changes, keys or whole tables; the first that fits counts. All else needs a restart.
-const EFFECTS: [(&str, Effect); 22] = [
+const EFFECTS: [(&str, Effect); 23] = [
     ("listen.tls", Effect::NewConnections),
     ("listen.max_connections", Effect::AtOnce),
+    ("listen.max_handshakes", Effect::AtOnce),
     ("listen.loopback_users", Effect::NewConnections),
     ("listen.handshake_timeout", Effect::NewConnections),
     ("upstream.tls", Effect::NewConnections),

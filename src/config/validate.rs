@@ -31,6 +31,7 @@ pub(super) fn problems(config: &Config) -> Vec<(String, String)> {
     let named = |token: &AdminToken| token.token_file.file_stem().is_some();
     check(admin.tokens.iter().all(named), "admin.tokens", "a token_file is empty, or names no file");
     check(listen.max_connections > 0, "listen.max_connections", AT_LEAST_ONE);
+    check(listen.max_handshakes > 0, "listen.max_handshakes", AT_LEAST_ONE);
     check(listen.handshake_timeout > Duration::ZERO, "listen.handshake_timeout", LONGER_THAN_ZERO);
 
     check(!upstream.urls.is_empty(), "upstream.urls", "needs at least one URL");

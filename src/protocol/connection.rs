@@ -70,8 +70,8 @@ enum End {
     Drain,
     /// RabbitMQ is gone.
     UpstreamLost,
-    /// An operator closes it.
-    Operator,
+    /// An operator closes it, or there is no place for it.
+    Dismissed,
     /// The client sent connection.close while a commit was running; it goes on to RabbitMQ when none is.
     ClientClose,
     /// The client is gone without a word, and a commit that it sent is running.
@@ -144,7 +144,7 @@ pub struct Connection {
     /// The client announced `connection.blocked`.
     understands_blocked: bool,
     ending: Option<End>,
-    /// Why an operator ends it.
+    /// Why it is [`End::Dismissed`].
     closed_because: String,
     /// The client's connection.close, while it waits for a commit.
     client_close: Vec<u8>,

@@ -6,10 +6,12 @@
 
 use super::buffers::{self, READ_BYTES};
 use super::heartbeat::{Due, Heartbeat};
+use super::listener::Entry;
 use super::{Shared, Terms};
 use crate::amqp::frame::{self, Split};
 use crate::health::{Component, Condition};
 use crate::metrics::{Outcome, Refused};
+use crate::places::{Leave, told_to};
 use crate::protocol::command::{Command, Ended, Opened, Refusal, Ticket};
 use crate::protocol::connection::Connection;
 use crate::roster::{Guest, Seat};
@@ -45,6 +47,7 @@ pub(super) struct Session {
     number: u64,
     /// Where it tells of itself.
     seat: Arc<Seat>,
+    entry: Entry,
     addresses: ClientAddresses,
     connection: Connection,
     /// Tells when the terms are others than the connection has.
@@ -94,12 +97,15 @@ enum Event {
     Drain,
     /// An operator wants it gone.
     Close(String),
+    /// Its place among those who have not logged in is wanted for another.
+    TurnedAway,
 }
 
 impl Session {
     pub(super) fn new(
         shared: Arc<Shared>,
         seat: Arc<Seat>,
+        (entry, mut leave): (Entry, Leave),
         addresses: ClientAddresses,
         from_loopback: bool,
         stream: Stream,
@@ -116,6 +122,10 @@ impl Session {
                 reason = told.told_to_close() => Event::Close(reason.to_owned()),
             }
         }) as BoxFuture<'static, Event>);
+        events.push(Box::pin(async move {
+            told_to(&mut leave).await;
+            Event::TurnedAway
+        }));
         Self {
             connection: Connection::new(terms.settings(from_loopback), now, until),
             new_terms,
@@ -123,6 +133,7 @@ impl Session {
             from_loopback,
             number: seat.number,
             seat,
+            entry,
             addresses,
             client: Side::new(stream),
             upstream: None,
@@ -225,7 +236,13 @@ impl Session {
                 Event::Drain => self.connection.drain(),
                 Event::Close(reason) => {
                     tracing::info!(connection = self.number, peer = %self.addresses.source, ?reason, "an operator closes it");
-                    self.connection.close_because(&reason);
+                    self.connection.close_because(&format!("closed by an operator: {reason}"));
+                }
+                // It may have logged in just when it was told.
+                Event::TurnedAway if self.opened => {}
+                Event::TurnedAway => {
+                    self.shared.metrics.refused(Refused::Handshakes);
+                    self.ending = Some(Ending::Now);
                 }
             }
         }
@@ -278,6 +295,7 @@ impl Session {
                 self.client.heard(now);
                 self.shared.metrics.received_bytes.inc_by(read as u64);
                 self.seat.received(read);
+                self.entry.heard(read);
                 let used = self.connection.handle_client(&self.client.input);
                 self.client.input.advance(used);
                 true
@@ -480,6 +498,12 @@ impl Session {
             "open"
         );
         self.opened = true;
+        let max = self.shared.terms().connections_max;
+        if !self.entry.sit(max) {
+            self.shared.metrics.refused(Refused::Limit);
+            tracing::warn!(peer = %self.addresses.source, limit = max, "refused: listen.max_connections are open");
+            self.connection.close_because("listen.max_connections are open");
+        }
         self.user = Arc::clone(&opened.identity.user);
         self.vhost = Arc::clone(&opened.identity.vhost);
         self.seat.take(Guest {

@@ -3,6 +3,7 @@
 use super::Shared;
 use super::client;
 use crate::metrics::Refused;
+use crate::places::{Leave, Place, Places, told_to};
 use crate::protocol::handshake::is_loopback;
 use crate::roster::Seated;
 use crate::store::system_clock;
@@ -24,6 +25,9 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 #[derive(Debug, Clone)]
 pub struct Listener {
     shared: Arc<Shared>,
+    /// Taken by all that were accepted and have not ended.
+    sessions: Arc<Seats>,
+    /// Taken by those that have logged in.
     seats: Arc<Seats>,
     numbers: Arc<AtomicU64>,
 }
@@ -33,9 +37,38 @@ pub struct Listener {
 struct Seats(watch::Sender<usize>);
 
 /// One of them, until it is dropped.
+#[derive(Debug)]
 struct Seat(Arc<Seats>);
 
+/// A client's way in: a place among those who have not logged in, then a seat.
+#[derive(Debug)]
+pub(super) struct Entry {
+    place: Option<Place>,
+    seats: Arc<Seats>,
+    seat: Option<Seat>,
+}
+
+impl Entry {
+    /// Counts what the client said, as long as it has not logged in.
+    pub(super) fn heard(&self, bytes: usize) {
+        if let Some(place) = &self.place {
+            place.heard(bytes);
+        }
+    }
+
+    /// It has logged in, and takes a seat if fewer than `max` are taken.
+    pub(super) fn sit(&mut self, max: usize) -> bool {
+        self.place = None;
+        self.seat = self.seats.take(max);
+        self.seat.is_some()
+    }
+}
+
 impl Seats {
+    fn has_free(&self, max: usize) -> bool {
+        *self.0.borrow() < max
+    }
+
     /// One more, if there are fewer than `max`.
     fn take(self: &Arc<Self>, max: usize) -> Option<Seat> {
         let is_free = self.0.send_if_modified(|taken| {
@@ -56,11 +89,13 @@ impl Drop for Seat {
 impl Listener {
     /// Serves as `shared` says.
     pub fn new(shared: Arc<Shared>) -> Self {
-        Self { shared, seats: Arc::default(), numbers: Arc::default() }
+        Self { shared, sessions: Arc::default(), seats: Arc::default(), numbers: Arc::default() }
     }
 
     /// Accepts until the shutdown is requested.
     pub async fn serve(self, listener: TcpListener, tls: Option<Arc<ServerTls>>) {
+        // Each port has its own: who is in the middle of TLS has said nothing yet.
+        let places = Places::default();
         let mut shutdown = self.shared.shutdown.clone();
         loop {
             let accepted = tokio::select! {
@@ -68,7 +103,11 @@ impl Listener {
                 () = shutdown.requested() => return,
             };
             match accepted {
-                Ok((tcp, peer)) => self.admit(tcp, peer, tls.clone()),
+                Ok((tcp, peer)) => {
+                    self.admit(tcp, peer, &places, tls.clone());
+                    // It has a turn, and can say something, before another wants its place.
+                    tokio::task::yield_now().await;
+                }
                 Err(error) => {
                     tracing::warn!(%error, "accept failed");
                     tokio::time::sleep(ACCEPT_PAUSE).await;
@@ -80,54 +119,75 @@ impl Listener {
     /// Returns when every session has ended.
     pub async fn ended(&self) {
         // Fails only without a sender, which is here.
-        let _ = self.seats.0.subscribe().wait_for(|taken| *taken == 0).await;
+        let _ = self.sessions.0.subscribe().wait_for(|taken| *taken == 0).await;
     }
 
     /// Sessions that have not ended.
     pub fn sessions(&self) -> usize {
-        *self.seats.0.borrow()
+        *self.sessions.0.borrow()
     }
 
-    fn admit(&self, tcp: TcpStream, peer: SocketAddr, tls: Option<Arc<ServerTls>>) {
+    fn admit(&self, tcp: TcpStream, peer: SocketAddr, places: &Places, tls: Option<Arc<ServerTls>>) {
         self.shared.metrics.connections_accepted.inc();
         let terms = self.shared.terms();
-        let Some(seat) = self.seats.take(terms.connections_max) else {
+        if !self.seats.has_free(terms.connections_max) {
             self.shared.metrics.refused(Refused::Limit);
             tracing::warn!(%peer, limit = terms.connections_max, "refused: listen.max_connections are open");
             return;
-        };
+        }
+        let (place, leave) = places.enter(peer.ip(), terms.handshakes);
+        let entry = Entry { place: Some(place), seats: Arc::clone(&self.seats), seat: None };
+        let session = self.sessions.take(usize::MAX);
         let number = self.numbers.fetch_add(1, Ordering::Relaxed) + 1;
         let shared = Arc::clone(&self.shared);
         let gauge = shared.metrics.connections.clone();
         gauge.inc();
         tokio::spawn(async move {
             let seated = shared.roster.seat(number, peer, tls.is_some(), system_clock());
-            if let Err(error) = greet(shared, &seated, tcp, tls).await {
+            if let Err(error) = greet(shared, &seated, (entry, leave), tcp, tls).await {
                 tracing::debug!(connection = number, %peer, %error, "connection failed");
             }
             // In this order: who sees one fewer finds its seat free.
-            drop(seat);
+            drop(session);
             gauge.dec();
         });
     }
 }
 
 /// Does TLS if the port has it, then runs the session.
-async fn greet(shared: Arc<Shared>, seated: &Seated, tcp: TcpStream, tls: Option<Arc<ServerTls>>) -> io::Result<()> {
+async fn greet(
+    shared: Arc<Shared>,
+    seated: &Seated,
+    (entry, mut leave): (Entry, Leave),
+    tcp: TcpStream,
+    tls: Option<Arc<ServerTls>>,
+) -> io::Result<()> {
     let peer = seated.seat().peer;
     tcp.set_nodelay(true)?;
     let addresses = ClientAddresses { source: peer, destination: tcp.local_addr()? };
     let stream = match tls {
         None => Stream::Plain(tcp),
-        Some(tls) => match tokio::time::timeout(shared.terms().handshake_timeout, tls.acceptor().accept(tcp)).await {
-            Ok(Ok(stream)) => Stream::Tls(Box::new(TlsStream::Server(stream))),
-            failed => {
-                shared.metrics.refused(Refused::Tls);
-                return failed.map(|_| ()).map_err(|_| io::ErrorKind::TimedOut.into());
+        Some(tls) => {
+            let accepting = tokio::time::timeout(shared.terms().handshake_timeout, tls.acceptor().accept(tcp));
+            let accepted = tokio::select! {
+                accepted = accepting => accepted,
+                () = told_to(&mut leave) => {
+                    shared.metrics.refused(Refused::Handshakes);
+                    return Ok(());
+                }
+            };
+            match accepted {
+                Ok(Ok(stream)) => Stream::Tls(Box::new(TlsStream::Server(stream))),
+                failed => {
+                    shared.metrics.refused(Refused::Tls);
+                    return failed.map(|_| ()).map_err(|_| io::ErrorKind::TimedOut.into());
+                }
             }
-        },
+        }
     };
     let from_loopback = is_loopback(peer.ip());
-    client::Session::new(shared, Arc::clone(seated.seat()), addresses, from_loopback, stream).run().await;
+    client::Session::new(shared, Arc::clone(seated.seat()), (entry, leave), addresses, from_loopback, stream)
+        .run()
+        .await;
     Ok(())
 }

@@ -9,6 +9,7 @@ pub mod listener;
 use crate::config::{self, Config, MessageSizeLimit};
 use crate::health::Health;
 use crate::metrics::Metrics;
+use crate::places::Limits;
 use crate::protocol::command::Settings;
 use crate::protocol::handshake::LoginRules;
 use crate::roster::Roster;
@@ -38,6 +39,8 @@ pub struct Shared {
 #[derive(Debug)]
 pub struct Terms {
     connections_max: usize,
+    /// For those who have not logged in.
+    handshakes: Limits,
     handshake_timeout: Duration,
     loopback_users: Vec<String>,
     transaction: config::Transaction,
@@ -82,6 +85,10 @@ impl Terms {
     pub fn new(config: &Config, rules: Rules) -> Self {
         Self {
             connections_max: config.listen.max_connections as usize,
+            handshakes: Limits {
+                all: config.listen.max_handshakes as usize,
+                each: config.listen.max_handshakes.div_ceil(2) as usize,
+            },
             handshake_timeout: config.listen.handshake_timeout,
             loopback_users: config.listen.loopback_users.clone(),
             transaction: config.transaction.clone(),

@@ -1,8 +1,12 @@
 //! One who misbehaves, and one beside it who must not feel it.
 
-use crate::support::{PATIENCE, Proxy, broker, deadline, wait_until};
+use crate::support::{PATIENCE, Proxy, Raw, broker, deadline, wait_until};
+use std::collections::VecDeque;
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, TcpStream};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 /// What the neighbour may wait at most for what takes a millisecond.
@@ -49,4 +53,56 @@ fn health_and_metrics_are_answered_beside_a_thousand_half_open_heads() {
         });
         heads.is_empty()
     });
+}
+
+/// Connects again and again, says `greeting` and no more, and holds `held` of the connections at a time, until told to stop.
+fn storm(address: &str, held: usize, greeting: &'static [u8], stop: &Arc<AtomicBool>) -> JoinHandle<()> {
+    let (address, stop) = (address.to_owned(), Arc::clone(stop));
+    std::thread::spawn(move || {
+        let mut sockets = VecDeque::new();
+        while !stop.load(Ordering::Relaxed) {
+            if let Ok(mut socket) = TcpStream::connect(&address) {
+                let _ = socket.write_all(greeting);
+                sockets.push_back(socket);
+            }
+            if sockets.len() > held {
+                sockets.pop_front();
+            }
+        }
+    })
+}
+
+// They once held every place of listen.max_connections: 150 kept a client out for twelve seconds.
+#[test]
+fn a_client_logs_in_beside_sockets_that_connect_for_ever_and_never_do() {
+    let limits = [("listen.max_connections", "5"), ("listen.max_handshakes", "400")];
+    let proxy = Proxy::start_with(broker().port, &limits);
+    let mut before = Raw::login(proxy.port);
+    let stop = Arc::default();
+    let address = format!("127.0.0.1:{}", proxy.port);
+    let storms = [(100, b"".as_slice()), (100, b""), (100, b""), (50, b"AMQP\x00\x00\x09\x01")];
+    let storms = storms.map(|(held, greeting)| storm(&address, held, greeting, &stop));
+    let turned_away = || proxy.metric("halfway_connections_refused_total{reason=\"handshakes\"}");
+    wait_until(deadline(PATIENCE), "the storm to blow", || turned_away() > 300.0);
+    let (mut logins, mut slow) = (0, 0);
+    wait_until(deadline(4 * PATIENCE), "many more to be turned away", || {
+        let begun = Instant::now();
+        let mut raw = Raw::login(proxy.port);
+        raw.open_tx(1);
+        raw.commit(1);
+        logins += 1;
+        slow += u32::from(begun.elapsed() > Duration::from_secs(1));
+        logins >= 20 && turned_away() > 1000.0
+    });
+    assert!(slow * 10 <= logins, "{slow} of {logins} waited for more than a second");
+    // Who has logged in leaves for nobody, and is let in up to the limit.
+    let others: Vec<Raw> = (0..4).map(|_| Raw::login(proxy.port)).collect();
+    wait_until(deadline(PATIENCE), "the limit", || Raw::try_login(proxy.port).is_err());
+    drop(others);
+    stop.store(true, Ordering::Relaxed);
+    for storm in storms {
+        storm.join().expect("it ends");
+    }
+    before.open_tx(1);
+    before.commit(1);
 }

@@ -70,12 +70,12 @@ impl Connection {
         }
     }
 
-    /// An operator ends it: running commits finish, then the client is told to go, and why.
+    /// It is ended from here: running commits finish, then the client is told to go, and why.
     pub fn close_because(&mut self, reason: &str) {
         match self.phase {
             Phase::Running => {
                 if self.ending.is_none() {
-                    self.ending = Some(End::Operator);
+                    self.ending = Some(End::Dismissed);
                     self.closed_because = reason.to_owned();
                     self.end_if_idle();
                 }
@@ -114,9 +114,9 @@ impl Connection {
             }
             End::ClientLost => self.close(),
             End::Drain => self.dismiss("halfway is shutting down"),
-            End::Operator => {
+            End::Dismissed => {
                 let reason = std::mem::take(&mut self.closed_because);
-                self.dismiss(&format!("closed by an operator: {reason}"));
+                self.dismiss(&reason);
             }
             End::UpstreamLost => {
                 let text = ReplyCode::CONNECTION_FORCED.text("the connection to RabbitMQ was lost");

@@ -657,7 +657,7 @@ fn an_operator_closes_it_behind_a_running_commit_and_says_why() {
     script.upstream(&bare(1, id::TX_ROLLBACK_OK));
     let (id, ..) = script.decide();
     script.sent();
-    script.connection.close_because(&"\u{fc}".repeat(1000));
+    script.connection.close_because(&format!("closed by an operator: {}", "\u{fc}".repeat(1000)));
     assert_eq!((script.sent(), script.connection.stage()), ((Vec::new(), Vec::new()), Stage::Closing));
     script.committed(id);
     let (to_client, to_upstream) = script.sent();
