@@ -244,21 +244,20 @@ async fn doubtful(options: &Options, doubts: usize) {
     let store = open(folder.path(), Arc::new(Nowhere));
     store.lanes().await.unwrap();
     println!("start: {:.0} ms", took(started));
-    let now = halfway::store::system_clock();
     for (what, limit) in [("first", 100), ("next", 100), ("next", 1)] {
         let started = Instant::now();
-        let found = store.due("checker-0", now, limit).await.unwrap();
+        let found = store.due("checker-0", limit).await.unwrap();
         println!("{what} {limit} due: {:.2} ms, {} found", took(started), found.due.len());
         let started = Instant::now();
         for due in &found.due {
-            let (checker, next_check_at) = ("checker-0".into(), Some(Timestamp(now.0 + 30_000)));
-            let check = Check { checker, result: "unknown".into(), answered: true, counted: true, next_check_at };
+            let (checker, again_after) = ("checker-0".into(), Some(Duration::from_secs(30)));
+            let check = Check { checker, result: "unknown".into(), answered: true, counted: true, again_after };
             assert!(store.checked(due.id, check).await.unwrap());
         }
         println!("    and written down as checked: {:.2} ms each", took(started) / found.due.len() as f64);
     }
     let started = Instant::now();
-    assert_eq!(store.due("checker-1", now, 100).await.unwrap().due.len(), 0);
+    assert_eq!(store.due("checker-1", 100).await.unwrap().due.len(), 0);
     println!("none due: {:.2} ms", took(started));
     let doubtful = || Filter { state: Some(State::InDoubt), ..Filter::default() };
     let pattern = |pattern: &str| Some(NameFilter::Pattern(WildMatch::new(pattern)));

@@ -9,7 +9,7 @@ use bytes::Bytes;
 use halfway::store::memory::MemoryStore;
 use halfway::store::sqlite::{SqliteSettings, SqliteStore};
 use halfway::store::{
-    Commit, Committed, Committing, Cursor, DeadLetter, Lane, Origin, Outlet, Pack, Sequence, Store, StoreError,
+    Clock, Commit, Committed, Committing, Cursor, DeadLetter, Lane, Origin, Outlet, Pack, Sequence, Store, StoreError,
 };
 use halfway::tx::batch::{Batch, HalfMessage, iter};
 use halfway::tx::id::{Timestamp, TransactionId};
@@ -287,21 +287,23 @@ async fn story(store: &dyn Store, relay: &Relay) {
     it_is_not_full(store, relay).await;
 }
 
-/// A clock that stands still until it is set on.
+/// A clock that stands still until something passes or it is set.
 macro_rules! clock {
     () => {{
         static NOW: AtomicI64 = AtomicI64::new(1_000_000);
-        (&NOW, || Timestamp(NOW.load(Ordering::Relaxed)))
+        static SET: AtomicI64 = AtomicI64::new(0);
+        let wall = || Timestamp(NOW.load(Ordering::Relaxed) + SET.load(Ordering::Relaxed));
+        ((&NOW, &SET), Clock { wall, passed: || NOW.load(Ordering::Relaxed) })
     }};
 }
 
 #[tokio::test]
 async fn memory() {
     let relay = Arc::new(Relay::default());
-    let (now, clock) = clock!();
+    let ((now, set), clock) = clock!();
     let store = MemoryStore::with_clock(relay.clone(), clock);
     story(&*store, &relay).await;
-    let stage = named::Stage { store: &*store, relay: &relay, now };
+    let stage = named::Stage { store: &*store, relay: &relay, now, set };
     named::story(stage).await;
     letters::story(stage).await;
 }
@@ -311,10 +313,10 @@ async fn sqlite() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("halfway.db");
     let relay = Arc::new(Relay::default());
-    let (now, clock) = clock!();
+    let ((now, set), clock) = clock!();
     let store = SqliteStore::open(SqliteSettings { clock, ..SqliteSettings::new(&path) }, relay.clone()).unwrap();
     story(&*store, &relay).await;
-    let stage = named::Stage { store: &*store, relay: &relay, now };
+    let stage = named::Stage { store: &*store, relay: &relay, now, set };
     named::story(stage).await;
     letters::story(stage).await;
     let report = halfway::store::sqlite::check(&path).unwrap();

@@ -1,12 +1,21 @@
 //! The SQLite store over restarts, on files that are not its own, and on disks that fail.
 
+/// A clock that stands still until it is set on, and then as much has passed.
+macro_rules! clock {
+    ($now:ident) => {
+        Clock { wall: || Timestamp($now.load(Ordering::Relaxed)), passed: || $now.load(Ordering::Relaxed) }
+    };
+}
+
+#[path = "store_sqlite/clock.rs"]
+mod clock;
 #[path = "store_sqlite/history.rs"]
 mod history;
 
 use halfway::store::sqlite::{OpenError, SqliteSettings, SqliteStore, ToolError, backup, check, stats};
 use halfway::store::{
-    Check, Commit, Committed, Committing, DeadLetter, Filter, Lane, LetterId, Named, Origin, Outlet, Sequence, Store,
-    StoreError, Summary,
+    Check, Clock, Commit, Committed, Committing, DeadLetter, Filter, Lane, LetterId, Named, Origin, Outlet, Sequence,
+    Store, StoreError, Summary,
 };
 use halfway::tx::batch::{Batch, HalfMessage};
 use halfway::tx::checker::CheckPlan;
@@ -35,7 +44,7 @@ fn open(path: &Path) -> Arc<SqliteStore> {
 }
 
 /// Opens it to remember for a minute what is finished.
-fn open_for_a_minute(path: &Path, clock: fn() -> Timestamp) -> Arc<SqliteStore> {
+fn open_for_a_minute(path: &Path, clock: Clock) -> Arc<SqliteStore> {
     let settings = SqliteSettings { retention: Duration::from_secs(60), clock, ..SqliteSettings::new(path) };
     SqliteStore::open(settings, Arc::new(Silent)).unwrap()
 }
@@ -298,8 +307,7 @@ async fn past_its_size_it_is_full_until_there_is_room_again() {
 async fn its_limits_can_change() {
     static NOW: AtomicI64 = AtomicI64::new(1_000_000);
     let folder = Folder::new();
-    let clock = || Timestamp(NOW.load(Ordering::Relaxed));
-    let settings = SqliteSettings { max_size: Some(1 << 30), clock, ..SqliteSettings::new(folder.db()) };
+    let settings = SqliteSettings { max_size: Some(1 << 30), clock: clock!(NOW), ..SqliteSettings::new(folder.db()) };
     let store = SqliteStore::open(settings, Arc::new(Silent)).unwrap();
     let old = origin();
     store.park(old.clone(), batch(1_500_000)).await.unwrap();
@@ -333,7 +341,7 @@ async fn idle_it_gives_back_the_log() {
 async fn finished_transactions_that_were_parked_leave_after_their_retention() {
     static NOW: AtomicI64 = AtomicI64::new(1_000_000);
     let folder = Folder::new();
-    let open = || open_for_a_minute(&folder.db(), || Timestamp(NOW.load(Ordering::Relaxed)));
+    let open = || open_for_a_minute(&folder.db(), clock!(NOW));
     let store = open();
     let (delivered, rolled_back, waiting) = (origin(), origin(), origin());
     for tx in [&delivered, &rolled_back, &waiting] {
@@ -407,8 +415,7 @@ fn gauges(store: &SqliteStore) -> (u64, u64, u64) {
 async fn a_restart_keeps_names_with_their_schedules_and_counts() {
     static NOW: AtomicI64 = AtomicI64::new(1_000_000);
     let folder = Folder::new();
-    let settings =
-        || SqliteSettings { clock: || Timestamp(NOW.load(Ordering::Relaxed)), ..SqliteSettings::new(folder.db()) };
+    let settings = || SqliteSettings { clock: clock!(NOW), ..SqliteSettings::new(folder.db()) };
     let open = || SqliteStore::open(settings(), Arc::new(Silent)).unwrap();
     let store = open();
     assert_eq!(gauges(&store), (0, 0, 0));
@@ -421,9 +428,10 @@ async fn a_restart_keeps_names_with_their_schedules_and_counts() {
         NOW.fetch_add(1, Ordering::Relaxed);
     }
     store.park(earlier.clone(), batch(1)).await.unwrap_err();
-    let check = |result: &str, counted, at| {
-        let (checker, next_check_at) = ("orders".into(), Some(Timestamp(at)));
-        store.checked(checked.id, Check { checker, result: result.into(), answered: counted, counted, next_check_at })
+    let check = |result: &str, counted, at: i64| {
+        let after = at - NOW.load(Ordering::Relaxed);
+        let (checker, again_after) = ("orders".into(), Some(Duration::from_millis(after.unsigned_abs())));
+        store.checked(checked.id, Check { checker, result: result.into(), answered: counted, counted, again_after })
     };
     assert!(check("unknown", true, 2_000_000).await.unwrap());
     assert!(check("timeout", false, 3_000_000).await.unwrap());
@@ -453,7 +461,7 @@ async fn a_restart_keeps_names_with_their_schedules_and_counts() {
     assert_eq!(gauges(&store), (0, 4, 1_000_000));
     assert_sound(&folder.db());
 
-    let due = store.due("orders", Timestamp(5_000_000), 10).await.unwrap();
+    let due = store.due("orders", 10).await.unwrap();
     assert_eq!(due.due.iter().map(|due| due.id).collect::<Vec<_>>(), [checked.id]);
     assert!(due.next.is_some());
     assert_eq!(store.commit(commit(&named("done", None), 1)).await.unwrap(), Committing::Before);
@@ -488,9 +496,9 @@ async fn what_was_answered_about_a_name_is_in_the_files() {
     let after_crash = copy();
     assert_eq!(summary(&open(&after_crash.db()), &tx).await.state, State::InDoubt);
     store.abandon(tx.id).await.unwrap();
-    let next_check_at = Some(Timestamp(i64::MAX));
+    let again_after = Some(Duration::MAX);
     let check =
-        Check { checker: "orders".into(), result: "unknown".into(), answered: true, counted: true, next_check_at };
+        Check { checker: "orders".into(), result: "unknown".into(), answered: true, counted: true, again_after };
     assert!(store.checked(tx.id, check).await.unwrap());
     let after_crash = copy();
     assert_eq!(summary(&open(&after_crash.db()), &tx).await, summary(&store, &tx).await);
@@ -553,10 +561,11 @@ async fn a_store_of_version_1_is_brought_forward() {
     assert_sound(&folder.db());
     assert_eq!(stats(&folder.db()).unwrap().open, 1, "what only reads takes the file as it is");
 
-    let settings = SqliteSettings { clock: || Timestamp(1_000), ..SqliteSettings::new(folder.db()) };
+    let settings =
+        SqliteSettings { clock: Clock { wall: || Timestamp(1_000), passed: || 0 }, ..SqliteSettings::new(folder.db()) };
     let store = SqliteStore::open(settings, Arc::new(Silent)).unwrap();
     assert_sound(&folder.db());
-    assert_eq!(stats(&folder.db()).unwrap().schema, 4);
+    assert_eq!(stats(&folder.db()).unwrap().schema, 5);
     let letter = store.dead_letter_by_id(LetterId(1)).await.unwrap().expect("its number stays");
     assert_eq!((letter.transaction, letter.since, letter.attempts), (txs[3].id, Timestamp(8), 1));
     assert_eq!(committed(&store).await, BTreeSet::from([txs[0].id]));
@@ -578,7 +587,7 @@ async fn a_store_of_version_1_is_brought_forward() {
 async fn names_leave_after_their_retention_with_what_is_known_of_their_messages() {
     static NOW: AtomicI64 = AtomicI64::new(1_000_000);
     let folder = Folder::new();
-    let open = || open_for_a_minute(&folder.db(), || Timestamp(NOW.load(Ordering::Relaxed)));
+    let open = || open_for_a_minute(&folder.db(), clock!(NOW));
     let store = open();
     let (small, large, dropped, doubtful) =
         (named("small", None), named("large", None), named("dropped", None), named("doubtful", None));

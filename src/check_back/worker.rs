@@ -113,9 +113,8 @@ impl<A: Ask> Worker<A> {
         if let Some(pause) = self.held_back() {
             return pause;
         }
-        let now = (self.context.clock)();
         // Those that are asked about are due as well, until their checks are written down.
-        let found = match self.context.store.due(&self.context.name, now, self.busy.len() + room).await {
+        let found = match self.context.store.due(&self.context.name, self.busy.len() + room).await {
             Ok(found) => found,
             Err(StoreError::Closed) => return RETRY,
             Err(error) => {
@@ -139,8 +138,7 @@ impl<A: Ask> Worker<A> {
             self.busy.insert(id, task.id());
         }
         self.count_breaker();
-        let until_next = found.next.map(|next| next.0.saturating_sub(now.0).max(1).unsigned_abs());
-        until_next.map_or(POLL, Duration::from_millis).min(POLL)
+        found.next.map_or(POLL, |next| next.clamp(Duration::from_millis(1), POLL))
     }
 
     /// How long no check may begin, if that is so.
@@ -220,10 +218,11 @@ async fn ask<A: Ask>(context: &Context<A>, due: &Due) -> Result<Option<(Summary,
     let packs = context.store.messages(due.id, 0, READ_BYTES_MAX).await?;
     // Last, so that as little as can be lies between this look and the question: none comes after the decision.
     let Some((transaction, _)) = context.store.transaction(due.id).await? else { return Ok(None) };
-    let now = (context.clock)();
+    // As it was when it was found due: nobody has asked since, nor said that a person has to look.
     let is_due = transaction.state == State::InDoubt
         && transaction.checker.as_ref() == Some(&context.name)
-        && transaction.next_check_at.is_some_and(|at| at <= now);
+        && transaction.next_check_at.is_some()
+        && transaction.attempts == due.attempts;
     let Some(question) = Question::about(&transaction, &packs).filter(|_| is_due) else { return Ok(None) };
     let begun = Instant::now();
     let asked = timeout(context.timeout, context.asker.ask(&question)).await;
@@ -292,15 +291,15 @@ impl<A> Context<A> {
             tracing::info!(checker = %self.name, transaction = %id, attempt = transaction.attempts + 1, %reason, "checked");
         }
         let asked = Asked { attempts: transaction.attempts, answered: transaction.checks_answered };
-        match self.policy.next(asked, answer, (self.clock)(), fastrand::f64()) {
+        match self.policy.next(asked, answer, fastrand::f64()) {
             Next::Decide(decision) => {
                 let took = answered.map(|(_, took)| took).unwrap_or_default();
                 let reason = format!("answered {decision} in {} ms", took.as_millis(), decision = decision.as_str());
                 self.decide(id, decision, Actor::Checker(Arc::clone(&self.name)), reason).await;
             }
-            Next::Later { at, counted } => {
+            Next::Later { after, counted } => {
                 let (checker, answered) = (Arc::clone(&self.name), answer.is_some());
-                let check = Check { checker, result, answered, counted, next_check_at: Some(at) };
+                let check = Check { checker, result, answered, counted, again_after: Some(after) };
                 self.persist(id, || self.store.checked(id, check.clone())).await;
             }
             Next::Exhausted(WhenExhausted::Decide(decision)) => {
@@ -309,7 +308,7 @@ impl<A> Context<A> {
             }
             Next::Exhausted(WhenExhausted::Hold) => {
                 let checker = Arc::clone(&self.name);
-                let check = Check { checker, result, answered: true, counted: true, next_check_at: None };
+                let check = Check { checker, result, answered: true, counted: true, again_after: None };
                 if self.persist(id, || self.store.checked(id, check.clone())).await == Some(true) {
                     self.counts.exhausted.inc();
                     tracing::warn!(

@@ -3,10 +3,11 @@
 mod letters;
 
 use self::letters::Kept;
+use super::clock::{Moment, Reading, Time};
 use super::{
-    COMMITTED_BEFORE, Check, Commit, Committed, Committing, Cursor, DeadLetter, Due, DueNow, Event, Filter, Lane,
-    Letter, LetterFilter, LetterId, LetterMessage, Listing, Messages, Named, Origin, Outlet, Pack, Reply, Sequence,
-    Store, StoreError, Summary, system_clock,
+    COMMITTED_BEFORE, Check, Clock, Commit, Committed, Committing, Cursor, DeadLetter, Due, DueNow, Event, Filter,
+    Lane, Letter, LetterFilter, LetterId, LetterMessage, Listing, Messages, Named, Origin, Outlet, Pack, Reply,
+    Sequence, Store, StoreError, Summary,
 };
 use crate::amqp::properties::Properties;
 use crate::tx::batch::{self, Batch};
@@ -22,13 +23,13 @@ use tokio::sync::watch;
 /// The same contract as a store on disk, but for what survives a crash. Answers every call at once.
 pub struct MemoryStore {
     outlet: Arc<dyn Outlet>,
-    clock: fn() -> Timestamp,
+    time: Time,
     held: Mutex<Held>,
     full: watch::Sender<bool>,
 }
 
-#[derive(Default)]
 struct Held {
+    time: Time,
     last_sequence: i64,
     rows: BTreeMap<i64, Row>,
     /// Where each transaction stands among the rows.
@@ -44,14 +45,13 @@ struct Row {
     origin: Origin,
     state: State,
     parked_at: Option<Timestamp>,
-    decided: Option<(Timestamp, String)>,
+    decided: Option<(Reading, String)>,
     packs: Vec<Messages>,
     messages: u32,
     bytes: u64,
     message_ids: HashSet<Vec<u8>>,
     checker: Option<Arc<str>>,
-    in_doubt_at: Option<Timestamp>,
-    next_check_at: Option<Timestamp>,
+    next_check: Option<Moment>,
     attempts: u32,
     answered: u32,
     history: Vec<Event>,
@@ -60,12 +60,23 @@ struct Row {
 impl MemoryStore {
     /// An empty store.
     pub fn new(outlet: Arc<dyn Outlet>) -> Arc<Self> {
-        Self::with_clock(outlet, system_clock)
+        Self::with_clock(outlet, Clock::default())
     }
 
-    /// An empty store that takes its times from `clock`.
-    pub fn with_clock(outlet: Arc<dyn Outlet>, clock: fn() -> Timestamp) -> Arc<Self> {
-        Arc::new(Self { outlet, clock, held: Mutex::default(), full: watch::Sender::new(false) })
+    /// An empty store that tells the time by `clock`.
+    pub fn with_clock(outlet: Arc<dyn Outlet>, clock: Clock) -> Arc<Self> {
+        let time = Time::new(clock);
+        let held = Held {
+            time,
+            last_sequence: 0,
+            rows: BTreeMap::new(),
+            places: HashMap::new(),
+            letters: Vec::new(),
+            last_letter: 0,
+            broken: HashMap::new(),
+            failure: None,
+        };
+        Arc::new(Self { outlet, time, held: Mutex::new(held), full: watch::Sender::new(false) })
     }
 
     /// Lets every call that writes messages or decides fail from now on, as on a bad disk, until it is called with
@@ -101,8 +112,8 @@ impl MemoryStore {
         self.held.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn now(&self) -> Timestamp {
-        (self.clock)()
+    fn now(&self) -> Reading {
+        self.time.read()
     }
 }
 
@@ -131,8 +142,7 @@ impl Row {
             bytes: 0,
             message_ids: HashSet::new(),
             checker,
-            in_doubt_at: None,
-            next_check_at: None,
+            next_check: None,
             attempts: 0,
             answered: 0,
             history: Vec::new(),
@@ -168,29 +178,27 @@ impl Row {
         kept.into()
     }
 
-    fn note(&mut self, at: Timestamp, event: &str, actor: &Actor, reason: Option<&str>) {
+    fn note(&mut self, at: Reading, event: &str, actor: &Actor, reason: Option<&str>) {
         let (event, actor, reason) = (event.into(), actor.to_string(), reason.map(Into::into));
-        self.history.push(Event { at, event, actor, reason });
+        self.history.push(Event { at: at.wall, event, actor, reason });
     }
 
-    fn doubt(&mut self, now: Timestamp, reason: &str) {
+    fn doubt(&mut self, now: Reading, reason: &str) {
         self.state = State::InDoubt;
-        self.in_doubt_at = Some(now);
         let plan = self.origin.named.as_ref().and_then(|named| named.check.as_ref());
-        let after = plan.map(|plan| i64::try_from(plan.first_after.as_millis()).unwrap_or(i64::MAX));
-        self.next_check_at = after.map(|after| Timestamp(now.0.saturating_add(after)));
+        self.next_check = plan.map(|plan| now.count.after(plan.first_after));
         self.note(now, State::InDoubt.as_str(), &Actor::Channel, Some(reason));
     }
 
-    fn roll_back(&mut self, now: Timestamp, actor: &Actor, reason: Option<&str>) {
+    fn roll_back(&mut self, now: Reading, actor: &Actor, reason: Option<&str>) {
         self.decide(State::RolledBack, now, actor, reason);
         self.packs.clear();
     }
 
-    fn decide(&mut self, state: State, now: Timestamp, actor: &Actor, reason: Option<&str>) {
+    fn decide(&mut self, state: State, now: Reading, actor: &Actor, reason: Option<&str>) {
         self.state = state;
         self.decided = Some((now, actor.to_string()));
-        self.next_check_at = None;
+        self.next_check = None;
         self.attempts += actor.answers();
         self.answered += actor.answers();
         // A plain commit has no history.
@@ -200,11 +208,14 @@ impl Row {
     }
 
     fn fate(&self) -> Fate {
-        let (decided_at, decided_by) = self.decided.clone().unwrap_or((Timestamp(0), Actor::Channel.to_string()));
+        let (decided_at, decided_by) = match &self.decided {
+            Some((at, by)) => (at.wall, by.clone()),
+            None => (Timestamp(0), Actor::Channel.to_string()),
+        };
         Fate { id: self.origin.id, state: self.state, decided_at, decided_by }
     }
 
-    fn summary(&self) -> Summary {
+    fn summary(&self, time: Time) -> Summary {
         Summary {
             id: self.origin.id,
             name: self.name().cloned(),
@@ -213,14 +224,14 @@ impl Row {
             state: self.state,
             created_at: self.origin.created_at,
             parked_at: self.parked_at,
-            decided_at: self.decided.as_ref().map(|(at, _)| *at),
+            decided_at: self.decided.as_ref().map(|(at, _)| at.wall),
             decided_by: self.decided.as_ref().map(|(_, by)| by.clone()),
             messages: self.messages.into(),
             bytes: self.bytes,
             checker: self.checker.clone(),
             attempts: self.attempts,
             checks_answered: self.answered,
-            next_check_at: self.next_check_at,
+            next_check_at: self.next_check.map(|at| time.shown(at)),
             lane: self.origin.lane.number,
         }
     }
@@ -239,7 +250,7 @@ impl Row {
                 number,
                 first_index,
                 last,
-                decided_at: self.decided.as_ref().map(|(at, _)| *at),
+                decided_at: self.decided.as_ref().map(|(at, _)| at.wall),
                 retried: false,
                 messages: bytes.clone(),
             };
@@ -283,7 +294,7 @@ impl Held {
         same
     }
 
-    fn park(&mut self, origin: Origin, batch: Batch, now: Timestamp) -> Result<(), StoreError> {
+    fn park(&mut self, origin: Origin, batch: Batch, now: Reading) -> Result<(), StoreError> {
         if let Some(error) = self.broken.get(&origin.id) {
             return Err(error.clone());
         }
@@ -297,7 +308,7 @@ impl Held {
         parked
     }
 
-    fn try_park(&mut self, origin: Origin, messages: Messages, now: Timestamp) -> Result<(), StoreError> {
+    fn try_park(&mut self, origin: Origin, messages: Messages, now: Reading) -> Result<(), StoreError> {
         let own = self.find(origin.id);
         let Some(named) = origin.named.clone() else {
             return self.park_own(origin, own, messages, now);
@@ -325,7 +336,7 @@ impl Held {
         origin: Origin,
         own: Option<i64>,
         messages: Messages,
-        now: Timestamp,
+        now: Reading,
     ) -> Result<(), StoreError> {
         let decides = origin.named.as_ref().is_none_or(|named| named.transactional);
         let place = match own {
@@ -336,7 +347,7 @@ impl Held {
             },
             None => {
                 let mut row = Row::new(origin, State::Open);
-                row.parked_at = Some(now);
+                row.parked_at = Some(now.wall);
                 row.note(now, "parked", &Actor::Channel, None);
                 if !decides {
                     row.doubt(now, "its channel decides nothing");
@@ -348,7 +359,7 @@ impl Held {
         Ok(())
     }
 
-    fn commit(&mut self, commit: Commit, now: Timestamp) -> Result<Released, StoreError> {
+    fn commit(&mut self, commit: Commit, now: Reading) -> Result<Released, StoreError> {
         self.check_disk()?;
         let Commit { origin, batch, parked, forwarded } = commit;
         if let Some(error) = self.broken.get(&origin.id) {
@@ -378,7 +389,7 @@ impl Held {
                 }
                 None => {
                     let mut row = Row::new(origin, State::Open);
-                    row.parked_at = row.origin.named.is_some().then_some(now);
+                    row.parked_at = row.origin.named.is_some().then_some(now.wall);
                     self.insert(row)
                 }
             },
@@ -403,7 +414,7 @@ impl Held {
     }
 
     /// Commits: puts the transaction behind all that were committed before it.
-    fn release(&mut self, place: i64, now: Timestamp, actor: &Actor, reason: Option<&str>) -> Committed {
+    fn release(&mut self, place: i64, now: Reading, actor: &Actor, reason: Option<&str>) -> Committed {
         let mut row = self.rows.remove(&place).expect("a place is a row's");
         row.decide(State::Committed, now, actor, reason);
         let (id, lane) = (row.origin.id, row.origin.lane.clone());
@@ -412,11 +423,11 @@ impl Held {
     }
 
     /// A name has one fate, and it is another attempt's.
-    fn replace(&mut self, place: i64, by: TransactionId, now: Timestamp) {
+    fn replace(&mut self, place: i64, by: TransactionId, now: Reading) {
         self.row(place).roll_back(now, &Actor::Attempt(by), Some(&format!("replaced by attempt {by}")));
     }
 
-    fn rollback(&mut self, id: TransactionId, now: Timestamp, reason: Option<&str>) -> Result<(), StoreError> {
+    fn rollback(&mut self, id: TransactionId, now: Reading, reason: Option<&str>) -> Result<(), StoreError> {
         let was_broken = self.broken.remove(&id).is_some();
         let Some(place) = self.find(id) else {
             // The first part of it was what failed.
@@ -430,7 +441,7 @@ impl Held {
         Ok(())
     }
 
-    fn abandon(&mut self, id: TransactionId, now: Timestamp) -> Result<(), StoreError> {
+    fn abandon(&mut self, id: TransactionId, now: Reading) -> Result<(), StoreError> {
         self.check_disk()?;
         if let Some(error) = self.broken.remove(&id) {
             // What lacks a part must not be released by those who can't know it.
@@ -463,7 +474,7 @@ impl Held {
         &mut self,
         target: &Target,
         decision: Decision,
-        now: Timestamp,
+        now: Reading,
         actor: &Actor,
         reason: Option<&str>,
     ) -> Result<(Verdict, Option<Committed>), StoreError> {
@@ -474,7 +485,7 @@ impl Held {
                 let same = self.namesakes(owned, None);
                 let rolled_back = || {
                     let all = self.rows.iter().filter(|(_, row)| row.belongs_to(owned));
-                    all.max_by_key(|(_, row)| row.decided.as_ref().map(|(at, _)| *at)).map(|(place, _)| *place)
+                    all.max_by_key(|(_, row)| row.decided.as_ref().map(|(at, _)| at.count)).map(|(place, _)| *place)
                 };
                 same.in_doubt.or(same.open).or(same.committed).or_else(rolled_back)
             }
@@ -515,11 +526,12 @@ impl Held {
         Some(self.row(place)).filter(|row| row.state == State::InDoubt)
     }
 
-    fn checked(&mut self, id: TransactionId, check: Check, now: Timestamp) -> bool {
+    fn checked(&mut self, id: TransactionId, check: Check, now: Reading) -> bool {
+        let again = check.again_after.map(|pause| now.count.after(pause));
         let Some(row) = self.in_doubt(id) else { return false };
         row.attempts += 1;
         row.answered += u32::from(check.counted);
-        row.next_check_at = check.next_check_at;
+        row.next_check = again;
         let actor = Actor::Checker(check.checker);
         let last = row.history.iter().rfind(|event| event.event == "check");
         let was_said = last.is_some_and(|last| {
@@ -531,34 +543,35 @@ impl Held {
         true
     }
 
-    fn check_now(&mut self, id: TransactionId, checker: Option<Arc<str>>, now: Timestamp) -> bool {
+    fn check_now(&mut self, id: TransactionId, checker: Option<Arc<str>>) -> bool {
+        let moment = self.time.now();
         let Some(row) = self.in_doubt(id) else { return false };
         row.checker = checker.or(row.checker.take());
         if row.checker.is_some() {
-            row.next_check_at = Some(now);
+            row.next_check = Some(moment);
         }
         row.checker.is_some()
     }
 
-    fn due(&self, checker: &str, now: Timestamp, limit: usize) -> DueNow {
+    fn due(&self, checker: &str, limit: usize) -> DueNow {
+        let now = self.time.now();
         let of_checker = self.rows.values().filter(|row| row.state == State::InDoubt);
         let of_checker = of_checker.filter(|row| row.checker.as_deref() == Some(checker));
         let mut scheduled: Vec<_> = of_checker
             .filter_map(|row| {
                 let (attempts, answered) = (row.attempts, row.answered);
-                Some(Due { id: row.origin.id, next_check_at: row.next_check_at?, attempts, answered })
+                Some((row.next_check?, Due { id: row.origin.id, attempts, answered }))
             })
             .collect();
-        scheduled.sort_by_key(|due| due.next_check_at);
-        let due = scheduled.iter().take_while(|due| due.next_check_at <= now).take(limit).count();
-        let next = scheduled.get(due).map(|due| due.next_check_at);
-        scheduled.truncate(due);
-        DueNow { due: scheduled, next }
+        scheduled.sort_by_key(|(at, _)| *at);
+        let due = scheduled.iter().take_while(|(at, _)| *at <= now).take(limit).count();
+        let next = scheduled.get(due).map(|(at, _)| at.since(now));
+        DueNow { due: scheduled.into_iter().take(due).map(|(_, due)| due).collect(), next }
     }
 
     fn list(&self, after: i64, limit: usize, fits: impl Fn(&Row) -> bool) -> Listing<Summary> {
         let fitting = self.rows.range(after.saturating_add(1)..).filter(|(_, row)| fits(row)).take(limit.max(1));
-        let found: Vec<_> = fitting.map(|(place, row)| (*place, row.summary())).collect();
+        let found: Vec<_> = fitting.map(|(place, row)| (*place, row.summary(self.time))).collect();
         let next = found.last().filter(|_| found.len() >= limit.max(1)).map(|(place, _)| *place);
         Listing { items: found.into_iter().map(|(_, summary)| summary).collect(), next }
     }
@@ -568,7 +581,7 @@ impl Held {
         until(bytes_max, self.rows[&place].packs(Sequence(place)).filter(|pack| pack.number >= from))
     }
 
-    fn delivered(&mut self, sequence: Sequence, now: Timestamp) {
+    fn delivered(&mut self, sequence: Sequence, now: Reading) {
         self.retry_delivered(sequence, now);
         let is_dead = self.is_dead(sequence);
         let Some(row) = self.rows.get_mut(&sequence.0).filter(|row| row.state == State::Committed) else { return };
@@ -654,8 +667,8 @@ impl Store for MemoryStore {
         }))
     }
 
-    fn due(&self, checker: &str, now: Timestamp, limit: usize) -> Reply<DueNow> {
-        answered(Ok(self.held().due(checker, now, limit)))
+    fn due(&self, checker: &str, limit: usize) -> Reply<DueNow> {
+        answered(Ok(self.held().due(checker, limit)))
     }
 
     fn checked(&self, id: TransactionId, check: Check) -> Reply<bool> {
@@ -665,7 +678,7 @@ impl Store for MemoryStore {
 
     fn check_now(&self, id: TransactionId, checker: Option<Arc<str>>) -> Reply<bool> {
         let mut held = self.held();
-        answered(held.check_disk().map(|()| held.check_now(id, checker, self.now())))
+        answered(held.check_disk().map(|()| held.check_now(id, checker)))
     }
 
     fn unasked(&self, known: Vec<Arc<str>>, after: i64, limit: usize) -> Reply<Listing<Summary>> {
@@ -677,11 +690,13 @@ impl Store for MemoryStore {
     fn transaction(&self, id: TransactionId) -> Reply<Option<(Summary, Vec<Event>)>> {
         let held = self.held();
         let row = held.find(id).map(|place| &held.rows[&place]);
-        answered(Ok(row.map(|row| (row.summary(), row.history.clone()))))
+        answered(Ok(row.map(|row| (row.summary(held.time), row.history.clone()))))
     }
 
     fn transactions(&self, filter: Filter, after: i64, limit: usize) -> Reply<Listing<Summary>> {
-        answered(Ok(self.held().list(after, limit, |row| filter.fits(&row.summary()) && row.fits_front(&filter))))
+        let held = self.held();
+        let fits = |row: &Row| filter.fits(&row.summary(held.time)) && row.fits_front(&filter);
+        answered(Ok(held.list(after, limit, fits)))
     }
 
     fn messages(&self, id: TransactionId, from: u32, bytes_max: usize) -> Reply<Vec<Pack>> {

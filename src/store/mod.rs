@@ -8,12 +8,15 @@
 //!   expects: the first decision wins.
 //! - What is committed is handed to the [`Outlet`] once, in commit order, after it is durable. After a restart it is
 //!   read again with [`Store::page`].
+//! - What is to be waited for comes after as much time as was said, however the wall clock is set meanwhile.
 //! - An error means that nothing of the call took effect, and the store goes on: when space returns, so do commits.
 
+mod clock;
 mod letter;
 pub mod memory;
 pub mod sqlite;
 
+pub use self::clock::{Clock, system_clock};
 pub use self::letter::{Envelope, Letter, LetterFilter, LetterId, LetterMessage};
 use crate::amqp::method::Publish;
 use crate::tx::batch::{self, Batch};
@@ -27,7 +30,7 @@ use bytes::Bytes;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
-use std::time::{Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 use tokio::sync::{oneshot, watch};
 use wildmatch::WildMatch;
 
@@ -182,8 +185,8 @@ pub struct Check {
     pub answered: bool,
     /// Whether it was an answer that counts against `max_checks`.
     pub counted: bool,
-    /// When to ask again; never: it waits for a person.
-    pub next_check_at: Option<Timestamp>,
+    /// After how long to ask again; never: it waits for a person.
+    pub again_after: Option<Duration>,
 }
 
 /// A transaction about which somebody is to be asked.
@@ -191,8 +194,6 @@ pub struct Check {
 pub struct Due {
     /// Which.
     pub id: TransactionId,
-    /// Since when it may be asked about.
-    pub next_check_at: Timestamp,
     /// Attempts so far, answered or not.
     pub attempts: u32,
     /// Answers so far that counted.
@@ -204,8 +205,8 @@ pub struct Due {
 pub struct DueNow {
     /// The longest overdue first.
     pub due: Vec<Due>,
-    /// When the next one behind these will be due, if there is one.
-    pub next: Option<Timestamp>,
+    /// How long until the next one behind these is due, if there is one.
+    pub next: Option<Duration>,
 }
 
 /// A transaction as those see it who look from outside.
@@ -239,7 +240,7 @@ pub struct Summary {
     pub attempts: u32,
     /// Answers that counted.
     pub checks_answered: u32,
-    /// When it will be asked about next.
+    /// When it will be asked about next, if the wall clock is not set meanwhile.
     pub next_check_at: Option<Timestamp>,
     /// The lane that its messages take.
     pub lane: u16,
@@ -399,8 +400,8 @@ pub trait Store: Send + Sync + 'static {
     /// fate. What is open without a name only its channel can commit ([`StoreError::Conflict`]); it can be rolled back.
     fn decide(&self, target: Target, decision: Decision, actor: Actor, reason: Option<String>) -> Reply<Verdict>;
 
-    /// Transactions in doubt whose check by `checker` is due at `now`, `limit` at most.
-    fn due(&self, checker: &str, now: Timestamp, limit: usize) -> Reply<DueNow>;
+    /// Transactions in doubt whose check by `checker` is due, `limit` at most.
+    fn due(&self, checker: &str, limit: usize) -> Reply<DueNow>;
 
     /// Writes down a check that decided nothing. Says whether the transaction is still in doubt.
     fn checked(&self, id: TransactionId, check: Check) -> Reply<bool>;
@@ -466,10 +467,4 @@ pub trait Store: Send + Sync + 'static {
 
     /// Tells when [`Store::is_full`] changes.
     fn fullness(&self) -> watch::Receiver<bool>;
-}
-
-/// The wall clock.
-pub fn system_clock() -> Timestamp {
-    let since_epoch = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    Timestamp(since_epoch.as_millis().try_into().unwrap_or(i64::MAX))
 }

@@ -34,15 +34,16 @@ pub use tools::{
     CheckReport, Checked, LaneBacklog, StoreStats, ToolError, backup, check, check_telling, stats, written,
 };
 
+use self::open::Opened;
 use self::reader::{Question, Reader};
 use self::writer::{Call, Request, Writer};
 use super::{
-    Check, Commit, Committing, Cursor, DeadLetter, DueNow, Event, Filter, Lane, Letter, LetterFilter, LetterId,
-    LetterMessage, Listing, Origin, Outlet, Pack, Reply, Sequence, Store, Summary, system_clock,
+    Check, Clock, Commit, Committing, Cursor, DeadLetter, DueNow, Event, Filter, Lane, Letter, LetterFilter, LetterId,
+    LetterMessage, Listing, Origin, Outlet, Pack, Reply, Sequence, Store, Summary,
 };
 use crate::tx::batch::Batch;
 use crate::tx::decision::{Actor, Decision, Target, Verdict};
-use crate::tx::id::{Timestamp, TransactionId};
+use crate::tx::id::TransactionId;
 use std::path::PathBuf;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError, mpsc};
@@ -59,14 +60,19 @@ pub struct SqliteSettings {
     pub max_size: Option<u64>,
     /// How long a finished transaction that was parked is kept, from its end.
     pub retention: Duration,
-    /// The wall clock.
-    pub clock: fn() -> Timestamp,
+    /// What time it is.
+    pub clock: Clock,
 }
 
 impl SqliteSettings {
     /// The defaults for a file.
     pub fn new(path: impl Into<PathBuf>) -> Self {
-        Self { path: path.into(), max_size: None, retention: Duration::from_secs(24 * 60 * 60), clock: system_clock }
+        Self {
+            path: path.into(),
+            max_size: None,
+            retention: Duration::from_secs(24 * 60 * 60),
+            clock: Clock::default(),
+        }
     }
 }
 
@@ -92,17 +98,17 @@ impl SqliteStore {
     /// # Errors
     /// See [`OpenError`]. Nothing has been changed then, unless a migration failed half-way through several versions.
     pub fn open(settings: SqliteSettings, outlet: Arc<dyn Outlet>) -> Result<Arc<Self>, OpenError> {
-        let opened = open::open(&settings)?;
+        let Opened { own, readers } = open::open(&settings)?;
+        let time = own.time;
         let (full_sender, full) = watch::channel(false);
         let stats = Arc::new(Stats::default());
         let (writer, calls) = mpsc::channel();
-        let [(pager, pager_thread), (lister, lister_thread)] = opened.readers.map(|sql| {
+        let [(pager, pager_thread), (lister, lister_thread)] = readers.map(|sql| {
             let (sender, questions) = mpsc::channel();
-            (sender, Reader::new(sql, questions))
+            (sender, Reader::new(sql, time, questions))
         });
-        let writer_thread =
-            Writer::new(opened.writer, opened.lock, calls, &settings, Arc::clone(&stats), full_sender, outlet)
-                .map_err(|error| OpenError::from_sqlite(&settings.path, &error))?;
+        let writer_thread = Writer::new(own, calls, &settings, Arc::clone(&stats), full_sender, outlet)
+            .map_err(|error| OpenError::from_sqlite(&settings.path, &error))?;
         let spawn = |name: &str, run: Box<dyn FnOnce() + Send>| {
             std::thread::Builder::new()
                 .name(name.into())
@@ -192,8 +198,8 @@ impl Store for SqliteStore {
         self.write(|answer| Request::Decide { target, decision, actor, reason, answer })
     }
 
-    fn due(&self, checker: &str, now: Timestamp, limit: usize) -> Reply<DueNow> {
-        ask(&self.lister, |answer| Question::Due { checker: checker.into(), now, limit, answer })
+    fn due(&self, checker: &str, limit: usize) -> Reply<DueNow> {
+        ask(&self.lister, |answer| Question::Due { checker: checker.into(), limit, answer })
     }
 
     fn checked(&self, id: TransactionId, check: Check) -> Reply<bool> {

@@ -7,7 +7,7 @@ use crate::store::{
 };
 use crate::tx::batch::Batch;
 use crate::tx::decision::{Actor, Decision, Target, Verdict};
-use crate::tx::id::{Timestamp, TransactionId};
+use crate::tx::id::TransactionId;
 use std::sync::Arc;
 use std::time::SystemTime;
 use tokio::sync::watch;
@@ -182,8 +182,8 @@ impl Store for TracedStore {
         answer
     }
 
-    fn due(&self, checker: &str, now: Timestamp, limit: usize) -> Reply<DueNow> {
-        self.inner.due(checker, now, limit)
+    fn due(&self, checker: &str, limit: usize) -> Reply<DueNow> {
+        self.inner.due(checker, limit)
     }
 
     fn checked(&self, id: TransactionId, check: Check) -> Reply<bool> {

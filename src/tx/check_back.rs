@@ -2,7 +2,6 @@
 //! a rate that is kept, and a breaker for one that is down.
 
 use super::decision::Decision;
-use super::id::Timestamp;
 use std::time::{Duration, Instant};
 
 /// What becomes of a transaction about which the checker gave its last answer and knew nothing.
@@ -76,8 +75,8 @@ pub enum Next {
     Decide(Decision),
     /// Ask again.
     Later {
-        /// Not before.
-        at: Timestamp,
+        /// Not before so much has passed.
+        after: Duration,
         /// Whether this was an answer that counts.
         counted: bool,
     },
@@ -86,13 +85,13 @@ pub enum Next {
 }
 
 impl Policy {
-    /// What follows from a check that ended at `now` with `answer` (none: there was no answer). `random` is between 0
+    /// What follows from a check that ended with `answer` (none: there was no answer). `random` is between 0
     /// and 1, and spreads what would otherwise come at one time.
     ///
     /// Only `unknown` counts. `ongoing` starts the timer anew: the next check comes after one `interval`. A checker that
     /// says nothing is asked ever more rarely, and uses up nothing.
-    pub fn next(&self, asked: Asked, answer: Option<Answer>, now: Timestamp, random: f64) -> Next {
-        let later = |earlier: u32, counted| Next::Later { at: after(now, self.pause(earlier, random)), counted };
+    pub fn next(&self, asked: Asked, answer: Option<Answer>, random: f64) -> Next {
+        let later = |earlier: u32, counted| Next::Later { after: self.pause(earlier, random), counted };
         match answer {
             Some(Answer::Decision(decision)) => Next::Decide(decision),
             Some(Answer::Unknown) if asked.answered.saturating_add(1) >= self.max_checks => {
@@ -111,13 +110,6 @@ impl Policy {
         let whole = doubled.min(self.max_interval);
         whole.saturating_add((whole / 4).mul_f64(random.clamp(0.0, 1.0)))
     }
-}
-
-/// `pause` behind `now`.
-fn after(now: Timestamp, pause: Duration) -> Timestamp {
-    // Rounded up: a check must not come before its time.
-    let millis = pause.as_nanos().div_ceil(1_000_000);
-    Timestamp(now.0.saturating_add(i64::try_from(millis).unwrap_or(i64::MAX)))
 }
 
 /// Keeps a rate: a token bucket that holds a tenth of a second's worth, at least one.
@@ -275,8 +267,8 @@ mod tests {
     #[test]
     fn pauses_double_and_are_never_cut_short() {
         let policy = policy(100);
-        let pause = |asked, answer, random| match policy.next(asked, answer, Timestamp(1000), random) {
-            Next::Later { at, .. } => (at.0 - 1000) / 1000,
+        let pause = |asked, answer, random| match policy.next(asked, answer, random) {
+            Next::Later { after, .. } => after.as_secs(),
             other => panic!("{other:?}"),
         };
         for (answered, seconds) in [(0, 30), (1, 60), (4, 480), (5, 600), (90, 600)] {
@@ -291,7 +283,7 @@ mod tests {
 
     #[test]
     fn the_last_answer_that_counts_exhausts() {
-        let next = |answered, answer| policy(3).next(Asked { attempts: 9, answered }, answer, Timestamp(0), 0.5);
+        let next = |answered, answer| policy(3).next(Asked { attempts: 9, answered }, answer, 0.5);
         assert!(matches!(next(1, Some(Answer::Unknown)), Next::Later { counted: true, .. }));
         assert_eq!(next(2, Some(Answer::Unknown)), Next::Exhausted(WhenExhausted::Hold));
         // After a restart with a smaller number, too.
@@ -324,9 +316,9 @@ mod tests {
             let interval = Duration::from_millis(interval);
             let max_interval = interval * factor;
             let policy = Policy { interval, max_interval, max_checks, when_exhausted: WhenExhausted::Hold };
-            let (mut now, mut asked) = (Timestamp(0), Asked { attempts: 0, answered: 0 });
+            let mut asked = Asked { attempts: 0, answered: 0 };
             for (answer, random) in answers {
-                let next = policy.next(asked, answer, now, random);
+                let next = policy.next(asked, answer, random);
                 asked.attempts += 1;
                 match next {
                     Next::Decide(decision) => {
@@ -338,14 +330,11 @@ mod tests {
                         prop_assert_eq!(asked.answered + 1, max_checks);
                         break;
                     }
-                    Next::Later { at, counted } => {
+                    Next::Later { after, counted } => {
                         prop_assert_eq!(counted, answer == Some(Answer::Unknown));
-                        let pause = Duration::from_millis((at.0 - now.0).unsigned_abs());
-                        prop_assert!(at > now && pause >= interval);
-                        prop_assert!(pause <= max_interval.mul_f64(1.25) + Duration::from_millis(1));
+                        prop_assert!(after >= interval && after <= max_interval.mul_f64(1.25) + Duration::from_millis(1));
                         asked.answered += u32::from(counted);
                         prop_assert!(asked.answered < max_checks);
-                        now = at;
                     }
                 }
             }

@@ -26,7 +26,7 @@ use pure::tx::batch::{self, Batch};
 use pure::tx::check_back::{Answer as Said, Asked, Next, Policy, WhenExhausted};
 use pure::tx::checker::{Rule, Rules};
 use pure::tx::decision::Decision;
-use pure::tx::id::{Timestamp, TransactionId};
+use pure::tx::id::TransactionId;
 use pure::tx::outcome::{Forwarded, StoreError};
 use pure::tx::state::State;
 use std::cell::Cell;
@@ -278,9 +278,12 @@ impl World {
             },
         };
         let asked = Asked { attempts: row.attempts, answered: row.answered };
-        match POLICY.next(asked, said, Timestamp(self.store.now), self.rng.f64()) {
+        match POLICY.next(asked, said, self.rng.f64()) {
             Next::Decide(decision) => drop(self.store.decide(&name, decision)),
-            Next::Later { at, counted } => self.store.checked(id, counted, at.0),
+            Next::Later { after, counted } => {
+                let at = self.store.now + after.as_millis() as i64 + 1;
+                self.store.checked(id, counted, at);
+            }
             Next::Exhausted(_) => {}
         }
     }

@@ -4,7 +4,7 @@ use super::named::Stage;
 use super::{Relay, all, batch, commit, lane, letter, origin, page_bodies, parked, plain, wait_for};
 use halfway::store::sqlite::{SqliteSettings, SqliteStore, check, stats};
 use halfway::store::{
-    DeadLetter, Filter, Letter, LetterFilter, LetterId, Origin, Sequence, Store, StoreError, Summary,
+    Clock, DeadLetter, Filter, Letter, LetterFilter, LetterId, Origin, Sequence, Store, StoreError, Summary,
 };
 use halfway::tx::decision::{Actor, Decision, Target, Verdict};
 use halfway::tx::id::Timestamp;
@@ -224,9 +224,13 @@ async fn a_retry_outlives_the_process_and_the_history_its_retention() {
     let path = folder.path().join("halfway.db");
     let relay = Arc::new(Relay::default());
     let open = || {
-        let clock = || Timestamp(NOW.load(Ordering::Relaxed));
+        let (wall, passed) = (|| Timestamp(NOW.load(Ordering::Relaxed)), || NOW.load(Ordering::Relaxed));
         let retention = Duration::from_millis(RETENTION.unsigned_abs());
-        SqliteStore::open(SqliteSettings { clock, retention, ..SqliteSettings::new(&path) }, relay.clone()).unwrap()
+        SqliteStore::open(
+            SqliteSettings { clock: Clock { wall, passed }, retention, ..SqliteSettings::new(&path) },
+            relay.clone(),
+        )
+        .unwrap()
     };
     let sound = || assert_eq!(check(&path).unwrap().problems, Vec::<String>::new());
     let store = open();

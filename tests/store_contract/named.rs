@@ -20,22 +20,25 @@ use wildmatch::WildMatch;
 pub(crate) struct Stage<'a> {
     pub store: &'a dyn Store,
     pub relay: &'a Relay,
-    /// The store's clock.
+    /// What passes.
     pub now: &'static AtomicI64,
+    /// What the wall clock is ahead of it.
+    pub set: &'static AtomicI64,
 }
 
 /// How long after it came to be in doubt a transaction is asked about first.
 const FIRST_AFTER: i64 = 6_000;
+
+fn millis(millis: i64) -> Duration {
+    Duration::from_millis(millis.unsigned_abs())
+}
 
 fn name(name: &str) -> TransactionName {
     TransactionName::new(name.as_bytes()).unwrap()
 }
 
 fn attempt_of(user: &str, vhost: &str, text: &str, checker: Option<&str>, transactional: bool) -> Origin {
-    let plan = |checker: &str| CheckPlan {
-        checker: checker.into(),
-        first_after: Duration::from_millis(FIRST_AFTER.unsigned_abs()),
-    };
+    let plan = |checker: &str| CheckPlan { checker: checker.into(), first_after: millis(FIRST_AFTER) };
     let named = Named { name: name(text), check: checker.map(plan), transactional };
     let id = TransactionId(uuid::Uuid::now_v7());
     Origin { id, user: user.into(), lane: lane(vhost, 1), created_at: Timestamp(1_000), named: Some(Arc::new(named)) }
@@ -75,7 +78,11 @@ fn message(message_id: &str, body: &str) -> Batch {
 
 impl Stage<'_> {
     fn time(&self) -> Timestamp {
-        Timestamp(self.now.load(Ordering::Relaxed))
+        Timestamp(self.now.load(Ordering::Relaxed) + self.set.load(Ordering::Relaxed))
+    }
+
+    fn set_clock(&self, by: i64) {
+        self.set.fetch_add(by, Ordering::Relaxed);
     }
 
     fn wait(&self, milliseconds: i64) {
@@ -147,7 +154,7 @@ fn is_locked<T>(answer: &Result<T, StoreError>, wanted: &str) -> bool {
 
 async fn what_its_channel_left_undecided_is_asked_about_until_somebody_decides(stage: Stage<'_>) {
     let Stage { store, .. } = stage;
-    let due = |limit| store.due("orders", stage.time(), limit);
+    let due = |limit| store.due("orders", limit);
     assert_eq!(due(10).await.unwrap(), DueNow::default());
     let tx = attempt("order-1");
     stage.park(&tx, &["a", "b"]).await;
@@ -161,19 +168,19 @@ async fn what_its_channel_left_undecided_is_asked_about_until_somebody_decides(s
     store.abandon(tx.id).await.unwrap();
     let first = Timestamp(stage.time().0 + FIRST_AFTER);
     assert_eq!(stage.show(&tx).await.0.next_check_at, Some(first));
-    assert_eq!(due(10).await.unwrap(), DueNow { due: vec![], next: Some(first) });
+    assert_eq!(due(10).await.unwrap(), DueNow { due: vec![], next: Some(millis(FIRST_AFTER)) });
     stage.wait(FIRST_AFTER - 1);
     assert_eq!(due(10).await.unwrap().due, [], "never before its time");
     stage.wait(1);
     let found = due(10).await.unwrap();
-    assert_eq!(found.due.iter().map(|due| (due.id, due.next_check_at)).collect::<Vec<_>>(), [(tx.id, first)]);
+    assert_eq!(found.due.iter().map(|due| due.id).collect::<Vec<_>>(), [tx.id]);
     assert_eq!(found.next, None);
-    assert_eq!(store.due("others", stage.time(), 10).await.unwrap(), DueNow::default());
+    assert_eq!(store.due("others", 10).await.unwrap(), DueNow::default());
 
     let checked = |result: &str, counted, after: Option<i64>| {
-        let next_check_at = after.map(|after| Timestamp(stage.time().0 + after));
         let (checker, answered) = ("orders".into(), counted || result == "ongoing");
-        store.checked(tx.id, Check { checker, result: result.into(), answered, counted, next_check_at })
+        store
+            .checked(tx.id, Check { checker, result: result.into(), answered, counted, again_after: after.map(millis) })
     };
     for (result, counted) in [
         ("refused", false),
@@ -204,7 +211,7 @@ async fn what_its_channel_left_undecided_is_asked_about_until_somebody_decides(s
     assert_eq!(due(10).await.unwrap().due[0].answered, 3, "its counts stay");
     assert!(store.check_now(tx.id, Some("others".into())).await.unwrap());
     assert_eq!(due(10).await.unwrap().due, []);
-    assert_eq!(store.due("others", stage.time(), 10).await.unwrap().due.len(), 1);
+    assert_eq!(store.due("others", 10).await.unwrap().due.len(), 1);
 
     stage.wait(5);
     let checker = Actor::Checker("others".into());
@@ -217,7 +224,7 @@ async fn what_its_channel_left_undecided_is_asked_about_until_somebody_decides(s
     assert_eq!(stage.decide(Target::Id(tx.id), Decision::RollBack).await, Verdict::Contradicted(fate));
     assert!(!checked("unknown", true, Some(0)).await.unwrap(), "it is not in doubt");
     assert!(!store.check_now(tx.id, None).await.unwrap());
-    assert_eq!(store.due("others", stage.time(), 10).await.unwrap(), DueNow::default());
+    assert_eq!(store.due("others", 10).await.unwrap(), DueNow::default());
     assert_eq!(stage.forwarded(&tx).await, ["a", "b"]);
     let history = stage.history(&tx).await;
     assert_eq!(
@@ -240,13 +247,56 @@ async fn the_longest_overdue_are_asked_about_first(stage: Stage<'_>) {
     }
     stage.wait(FIRST_AFTER - 20);
     let found = |limit| async move {
-        let found = stage.store.due("orders", stage.time(), limit).await.unwrap();
-        (found.due.iter().map(|due| due.id).collect::<Vec<_>>(), found.next.map(|at| at.0 - stage.time().0))
+        let found = stage.store.due("orders", limit).await.unwrap();
+        (found.due.iter().map(|due| due.id).collect::<Vec<_>>(), found.next)
     };
-    assert_eq!(found(10).await, (ids[..2].to_vec(), Some(10)));
-    assert_eq!(found(1).await, (ids[..1].to_vec(), Some(0)), "there is more behind, and it is due");
+    assert_eq!(found(10).await, (ids[..2].to_vec(), Some(millis(10))));
+    assert_eq!(found(1).await, (ids[..1].to_vec(), Some(Duration::ZERO)), "there is more behind, and it is due");
     for id in ids {
         stage.decide(Target::Id(id), Decision::RollBack).await;
+    }
+}
+
+/// With the clock set back an hour, a check that was due in seconds was asked an hour later.
+async fn a_clock_that_is_set_shifts_no_check(stage: Stage<'_>) {
+    let Stage { store, .. } = stage;
+    let due = async |checker| store.due(checker, 9).await.unwrap().due.iter().map(|due| due.id).collect::<Vec<_>>();
+    for set in [-3_600_000, 48 * 3_600_000, -47 * 3_600_000] {
+        let tx = stage.doubt(&format!("set-{set}"), &["x"]).await;
+        let half = half(&format!("half-{set}"));
+        stage.park(&half, &["x"]).await;
+        stage.set_clock(set);
+        assert_eq!(stage.show(&tx).await.0.next_check_at, Some(Timestamp(stage.time().0 + FIRST_AFTER)));
+        stage.wait(FIRST_AFTER - 1);
+        assert_eq!(due("orders").await, []);
+        stage.wait(1);
+        assert_eq!(due("orders").await, [tx.id, half.id]);
+
+        let check = Check {
+            checker: "orders".into(),
+            result: "ongoing".into(),
+            answered: true,
+            counted: false,
+            again_after: Some(Duration::from_micros(1_500)),
+        };
+        assert!(store.checked(tx.id, check).await.unwrap());
+        assert!(store.check_now(half.id, Some("others".into())).await.unwrap());
+        stage.set_clock(-set);
+        assert_eq!(due("others").await, [half.id]);
+        stage.wait(1);
+        assert_eq!(due("orders").await, [], "two milliseconds, or it would come before its time");
+        stage.wait(1);
+        assert_eq!(due("orders").await, [tx.id]);
+        for id in [tx.id, half.id] {
+            stage.decide(Target::Id(id), Decision::RollBack).await;
+        }
+        // The last decision is the last that was made, not that with the latest time.
+        let again = stage.doubt(&format!("set-{set}"), &["x"]).await;
+        stage.set_clock(set);
+        stage.decide(Target::Id(again.id), Decision::RollBack).await;
+        let last = stage.decide(by_name(&tx), Decision::RollBack).await;
+        assert!(matches!(&last, Verdict::Before(fate) if fate.id == again.id), "{last:?}");
+        stage.set_clock(-set);
     }
 }
 
@@ -467,7 +517,7 @@ async fn what_nobody_would_ask_about_is_found(stage: Stage<'_>) {
     assert_eq!(second.next, None);
     assert!(!stage.store.check_now(ids[0], None).await.unwrap(), "nobody to ask");
     assert!(stage.store.check_now(ids[0], Some("orders".into())).await.unwrap());
-    assert!(stage.store.due("orders", stage.time(), 9).await.unwrap().due.iter().any(|due| due.id == ids[0]));
+    assert!(stage.store.due("orders", 9).await.unwrap().due.iter().any(|due| due.id == ids[0]));
     for id in ids {
         stage.decide(Target::Id(id), Decision::RollBack).await;
     }
@@ -560,6 +610,7 @@ async fn lists_go_on_where_they_ended(stage: Stage<'_>) {
 pub(crate) async fn story(stage: Stage<'_>) {
     what_its_channel_left_undecided_is_asked_about_until_somebody_decides(stage).await;
     the_longest_overdue_are_asked_about_first(stage).await;
+    a_clock_that_is_set_shifts_no_check(stage).await;
     a_later_attempt_that_commits_replaces_the_one_in_doubt(stage).await;
     a_committed_name_absorbs_what_comes_under_it(stage).await;
     one_attempt_at_a_time_is_open(stage).await;

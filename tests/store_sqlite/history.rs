@@ -8,8 +8,7 @@ use halfway::store::Event;
 async fn the_usual_way_of_a_transaction_is_told_by_its_row() {
     static NOW: AtomicI64 = AtomicI64::new(1_000);
     let folder = Folder::new();
-    let settings =
-        SqliteSettings { clock: || Timestamp(NOW.load(Ordering::Relaxed)), ..SqliteSettings::new(folder.db()) };
+    let settings = SqliteSettings { clock: clock!(NOW), ..SqliteSettings::new(folder.db()) };
     let store = SqliteStore::open(settings, Arc::new(Silent)).unwrap();
     let (usual, whole, checked) = (named("usual", None), named("whole", None), named("checked", Some(6)));
     let told = async |tx: &Origin| store.transaction(tx.id).await.unwrap().expect("it is there").1;

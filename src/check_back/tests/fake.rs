@@ -131,23 +131,20 @@ impl Store for FakeStore {
         })
     }
 
-    fn due(&self, checker: &str, now: Timestamp, limit: usize) -> Reply<DueNow> {
+    fn due(&self, checker: &str, limit: usize) -> Reply<DueNow> {
         self.answer(|rows| {
+            let now = now();
             let of_checker = rows.values().filter(|row| row.summary.checker.as_deref() == Some(checker));
             let mut all: Vec<_> = of_checker
                 .filter(|row| row.summary.state == State::InDoubt)
                 .filter_map(|row| Some((row.summary.next_check_at?, &row.summary)))
-                .map(|(at, row)| Due {
-                    id: row.id,
-                    next_check_at: at,
-                    attempts: row.attempts,
-                    answered: row.checks_answered,
-                })
+                .map(|(at, row)| (at, Due { id: row.id, attempts: row.attempts, answered: row.checks_answered }))
                 .collect();
-            all.sort_by_key(|due| due.next_check_at);
-            let count = all.iter().take(limit).take_while(|due| due.next_check_at <= now).count();
+            all.sort_by_key(|(at, _)| *at);
+            let count = all.iter().take(limit).take_while(|(at, _)| *at <= now).count();
             let rest = all.split_off(count);
-            DueNow { due: all, next: rest.first().map(|due| due.next_check_at) }
+            let next = rest.first().map(|(at, _)| Duration::from_millis((at.0 - now.0).max(0).unsigned_abs()));
+            DueNow { due: all.into_iter().map(|(_, due)| due).collect(), next }
         })
     }
 
@@ -160,7 +157,7 @@ impl Store for FakeStore {
             row.results.push(check.result);
             row.summary.attempts += 1;
             row.summary.checks_answered += u32::from(check.counted);
-            row.summary.next_check_at = check.next_check_at;
+            row.summary.next_check_at = check.again_after.map(later);
             true
         })
     }

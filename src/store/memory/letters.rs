@@ -1,13 +1,14 @@
 //! Dead letters in memory.
 
 use super::{Held, not_there};
+use crate::store::clock::Reading;
 use crate::store::letter::{STILL_FORWARDED, about};
 use crate::store::{
     Committed, DeadLetter, Envelope, Lane, Letter, LetterFilter, LetterId, LetterMessage, Listing, Pack, Sequence,
     StoreError,
 };
 use crate::tx::decision::Actor;
-use crate::tx::id::{Timestamp, TransactionId};
+use crate::tx::id::TransactionId;
 use crate::tx::state::State;
 use std::time::Instant;
 
@@ -21,7 +22,7 @@ pub(super) struct Kept {
 }
 
 impl Held {
-    pub(super) fn dead_letter(&mut self, letter: DeadLetter, now: Timestamp) -> Result<(), StoreError> {
+    pub(super) fn dead_letter(&mut self, letter: DeadLetter, now: Reading) -> Result<(), StoreError> {
         self.check_disk()?;
         let reason = about(letter.index, &format!("{} {}", letter.reply_code, letter.reply_text));
         let is_same = |kept: &&mut Kept| {
@@ -63,7 +64,7 @@ impl Held {
     pub(super) fn retry(
         &mut self,
         letter: LetterId,
-        now: Timestamp,
+        now: Reading,
         actor: &Actor,
         reason: &str,
     ) -> Result<Option<Committed>, StoreError> {
@@ -89,7 +90,7 @@ impl Held {
     pub(super) fn discard(
         &mut self,
         letter: LetterId,
-        now: Timestamp,
+        now: Reading,
         actor: &Actor,
         reason: &str,
     ) -> Result<Option<TransactionId>, StoreError> {
@@ -101,7 +102,7 @@ impl Held {
     }
 
     /// RabbitMQ has the message of the letter that is on its way under this sequence.
-    pub(super) fn retry_delivered(&mut self, sequence: Sequence, now: Timestamp) {
+    pub(super) fn retry_delivered(&mut self, sequence: Sequence, now: Reading) {
         let Some(place) = self.letters.iter().position(|kept| kept.retry == Some(sequence.0)) else { return };
         let DeadLetter { sequence, index, .. } = self.letters[place].letter;
         let reason = about(index, "RabbitMQ has it");
@@ -109,7 +110,7 @@ impl Held {
         self.letter_gone(place, now, &Actor::Relay);
     }
 
-    fn letter_gone(&mut self, place: usize, now: Timestamp, actor: &Actor) {
+    fn letter_gone(&mut self, place: usize, now: Reading, actor: &Actor) {
         let sequence = self.letters.remove(place).letter.sequence;
         if !self.is_dead(sequence) {
             let row = self.row(sequence.0);

@@ -197,8 +197,10 @@ impl Rows<'_> {
             return Ok(());
         }
         self.sql
-            .prepare_cached("UPDATE transactions SET state = 'delivered', settled_at = ?2 WHERE sequence = ?1")?
-            .execute([of.sequence, self.now.0])?;
+            .prepare_cached(
+                "UPDATE transactions SET state = 'delivered', settled_at = ?2, finished = ?3 WHERE sequence = ?1",
+            )?
+            .execute([of.sequence, self.now.0, self.moment.0])?;
         self.note(of.id, State::Delivered.as_str(), actor, Some("no dead letter is left"))
     }
 

@@ -4,6 +4,7 @@
 use super::history;
 use super::packs::{self, Of};
 use super::rows::{Place, id, key, pack_keys, state};
+use crate::store::clock::{Moment, Time};
 use crate::store::{Due, DueNow, Event, Filter, Listing, NameFilter, Pack, Sequence, Summary};
 use crate::tx::batch::FRONT_BYTES;
 use crate::tx::decision::Actor;
@@ -35,7 +36,7 @@ const NO_RETRY: &str = "NOT EXISTS (SELECT 1 FROM dead_letters AS d INDEXED BY r
 /// Rows that a look at a transaction's first message counts for.
 const FRONT_ROWS: usize = 10;
 
-fn summary(row: &Row<'_>) -> rusqlite::Result<(Place, Summary)> {
+fn summary(row: &Row<'_>, time: Time) -> rusqlite::Result<(Place, Summary)> {
     let decided_at = row.get::<_, Option<i64>>(8)?;
     let decided_by = row.get::<_, Option<String>>(9)?;
     let name = row.get_ref(2)?.as_bytes_or_null()?;
@@ -56,7 +57,7 @@ fn summary(row: &Row<'_>) -> rusqlite::Result<(Place, Summary)> {
         checker: row.get::<_, Option<String>>(12)?.map(Into::into),
         attempts: row.get(13)?,
         checks_answered: row.get(14)?,
-        next_check_at: row.get::<_, Option<i64>>(15)?.map(Timestamp),
+        next_check_at: row.get::<_, Option<i64>>(15)?.map(|at| time.shown(Moment(at))),
         lane: row.get(16)?,
     };
     let settled_at = row.get::<_, Option<i64>>(18)?.map(Timestamp);
@@ -65,6 +66,7 @@ fn summary(row: &Row<'_>) -> rusqlite::Result<(Place, Summary)> {
 
 /// A list that is being made.
 struct Rows {
+    time: Time,
     items: Vec<(i64, Summary)>,
     limit: usize,
     /// The last that was looked at, if there may be more behind it.
@@ -72,8 +74,8 @@ struct Rows {
 }
 
 impl Rows {
-    fn new(limit: usize) -> Self {
-        Self { items: Vec::new(), limit: limit.max(1), next: None }
+    fn new(time: Time, limit: usize) -> Self {
+        Self { time, items: Vec::new(), limit: limit.max(1), next: None }
     }
 
     /// Adds what `query` finds behind `after` and `filter` wants. The query has the columns of a summary, and sorts by
@@ -84,7 +86,7 @@ impl Rows {
         let (mut seen, mut found) = (0, 0);
         let mut fronts = Fronts::new(sql);
         while let Some(row) = rows.next()? {
-            let (place, summary) = summary(row)?;
+            let (place, summary) = summary(row, self.time)?;
             let sequence = place.sequence;
             seen += 1;
             let mut fits = filter.fits(&summary);
@@ -160,12 +162,13 @@ impl<'a> Fronts<'a> {
 
 pub(super) fn transactions(
     sql: &Connection,
+    time: Time,
     filter: &Filter,
     after: i64,
     limit: usize,
 ) -> rusqlite::Result<Listing<Summary>> {
     let sql = Transaction::new_unchecked(sql, TransactionBehavior::Deferred)?;
-    let mut rows = Rows::new(limit);
+    let mut rows = Rows::new(time, limit);
     let select = |from: &str| {
         format!(
             "SELECT {COLUMNS} FROM transactions AS t {from} AND t.sequence > ?1 AND {NO_RETRY} ORDER BY t.sequence",
@@ -207,6 +210,7 @@ fn lanes_of(sql: &Connection, vhost: Option<&str>) -> rusqlite::Result<Vec<i64>>
 
 pub(super) fn unasked(
     sql: &Connection,
+    time: Time,
     known: &[Arc<str>],
     after: i64,
     limit: usize,
@@ -216,7 +220,7 @@ pub(super) fn unasked(
         "SELECT {COLUMNS} FROM transactions AS t INDEXED BY doubtful CROSS JOIN lanes AS l ON l.lane = t.lane
          WHERE t.state = 'in_doubt' AND t.checker IS ?2 AND t.sequence > ?1 ORDER BY t.sequence"
     );
-    let mut rows = Rows::new(limit);
+    let mut rows = Rows::new(time, limit);
     let everything = Filter::default();
     rows.add(&sql, &query, &[&after, &None::<String>], &everything)?;
     // From checker to checker: those that are named in rows are few, and the rows may be a million.
@@ -233,7 +237,7 @@ pub(super) fn unasked(
     Ok(rows.finish())
 }
 
-pub(super) fn due(sql: &Connection, checker: &str, now: Timestamp, limit: usize) -> rusqlite::Result<DueNow> {
+pub(super) fn due(sql: &Connection, now: Moment, checker: &str, limit: usize) -> rusqlite::Result<DueNow> {
     let mut statement = sql.prepare_cached(
         "SELECT id, next_check_at, attempts, checks_answered FROM transactions INDEXED BY due
          WHERE state = 'in_doubt' AND next_check_at IS NOT NULL AND checker = ?1 ORDER BY next_check_at LIMIT ?2",
@@ -242,12 +246,12 @@ pub(super) fn due(sql: &Connection, checker: &str, now: Timestamp, limit: usize)
     let mut rows = statement.query(params![checker, one_more])?;
     let mut found = DueNow::default();
     while let Some(row) = rows.next()? {
-        let next_check_at = Timestamp(row.get(1)?);
-        if next_check_at > now || found.due.len() == limit {
-            found.next = Some(next_check_at);
+        let at = Moment(row.get(1)?);
+        if at > now || found.due.len() == limit {
+            found.next = Some(at.since(now));
             break;
         }
-        found.due.push(Due { id: id(row.get(0)?), next_check_at, attempts: row.get(2)?, answered: row.get(3)? });
+        found.due.push(Due { id: id(row.get(0)?), attempts: row.get(2)?, answered: row.get(3)? });
     }
     Ok(found)
 }
@@ -305,15 +309,20 @@ fn place_of_plain(sql: &Connection, id: TransactionId) -> rusqlite::Result<Optio
     Ok(None)
 }
 
-pub(super) fn transaction(sql: &Connection, id: TransactionId) -> rusqlite::Result<Option<(Summary, Vec<Event>)>> {
+pub(super) fn transaction(
+    sql: &Connection,
+    time: Time,
+    id: TransactionId,
+) -> rusqlite::Result<Option<(Summary, Vec<Event>)>> {
     let sql = Transaction::new_unchecked(sql, TransactionBehavior::Deferred)?;
     let Some(sequence) = place(&sql, id)? else { return Ok(None) };
     let query = format!(
         "SELECT {COLUMNS} FROM transactions AS t NOT INDEXED CROSS JOIN lanes AS l ON l.lane = t.lane
          WHERE t.sequence = :sequence"
     );
-    let (place, summary) =
-        sql.prepare_cached(&query)?.query_row(named_params! { ":sequence": sequence }, self::summary)?;
+    let (place, summary) = sql
+        .prepare_cached(&query)?
+        .query_row(named_params! { ":sequence": sequence }, |row| self::summary(row, time))?;
     let events = history::read(&sql, &place, &summary)?;
     Ok(Some((summary, events)))
 }

@@ -110,10 +110,10 @@ impl Rows<'_> {
         }
         self.sql
             .prepare_cached(
-                "UPDATE transactions SET state = 'in_doubt', in_doubt_at = ?2, next_check_at = ?2 + first_after
+                "UPDATE transactions SET state = 'in_doubt', in_doubt_at = ?2, next_check_at = ?3 + first_after
                  WHERE sequence = ?1 AND state = 'open'",
             )?
-            .execute([row.sequence, self.now.0])?;
+            .execute([row.sequence, self.now.0, self.moment.0])?;
         self.tally.moved(Some(row.state), State::InDoubt);
         self.note(id, State::InDoubt.as_str(), actor, Some(reason))
     }
@@ -158,9 +158,9 @@ impl Rows<'_> {
         )?;
         let rest = self.sql.execute(
             "UPDATE transactions INDEXED BY others
-             SET state = 'in_doubt', in_doubt_at = ?1, next_check_at = ?1 + first_after
+             SET state = 'in_doubt', in_doubt_at = ?1, next_check_at = ?2 + first_after
              WHERE state <> 'committed' AND state = 'open'",
-            [self.now.0],
+            [self.now.0, self.moment.0],
         )?;
         Ok((unnamed.len(), contested.len() + rest))
     }
@@ -222,7 +222,7 @@ impl Rows<'_> {
                      next_check_at = ?3
                  WHERE parked_at IS NOT NULL AND id = ?1 AND state = 'in_doubt'",
             )?
-            .execute(params![key(id), check.counted, check.next_check_at.map(|at| at.0)])?;
+            .execute(params![key(id), check.counted, check.again_after.map(|pause| self.moment.after(pause).0)])?;
         if changed == 0 {
             return Ok(false);
         }
@@ -251,11 +251,11 @@ impl Rows<'_> {
         let changed = self
             .sql
             .prepare_cached(
-                "UPDATE transactions SET checker = coalesce(:checker, checker), next_check_at = :now
+                "UPDATE transactions SET checker = coalesce(:checker, checker), next_check_at = :moment
                  WHERE parked_at IS NOT NULL AND id = :id AND state = 'in_doubt'
                      AND coalesce(:checker, checker) IS NOT NULL",
             )?
-            .execute(named_params! { ":checker": checker, ":now": self.now.0, ":id": key(id) })?;
+            .execute(named_params! { ":checker": checker, ":moment": self.moment.0, ":id": key(id) })?;
         Ok(changed > 0)
     }
 
@@ -320,7 +320,7 @@ impl Rows<'_> {
         let mut rolled_back = self.sql.prepare_cached(&ROLLED_BACK)?;
         let rolled_back = rolled_back.query_map(params![name, user, vhost, ROLLED_BACK_ATTEMPTS], Row::read)?;
         let rolled_back = rolled_back.collect::<rusqlite::Result<Vec<_>>>()?;
-        Ok(rolled_back.into_iter().rev().max_by_key(|row| row.decided_at))
+        Ok(rolled_back.into_iter().rev().max_by_key(|row| row.finished))
     }
 
     /// A plain transaction with dead letters, or one that had some.

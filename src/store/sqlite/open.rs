@@ -1,6 +1,8 @@
 //! Opening the file: is it ours, is it whole, does somebody else have it?
 
 use super::SqliteSettings;
+use crate::store::clock::{Clock, Moment, Reading, Time};
+use crate::tx::id::Timestamp;
 use rusqlite::config::DbConfig;
 use rusqlite::{Connection, ErrorCode, OpenFlags, Transaction, TransactionBehavior};
 use std::fs::{File, OpenOptions, TryLockError};
@@ -13,11 +15,12 @@ use std::time::{Duration, Instant};
 pub(super) const APPLICATION_ID: i32 = 0x6861_6c66;
 
 /// Each step takes the schema from the version before it to its own, which is its place here, from 1.
-const MIGRATIONS: [&str; 4] = [
+const MIGRATIONS: [&str; 5] = [
     include_str!("../schema/0001.sql"),
     include_str!("../schema/0002.sql"),
     include_str!("../schema/0003.sql"),
     include_str!("../schema/0004.sql"),
+    include_str!("../schema/0005.sql"),
 ];
 
 /// The schema that this program writes.
@@ -134,9 +137,16 @@ impl OpenError {
 
 /// A file that is ours, whole as far as we looked, and of this version.
 pub(super) struct Opened {
-    pub(super) writer: Connection,
+    pub(super) own: Own,
     /// For the relay, and for everybody else.
     pub(super) readers: [Connection; 2],
+}
+
+/// What the writer has.
+pub(super) struct Own {
+    pub(super) sql: Connection,
+    pub(super) time: Time,
+    /// Held as long as the file is ours.
     pub(super) lock: File,
 }
 
@@ -150,9 +160,10 @@ pub(super) fn open(settings: &SqliteSettings) -> Result<Opened, OpenError> {
         return Err(OpenError::Missing { path: folder.into() });
     }
     let lock = lock(path)?;
-    let writer = open_writer(path)?;
+    let sql = open_writer(path)?;
     let readers = [open_reader(path)?, open_reader(path)?];
-    Ok(Opened { writer, readers, lock })
+    let time = time(&sql, settings.clock).map_err(|error| OpenError::from_sqlite(path, &error))?;
+    Ok(Opened { own: Own { sql, time, lock }, readers })
 }
 
 /// SQLite's own locks would let two proxies take turns on one file, and both would forward what is in it. So one
@@ -290,6 +301,25 @@ fn migrate(sql: &Connection, from: i64) -> rusqlite::Result<()> {
         tracing::info!(version, "the store's schema is new");
     }
     Ok(())
+}
+
+/// Goes on with the count of time that the file tells of.
+fn time(sql: &Connection, clock: Clock) -> rusqlite::Result<Time> {
+    let left_off = sql.query_row("SELECT count, wall FROM store", [], |row| {
+        let (count, wall) = (row.get::<_, Option<i64>>(0)?, row.get::<_, Option<i64>>(1)?);
+        Ok(count.zip(wall))
+    })?;
+    if let Some((count, wall)) = left_off {
+        return Ok(Time::go_on(clock, Reading { count: Moment(count), wall: Timestamp(wall) }));
+    }
+    let time = Time::new(clock);
+    // An earlier version took due times from the wall clock, which was fast if these have not come to be in doubt yet.
+    sql.execute(
+        "UPDATE transactions INDEXED BY doubt_age SET next_check_at = min(next_check_at, ?1)
+         WHERE state = 'in_doubt' AND in_doubt_at > ?1",
+        [time.now().0],
+    )?;
+    Ok(time)
 }
 
 /// A connection that can only read, for a file that is there.

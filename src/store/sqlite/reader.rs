@@ -3,11 +3,12 @@
 
 use super::writer::Answer;
 use super::{letters, listing, packs};
+use crate::store::clock::Time;
 use crate::store::{
     Cursor, DueNow, Event, Filter, Lane, Letter, LetterFilter, LetterId, LetterMessage, Listing, Pack, StoreError,
     Summary,
 };
-use crate::tx::id::{Timestamp, TransactionId};
+use crate::tx::id::TransactionId;
 use rusqlite::Connection;
 use std::sync::Arc;
 use std::sync::mpsc::Receiver;
@@ -17,7 +18,7 @@ use std::sync::mpsc::Receiver;
 pub(super) enum Question {
     Lanes { answer: Answer<Vec<Lane>> },
     Page { lane: Lane, after: Option<Cursor>, bytes_max: usize, answer: Answer<Vec<Pack>> },
-    Due { checker: String, now: Timestamp, limit: usize, answer: Answer<DueNow> },
+    Due { checker: String, limit: usize, answer: Answer<DueNow> },
     Unasked { known: Vec<Arc<str>>, after: i64, limit: usize, answer: Answer<Listing<Summary>> },
     Transaction { id: TransactionId, answer: Answer<Option<(Summary, Vec<Event>)>> },
     Transactions { filter: Filter, after: i64, limit: usize, answer: Answer<Listing<Summary>> },
@@ -30,29 +31,32 @@ pub(super) enum Question {
 
 pub(super) struct Reader {
     sql: Connection,
+    time: Time,
     questions: Receiver<Question>,
 }
 
 impl Reader {
-    pub(super) fn new(sql: Connection, questions: Receiver<Question>) -> Self {
-        Self { sql, questions }
+    pub(super) fn new(sql: Connection, time: Time, questions: Receiver<Question>) -> Self {
+        Self { sql, time, questions }
     }
 
     pub(super) fn run(self) {
-        let sql = &self.sql;
+        let (sql, time) = (&self.sql, self.time);
         while let Ok(question) = self.questions.recv() {
             match question {
                 Question::Lanes { answer } => tell(answer, lanes(sql)),
                 Question::Page { lane, after, bytes_max, answer } => {
                     tell(answer, packs::page(sql, &lane, after, bytes_max))
                 }
-                Question::Due { checker, now, limit, answer } => tell(answer, listing::due(sql, &checker, now, limit)),
-                Question::Unasked { known, after, limit, answer } => {
-                    tell(answer, listing::unasked(sql, &known, after, limit));
+                Question::Due { checker, limit, answer } => {
+                    tell(answer, listing::due(sql, time.now(), &checker, limit))
                 }
-                Question::Transaction { id, answer } => tell(answer, listing::transaction(sql, id)),
+                Question::Unasked { known, after, limit, answer } => {
+                    tell(answer, listing::unasked(sql, time, &known, after, limit));
+                }
+                Question::Transaction { id, answer } => tell(answer, listing::transaction(sql, time, id)),
                 Question::Transactions { filter, after, limit, answer } => {
-                    tell(answer, listing::transactions(sql, &filter, after, limit));
+                    tell(answer, listing::transactions(sql, time, &filter, after, limit));
                 }
                 Question::Messages { id, from, bytes_max, answer } => {
                     tell(answer, listing::messages(sql, id, from, bytes_max));

@@ -1,6 +1,7 @@
 //! The rows that make a transaction, and the statements that change them. The only home of SQL that writes, but for the
 //! purge.
 
+use crate::store::clock::{Moment, Reading, Time};
 use crate::store::{Lane, Messages, Origin, Sequence, StoreError};
 use crate::tx::decision::{Actor, Decision, Verdict};
 use crate::tx::id::{Timestamp, TransactionId};
@@ -15,6 +16,12 @@ use std::time::Duration;
 /// A pack's key is its transaction's number and, in this many bits, its place: a million packs a transaction, and
 /// 2^43 numbers, which is 28 years of 10,000 transactions a second.
 const PACK_BITS: u32 = 20;
+
+/// How old the count of time in the file may be, when something is written.
+const TIME_KEPT: Duration = Duration::from_secs(10);
+
+/// What the wall clock may differ from the count without having been set.
+const CLOCK_SLACK: Duration = Duration::from_secs(1);
 
 /// Sequences taken at a time. What is left of a block at the end of the process is skipped.
 const SEQUENCES: i64 = 1 << 16;
@@ -34,12 +41,14 @@ pub(super) struct Book {
     next_sequence: i64,
     sequence_reserved: i64,
     lanes: HashMap<Lane, i64>,
+    /// What the file says of the count of time; none: nobody knows.
+    time: Option<Reading>,
 }
 
 impl Book {
     pub(super) fn read(sql: &Connection) -> rusqlite::Result<Self> {
         let reserved = sql.query_row("SELECT sequence_reserved FROM store", [], |row| row.get(0))?;
-        Ok(Self { next_sequence: reserved, sequence_reserved: reserved, lanes: HashMap::new() })
+        Ok(Self { next_sequence: reserved, sequence_reserved: reserved, ..Self::default() })
     }
 
     /// Forgets what may have been written by a SQL transaction that was rolled back. Sequences that it gave out stay
@@ -47,6 +56,12 @@ impl Book {
     pub(super) fn doubt(&mut self) {
         self.sequence_reserved = self.next_sequence;
         self.lanes.clear();
+        self.time = None;
+    }
+
+    /// Whether the wall clock was set since its time was written down.
+    pub(super) fn is_clock_set(&self, now: Reading) -> bool {
+        self.time.is_some_and(|written| now.set_since(&written) > CLOCK_SLACK)
     }
 }
 
@@ -101,11 +116,14 @@ pub(super) struct Row {
     pub(super) messages: u32,
     pub(super) bytes: i64,
     pub(super) in_doubt_at: Option<i64>,
+    /// By the store's count of time.
+    pub(super) finished: Option<i64>,
 }
 
 /// The columns of a [`Row`], of `transactions` as `t` and `lanes` as `l`.
 pub(super) const ROW_COLUMNS: &str = "t.sequence, t.id, t.state, t.name, t.user, l.vhost, l.number, t.decided_at,
-    t.decided_by, coalesce(t.number, 0), t.packs, t.messages, t.bytes, t.in_doubt_at";
+    t.decided_by, coalesce(t.number, 0), t.packs, t.messages, t.bytes, t.in_doubt_at,
+    coalesce(t.finished, t.decided_at)";
 
 impl Row {
     pub(super) fn read(row: &rusqlite::Row<'_>) -> rusqlite::Result<Self> {
@@ -123,6 +141,7 @@ impl Row {
             messages: row.get(11)?,
             bytes: row.get(12)?,
             in_doubt_at: row.get(13)?,
+            finished: row.get(14)?,
         })
     }
 }
@@ -182,13 +201,29 @@ impl Tally {
 pub(super) struct Rows<'a> {
     pub(super) sql: &'a Connection,
     pub(super) book: &'a mut Book,
+    /// For people.
     pub(super) now: Timestamp,
+    /// For what is waited for.
+    pub(super) moment: Moment,
     pub(super) tally: Tally,
 }
 
 impl<'a> Rows<'a> {
-    pub(super) fn new(sql: &'a Connection, book: &'a mut Book, now: Timestamp) -> Self {
-        Self { sql, book, now, tally: Tally::default() }
+    pub(super) fn new(sql: &'a Connection, book: &'a mut Book, time: Time) -> rusqlite::Result<Self> {
+        let read = time.read();
+        let rows = Self { sql, book, now: read.wall, moment: read.count, tally: Tally::default() };
+        rows.keep_time(read)
+    }
+
+    /// Writes the count of time down, now and then: what a crash finds must not be much older than the moments that were
+    /// written by it, nor say another difference to the wall clock.
+    fn keep_time(self, read: Reading) -> rusqlite::Result<Self> {
+        let is_fresh = |written: Reading| read.passed_since(&written) < TIME_KEPT && !self.book.is_clock_set(read);
+        if !self.book.time.is_some_and(is_fresh) {
+            self.sql.prepare_cached("UPDATE store SET count = ?1, wall = ?2")?.execute([read.count.0, read.wall.0])?;
+            self.book.time = Some(read);
+        }
+        Ok(self)
     }
 
     pub(super) fn park(&mut self, origin: &Origin, messages: &Messages) -> rusqlite::Result<Outcome> {
@@ -238,7 +273,7 @@ impl<'a> Rows<'a> {
                 ":messages": messages.count, ":bytes": messages.bytes.len() as i64,
                 ":name": named.map(|named| named.name.as_str()), ":checker": check.map(|plan| &plan.checker),
                 ":first_after": first_after, ":in_doubt_at": doubts.then_some(self.now.0),
-                ":next_check_at": first_after.filter(|_| doubts).map(|after| self.now.0.saturating_add(after)),
+                ":next_check_at": first_after.filter(|_| doubts).map(|after| self.moment.0.saturating_add(after)),
             })?;
         if made == 0 {
             self.forget_message_ids(number)?;
@@ -378,7 +413,7 @@ impl<'a> Rows<'a> {
         static ROLLBACK: LazyLock<String> = LazyLock::new(|| {
             format!(
                 "UPDATE transactions SET state = '{rolled_back}', decided_at = :now, decided_by = :actor,
-                     next_check_at = NULL, attempts = attempts + :answers,
+                     finished = :moment, next_check_at = NULL, attempts = attempts + :answers,
                      checks_answered = checks_answered + :answers
                  WHERE sequence = :sequence AND state IN ({from})",
                 rolled_back = State::RolledBack,
@@ -386,7 +421,8 @@ impl<'a> Rows<'a> {
             )
         });
         let changed = self.sql.prepare_cached(&ROLLBACK)?.execute(named_params! {
-            ":now": self.now.0, ":actor": actor.to_string(), ":answers": actor.answers(), ":sequence": row.sequence,
+             ":now": self.now.0, ":moment": self.moment.0, ":actor": actor.to_string(), ":answers": actor.answers(),
+            ":sequence": row.sequence,
         })?;
         decided_once(changed)?;
         self.left(row, State::RolledBack, actor);
@@ -433,21 +469,21 @@ impl<'a> Rows<'a> {
         });
         let sql = self.sql;
         let mut kept = sql.prepare_cached(&KEPT)?;
-        let kept = kept.query_map([first, last], |row| Ok((Row::read(row)?, row.get(14)?, row.get(15)?)))?;
+        let kept = kept.query_map([first, last], |row| Ok((Row::read(row)?, row.get(15)?, row.get(16)?)))?;
         let kept = kept.collect::<rusqlite::Result<Vec<(Row, u32, bool)>>>()?;
         let mut settle = sql.prepare_cached(
-            "UPDATE transactions SET state = ?2, body = NULL, settled_at = ?3 WHERE sequence = ?1 AND state = 'committed'",
+            "UPDATE transactions SET state = ?2, body = NULL, settled_at = ?3, finished = ?4
+             WHERE sequence = ?1 AND state = 'committed'",
         )?;
         for (row, letters, was_parked) in &kept {
             // What has packs and was never parked brings a letter once more.
             if row.packs > 0 && !was_parked && self.retry_delivered(row)? {
                 continue;
             }
-            let (state, settled_at) = match letters {
-                0 => (State::Delivered, Some(self.now.0)),
-                _ => (State::DeadLettered, None),
-            };
-            settle.execute(params![row.sequence, state.as_str(), settled_at])?;
+            let state = if *letters == 0 { State::Delivered } else { State::DeadLettered };
+            let is_finished = state == State::Delivered;
+            let [settled_at, finished] = [self.now.0, self.moment.0].map(|at| is_finished.then_some(at));
+            settle.execute(params![row.sequence, state.as_str(), settled_at, finished])?;
             if row.packs > 0 {
                 self.discard(row)?;
             }

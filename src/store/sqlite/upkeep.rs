@@ -5,6 +5,7 @@ use super::SqliteSettings;
 use super::letters::count_waiting;
 use super::rows::{Rows, pack_keys};
 use super::stats::{Stats, add, milliseconds, set};
+use crate::store::clock::Moment;
 use crate::tx::id::Timestamp;
 use rusqlite::{Connection, Transaction, TransactionBehavior, params};
 use std::sync::Arc;
@@ -118,7 +119,7 @@ impl Upkeep {
     }
 
     /// Does what is due.
-    pub(super) fn work(&mut self, sql: &Connection, now: Timestamp) {
+    pub(super) fn work(&mut self, sql: &Connection, now: Moment) {
         if self.empty_log_at.is_some_and(|at| at <= Instant::now()) {
             self.empty_log(sql);
             // What the last commits changed.
@@ -180,9 +181,9 @@ impl Upkeep {
     }
 
     /// Deletes some of what nobody needs any more.
-    fn purge(&mut self, sql: &Connection, now: Timestamp) {
+    fn purge(&mut self, sql: &Connection, now: Moment) {
         let kept = self.retention.as_millis().try_into().unwrap_or(i64::MAX);
-        let pause = match purge(sql, now.0.saturating_sub(kept)) {
+        let pause = match purge(sql, Moment(now.0.saturating_sub(kept))) {
             Ok(Purged { wrote, more }) => {
                 if wrote {
                     self.wrote(sql, 0);
@@ -289,7 +290,7 @@ struct Purged {
     more: bool,
 }
 
-fn purge(sql: &Connection, decided_before: i64) -> rusqlite::Result<Purged> {
+fn purge(sql: &Connection, finished_before: Moment) -> rusqlite::Result<Purged> {
     let garbage = sql
         .prepare_cached("SELECT number FROM garbage LIMIT ?1")?
         .query_map([PURGED_PACKS], |row| row.get(0))?
@@ -297,9 +298,10 @@ fn purge(sql: &Connection, decided_before: i64) -> rusqlite::Result<Purged> {
     let old = sql
         .prepare_cached(
             "SELECT sequence, id FROM transactions INDEXED BY finished
-             WHERE state IN ('delivered', 'rolled_back') AND coalesce(settled_at, decided_at) < ?1 LIMIT ?2",
+             WHERE state IN ('delivered', 'rolled_back') AND coalesce(finished, settled_at, decided_at) < ?1
+             LIMIT ?2",
         )?
-        .query_map(params![decided_before, PURGED_TRANSACTIONS as i64], |row| Ok((row.get(0)?, row.get(1)?)))?
+        .query_map(params![finished_before.0, PURGED_TRANSACTIONS as i64], |row| Ok((row.get(0)?, row.get(1)?)))?
         .collect::<rusqlite::Result<Vec<(i64, [u8; 16])>>>()?;
     if garbage.is_empty() && old.is_empty() {
         return Ok(Purged { wrote: false, more: false });

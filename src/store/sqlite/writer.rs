@@ -1,15 +1,17 @@
 //! The one thread that writes: it drains its queue into one SQL transaction, syncs, and answers everybody.
 
+use super::open::Own;
 use super::recent::Recent;
 use super::rows::{Book, Outcome, Released, Rows, Tally};
 use super::stats::{Stats, add, add_signed, milliseconds, set, subtract};
 use super::upkeep::Upkeep;
 use super::{SqliteSettings, upkeep};
+use crate::store::clock::Time;
 use crate::store::{
     Check, Committed, Committing, DeadLetter, Forwarded, LetterId, Messages, Origin, Outlet, Sequence, StoreError,
 };
 use crate::tx::decision::{Actor, Decision, Target, Verdict};
-use crate::tx::id::{Timestamp, TransactionId};
+use crate::tx::id::TransactionId;
 use bytes::Bytes;
 use rusqlite::{Connection, ErrorCode, Transaction, TransactionBehavior};
 use std::collections::HashMap;
@@ -145,7 +147,7 @@ pub(super) struct Writer {
     sql: Connection,
     queue: Receiver<Call>,
     outlet: Arc<dyn Outlet>,
-    clock: fn() -> Timestamp,
+    time: Time,
     stats: Arc<Stats>,
     book: Book,
     /// Undecided transactions a part of which could not be stored, and why. They can only be rolled back: the caller of
@@ -165,17 +167,17 @@ pub(super) struct Writer {
 
 impl Writer {
     pub(super) fn new(
-        mut sql: Connection,
-        lock: File,
+        own: Own,
         queue: Receiver<Call>,
         settings: &SqliteSettings,
         stats: Arc<Stats>,
         full: watch::Sender<bool>,
         outlet: Arc<dyn Outlet>,
     ) -> rusqlite::Result<Self> {
+        let Own { mut sql, time, lock } = own;
         let mut book = Book::read(&sql)?;
         let sql_tx = Transaction::new_unchecked(&sql, TransactionBehavior::Immediate)?;
-        let mut rows = Rows::new(&sql_tx, &mut book, (settings.clock)());
+        let mut rows = Rows::new(&sql_tx, &mut book, time)?;
         let (rolled_back, in_doubt) = rows.after_restart()?;
         let tally = rows.tally;
         sql_tx.commit()?;
@@ -189,7 +191,7 @@ impl Writer {
             sql,
             queue,
             outlet,
-            clock: settings.clock,
+            time,
             stats,
             book,
             broken: HashMap::new(),
@@ -217,11 +219,14 @@ impl Writer {
                 self.write(&mut group);
             }
             let now = Instant::now();
+            if self.book.is_clock_set(self.time.read()) {
+                self.write_at = Some(now);
+            }
             if self.write_at.is_some_and(|at| at <= now) {
                 self.write_unasked();
             }
             if self.upkeep.due() <= now {
-                self.upkeep.work(&self.sql, (self.clock)());
+                self.upkeep.work(&self.sql, self.time.now());
             }
             self.upkeep.checkpoint(&self.sql);
         }
@@ -311,7 +316,7 @@ impl Writer {
 
     fn try_attempt(&mut self, requests: &[Request], deletes: &[i64]) -> rusqlite::Result<Attempt> {
         let sql_tx = Transaction::new_unchecked(&self.sql, TransactionBehavior::Immediate)?;
-        let mut rows = Rows::new(&sql_tx, &mut self.book, (self.clock)());
+        let mut rows = Rows::new(&sql_tx, &mut self.book, self.time)?;
         let outcomes = requests.iter().map(|request| write(&mut rows, &mut self.broken, request));
         let outcomes = outcomes.collect::<rusqlite::Result<Vec<_>>>()?;
         if self.stats.failing.load(Ordering::Relaxed) {

@@ -4,6 +4,7 @@ use super::*;
 use crate::store::sqlite::{check, open};
 use crate::store::{Lane, Messages, Named};
 use crate::tx::batch::{Batch, HalfMessage};
+use crate::tx::id::Timestamp;
 use crate::tx::name::TransactionName;
 use rusqlite::hooks::{AuthAction, AuthContext, Authorization};
 use std::sync::{Mutex, mpsc};
@@ -38,8 +39,7 @@ impl Bench {
         let relay = Arc::new(Relay::default());
         let (full, _) = watch::channel(false);
         let (_, queue) = mpsc::channel();
-        let writer =
-            Writer::new(opened.writer, opened.lock, queue, &settings, Arc::default(), full, relay.clone()).unwrap();
+        let writer = Writer::new(opened.own, queue, &settings, Arc::default(), full, relay.clone()).unwrap();
         Self { writer, relay, folder }
     }
 
