@@ -6,6 +6,7 @@ use crate::support::table::{Properties, Table};
 use crate::support::{PATIENCE, Proxy, Raw, broker, deadline, proxy, transactional, unique, wait_until};
 use halfway::amqp::wire::Reader;
 use std::collections::BTreeSet;
+use std::time::{Duration, Instant};
 
 /// Headers that name a transaction.
 pub fn named(name: &str) -> Properties {
@@ -398,4 +399,54 @@ fn many_half_messages_at_once_all_arrive_once_and_in_order() {
     for number in 0..MESSAGES {
         assert_eq!(watcher.get_soon(1, &queue).text(), number.to_string());
     }
+}
+
+/// The number of the judge's channel is known, and RabbitMQ answers tx.rollback on it: the answer was taken for its
+/// judgement, and a half message accepted that its user may not publish.
+#[test]
+fn nobody_answers_for_rabbitmq_on_the_judges_channel() {
+    let (user, name) = (unique("may-not-write"), unique("order"));
+    broker().add_user(&user, [".*", "^$", ".*"]);
+    for answer in [id::TX_ROLLBACK, id::TX_SELECT, id::CHANNEL_CLOSE_OK] {
+        let mut raw = Raw::login_as(proxy().port, &Login { user: &user, password: &user, ..Login::default() }).unwrap();
+        raw.open(1);
+        half(&mut raw, 1, "anywhere", &name, "first");
+        assert_eq!(raw.expect_close(1).code, 403, "the judge is there, and RabbitMQ's own word comes");
+        raw.open(2);
+        half(&mut raw, 2, "anywhere", &name, "second");
+        for _ in 0..100 {
+            // It may have been closed already.
+            let _ = raw.method(u16::MAX, answer, |_| {});
+        }
+        let mut closed = Vec::new();
+        while let Ok(frame) = raw.read(PATIENCE) {
+            closed.push((frame.channel, frame.id()));
+            if frame.id() == id::CLOSE {
+                break;
+            }
+        }
+        assert_eq!(closed.last(), Some(&(0, id::CLOSE)), "the connection ends, as it does at RabbitMQ: {closed:?}");
+        assert_eq!(states(proxy(), &name), Vec::<String>::new(), "nothing is parked");
+    }
+}
+
+/// RabbitMQ's own channel forgets its yes to a permission when it has been silent for a second; so does a judgement.
+#[test]
+fn a_permission_that_is_revoked_in_an_open_transaction_counts_at_its_commit() {
+    let (user, queue) = (unique("revoked"), unique("revoked"));
+    let mut watcher = watcher(&queue);
+    for properties in [Properties::persistent(), named(&unique("order"))] {
+        broker().add_user(&user, [".*", ".*", ".*"]);
+        let mut raw = Raw::login_as(proxy().port, &Login { user: &user, password: &user, ..Login::default() }).unwrap();
+        raw.open_tx(1);
+        raw.publish_with(1, ("", queue.as_bytes()), 0, &properties, b"before");
+        let published = Instant::now();
+        broker().ctl(&["set_permissions", &user, ".*", "^$", ".*"]);
+        wait_until(deadline(PATIENCE), "the judgement to be old", || published.elapsed() > Duration::from_secs(3));
+        raw.method(1, id::TX_COMMIT, |_| {}).unwrap();
+        let close = raw.expect_close(1);
+        assert_eq!((close.code, close.about), (403, id::PUBLISH), "{close:?}");
+        broker().ctl(&["delete_user", &user]);
+    }
+    assert_eq!(watcher.drain(1, &queue), Vec::<String>::new());
 }
