@@ -515,6 +515,7 @@ impl Connection {
                 }
                 self.end_if_idle();
             }
+            Outcome::Ask(ticket, probe) => drop(self.ask(number, ticket, probe)),
             Outcome::Refuse(code, detail, method) => return self.refuse(number, code, &detail, method),
             Outcome::Broken => return self.break_off(),
         }
@@ -725,7 +726,6 @@ impl Connection {
         match frame.method_id() {
             Some(id::CHANNEL_CLOSE_OK) => {
                 self.closing_upstream.remove(&frame.channel);
-                self.open.remove(&frame.channel);
                 self.reopen_if_answered(frame.channel);
             }
             Some(id::CHANNEL_CLOSE) => {

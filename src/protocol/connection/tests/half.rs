@@ -133,6 +133,20 @@ fn messages_pass_a_half_message_on_its_way_and_other_methods_wait() {
 }
 
 #[test]
+fn a_number_is_the_clients_until_it_has_answered_for_it() {
+    let mut script = ordinary(&[1, SEAT], true);
+    script.client(&half(SEAT, "", b""));
+    script.upstream(&flow_ok(SEAT));
+    assert!(closed(&script.sent().0).1.contains("is empty"));
+    script.upstream(&bare(SEAT, id::CHANNEL_CLOSE_OK));
+    script.client(&half(1, "order-1", b"one"));
+    script.upstream(&flow_ok(1));
+    assert!(methods(&script.sent().1).contains(&(SEAT - 1, id::CHANNEL_OPEN)), "the judge takes another");
+    script.client(&[bare(SEAT, id::CHANNEL_CLOSE_OK), channel_open(SEAT)].concat());
+    assert_eq!(script.sent().1, channel_open(SEAT));
+}
+
+#[test]
 fn tags_count_for_the_client_as_it_counts() {
     let mut script = ordinary(&[1], true);
     script.client(&[publish(1, b"1"), half(1, "a", b"2"), publish(1, b"3"), publish(1, b"4")].concat());
