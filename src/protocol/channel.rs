@@ -257,7 +257,11 @@ impl Channel {
             id::BASIC_GET => self.gets.push_back(method::get_no_ack(frame.arguments())?),
             id::BASIC_CONSUME => self.consumers.asked(frame.arguments())?,
             id::BASIC_CANCEL => self.consumers.cancelled(frame.arguments())?,
-            id::BASIC_RECOVER_ASYNC => self.recovered(),
+            id::BASIC_RECOVER => self.redo_acks(io),
+            id::BASIC_RECOVER_ASYNC => {
+                self.redo_acks(io);
+                self.recovered();
+            }
             id::TX_SELECT if self.transaction.named.is_some() => self.barrier = Some(false),
             id::TX_SELECT => self.selects += 1,
             id::CHANNEL_CLOSE => {
@@ -464,6 +468,8 @@ impl Channel {
 
     fn begin_commit(&mut self, frame: &Frame<'_>, io: &mut Io) -> Outcome {
         self.ask_again(io);
+        // RabbitMQ has to find them right before anything is decided.
+        self.redo_acks(io);
         let transaction = std::mem::take(&mut self.transaction);
         if transaction.has_no_message() {
             // Only acks, which are in RabbitMQ's own transaction already: this commit is its business.

@@ -3,7 +3,7 @@
 
 use super::command::{Io, Settings};
 use crate::amqp::frame;
-use crate::amqp::method::{Settle, id};
+use crate::amqp::method::{self, Settle, id};
 use crate::amqp::tags::TagSet;
 use crate::amqp::wire::Write;
 use crate::tx::batch::Batch;
@@ -72,6 +72,8 @@ pub struct Transaction {
     judged: HashMap<Vec<u8>, Judged>,
     /// Frames of acks, nacks and rejects, to be sent again after the fence.
     settlements: Vec<u8>,
+    /// Whether a fence has undone them in RabbitMQ's own transaction.
+    undone: bool,
     /// The unacknowledged tags, were the transaction rolled back now. `None` while nothing has been settled in it.
     unsettled: Option<TagSet>,
 }
@@ -154,6 +156,24 @@ impl Transaction {
     /// what comes behind it.
     pub fn forget_judgements(&mut self) {
         self.judged.values_mut().for_each(|judged| judged.is_fresh = false);
+    }
+
+    /// Has RabbitMQ judge and drop the probes that it holds. The acks, nacks and rejects so far are undone there.
+    pub fn fence(&mut self, channel: u16, out: &mut Vec<u8>) {
+        self.pending = 0;
+        self.undone = !self.settlements.is_empty();
+        method::write_bare(out, channel, id::TX_ROLLBACK);
+    }
+
+    /// Whether RabbitMQ lacks acks, nacks or rejects that are to take effect.
+    pub fn is_undone(&self) -> bool {
+        self.undone
+    }
+
+    /// Sends them again, behind a fence.
+    pub fn redo(&mut self, out: &mut Vec<u8>) {
+        self.undone = false;
+        out.extend_from_slice(&self.settlements);
     }
 
     /// The acks, nacks and rejects so far, as frames for a second sending.

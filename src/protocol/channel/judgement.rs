@@ -2,7 +2,7 @@
 //! lets happen.
 
 use super::{Asker, Channel, Outcome, park};
-use crate::amqp::method::{self, Publish, id};
+use crate::amqp::method::Publish;
 use crate::amqp::properties::Properties;
 use crate::amqp::wire::Malformed;
 use crate::protocol::command::Io;
@@ -68,12 +68,20 @@ impl Channel {
         }
     }
 
-    /// Has RabbitMQ judge and drop the probes that it holds, of a transaction that goes on.
+    /// [`Transaction::fence`](crate::protocol::transaction::Transaction::fence), in a transaction that goes on.
     fn fence(&mut self, asker: Asker, io: &mut Io) {
-        self.transaction.pending = 0;
         self.answers.push_back(asker);
-        method::write_bare(&mut io.to_upstream, self.number, id::TX_ROLLBACK);
-        io.to_upstream.extend_from_slice(self.transaction.settlements());
+        self.transaction.fence(self.number, &mut io.to_upstream);
+    }
+
+    /// Sends acks again that a fence has undone, now that something depends on them. Not at each fence: of a client with
+    /// many acks and many messages, each would be sent again for each. Those since the fence are undone first, for
+    /// RabbitMQ takes none twice.
+    pub(super) fn redo_acks(&mut self, io: &mut Io) {
+        if self.transaction.is_undone() {
+            self.fence(Asker::Trim, io);
+            self.transaction.redo(&mut io.to_upstream);
+        }
     }
 
     /// What RabbitMQ said long ago counts no more when the transaction is decided: the user may have lost the permission

@@ -800,21 +800,3 @@ proptest! {
         prop_assert_eq!(whole.sent(), cut.sent());
     }
 }
-
-#[test]
-fn a_long_transaction_does_not_fill_rabbitmqs_memory_with_probes() {
-    let mut script = Script::transactional(Settings { messages_max: 5_000, ..settings() });
-    script.upstream(&deliver(1, 1, 0));
-    script.client(&ack(1, 1, false));
-    let mut fences = 0;
-    for number in 0..2_500u32 {
-        script.client(&message(1, &number.to_be_bytes(), 0, &full(0, b""), b""));
-        let (_, to_upstream) = script.sent();
-        if to_upstream.ends_with(&[bare(1, id::TX_ROLLBACK), ack(1, 1, false)].concat()) {
-            fences += 1;
-            script.upstream(&bare(1, id::TX_ROLLBACK_OK));
-            assert_eq!(script.sent().0, b"");
-        }
-    }
-    assert_eq!(fences, 25);
-}

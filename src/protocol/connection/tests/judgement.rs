@@ -51,6 +51,62 @@ fn rabbitmq_never_holds_many_probes() {
     }
 }
 
+/// A fence undoes acks at RabbitMQ. Each is sent again when something depends on it, however many fences there were.
+#[test]
+fn acks_are_sent_again_as_often_as_they_count() {
+    let mut script = Script::transactional(Settings { messages_max: 5_000, memory_bytes_max: 1 << 20, ..settings() });
+    let (mut acks, mut fences) = (Vec::new(), 0);
+    let mut follow = |script: &mut Script| {
+        let to_upstream = script.sent().1;
+        let methods = methods(&to_upstream);
+        acks.extend(methods.iter().enumerate().filter(|(_, it)| it.1 == id::BASIC_ACK).map(|_| fences));
+        fences += methods.iter().filter(|it| it.1 == id::TX_ROLLBACK).count();
+        to_upstream
+    };
+    for number in 1..=2_500_u32 {
+        script.upstream(&deliver(1, number.into(), 0));
+        script
+            .client(&[ack(1, number.into(), false), message(1, &number.to_be_bytes(), 0, &full(0, b""), b"")].concat());
+        let to_upstream = follow(&mut script);
+        if to_upstream.ends_with(&bare(1, id::TX_ROLLBACK)) {
+            script.upstream(&bare(1, id::TX_ROLLBACK_OK));
+            assert_eq!(script.sent().0, b"", "the client has not asked");
+        }
+    }
+    script.client(&bare(1, id::TX_COMMIT));
+    let to_upstream = follow(&mut script);
+    let all: Vec<_> = (1..=2_500).flat_map(|tag| ack(1, tag, false)).collect();
+    let rollback = bare(1, id::TX_ROLLBACK);
+    assert_eq!(
+        to_upstream,
+        [rollback.clone(), all.clone(), rollback.clone()].concat(),
+        "RabbitMQ finds them right first"
+    );
+    script.upstream(&bare(1, id::TX_ROLLBACK_OK).repeat(2));
+    let (id, ..) = script.decide();
+    script.committed(id);
+    assert_eq!(follow(&mut script), [all, bare(1, id::TX_COMMIT)].concat());
+    assert_eq!((fences, acks.len()), (27, 3 * 2_500));
+}
+
+#[test]
+fn what_a_recover_gives_back_is_not_what_was_acked_before_a_fence() {
+    for (recover, again) in [(id::BASIC_RECOVER, true), (id::BASIC_RECOVER_ASYNC, true), (id::BASIC_GET, false)] {
+        let mut script = Script::transactional(settings());
+        script.upstream(&[deliver(1, 1, 0), deliver(1, 2, 0)].concat());
+        script.client(&[ack(1, 1, false), half(1, "order-1", b"")].concat());
+        script.sent();
+        let mut asks = Vec::new();
+        frame::write_method(&mut asks, 1, recover, |out| match recover {
+            id::BASIC_GET => out.extend(b"\0\0\x01q\0"),
+            _ => out.put_u8(1),
+        });
+        script.client(&asks);
+        let redone = [bare(1, id::TX_ROLLBACK), ack(1, 1, false)].concat();
+        assert_eq!(script.sent().1, [if again { redone } else { Vec::new() }, asks].concat());
+    }
+}
+
 #[test]
 fn the_client_can_not_answer_for_the_judge() {
     for (frames, first) in [
