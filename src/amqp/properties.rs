@@ -7,7 +7,10 @@ use std::ops::Range;
 
 const BODY_SIZE: Range<usize> = 4..12;
 const FLAGS: Range<usize> = 12..14;
-const HEADERS: u16 = 1 << 13;
+/// The flag of the headers table.
+pub const HEADERS: u16 = 1 << 13;
+/// The flag of the user's name, which stands behind the table.
+pub const USER_ID: u16 = 1 << 4;
 
 /// The payload of a content header frame of class basic, with the places of what matters in it.
 #[derive(Debug, Clone)]

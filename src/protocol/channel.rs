@@ -18,6 +18,7 @@ pub(super) use self::judgement::PROBES_MAX;
 use super::command::{Command, Ended, Io, Ticket};
 use super::deliveries::{Consumers, Content};
 use super::half;
+use super::judge::Judgement;
 use super::probe;
 use super::transaction::{Transaction, write_native, write_return};
 use crate::amqp::frame::{self, Frame, kind};
@@ -48,6 +49,8 @@ pub enum Outcome {
     Gone,
     /// The commit is over: frames that waited behind it may go on.
     Released,
+    /// RabbitMQ is to be asked about this probe.
+    Ask(Ticket, Vec<u8>),
     /// The proxy closes the channel, with this text behind the code's name.
     Refuse(ReplyCode, String, (u16, u16)),
     /// The client broke the framing, and what it sent was passed on: RabbitMQ will close the connection.
@@ -121,6 +124,8 @@ struct Commit {
 enum Step {
     Fencing,
     Fenced,
+    /// RabbitMQ is asked whether the client is who it says, to whom the decisions about other transactions belong.
+    Confirming(Ticket),
     /// So many decisions about other transactions are being made.
     DecidingOthers(usize),
     Deciding,
@@ -496,8 +501,34 @@ impl Channel {
             let batch = std::mem::take(&mut transaction.batch);
             park(transaction, batch, self.number, &mut self.parks, io);
         }
-        // First what is decided about others: if that can't be, nothing of this transaction is.
-        let decisions = transaction.decisions.clone();
+        io.user_confirmed |= transaction.claimed;
+        if !transaction.decisions.is_empty() && !io.user_confirmed {
+            let (ticket, mut probe) = (io.next_ticket(), Vec::new());
+            probe::write_claim_anywhere(&mut probe, self.number, io.user());
+            commit.step = Step::Confirming(ticket);
+            return Outcome::Ask(ticket, probe);
+        }
+        self.decide_others(io)
+    }
+
+    /// What RabbitMQ says of the client's name.
+    pub fn handle_judged(&mut self, ticket: Ticket, judgement: Judgement, io: &mut Io) -> Outcome {
+        if self.commit.as_ref().is_none_or(|commit| commit.step != Step::Confirming(ticket)) {
+            return Outcome::Stay;
+        }
+        match judgement.confirms(io.user(), io.vhost()) {
+            Ok(()) => {
+                io.user_confirmed = true;
+                self.decide_others(io)
+            }
+            Err(text) => Outcome::Refuse(ReplyCode::PRECONDITION_FAILED, text, id::TX_COMMIT),
+        }
+    }
+
+    /// First what is decided about others: if that can't be, nothing of this transaction is.
+    fn decide_others(&mut self, io: &mut Io) -> Outcome {
+        let Some(commit) = &mut self.commit else { return Outcome::Stay };
+        let decisions = commit.transaction.decisions.clone();
         commit.step = if decisions.is_empty() { Step::Fenced } else { Step::DecidingOthers(decisions.len()) };
         for (decision, name) in decisions {
             let ticket = io.next_ticket();
@@ -751,7 +782,7 @@ impl Channel {
     pub fn lose_upstream(&mut self, io: &mut Io) -> Outcome {
         match &mut self.commit {
             None => Outcome::Stay,
-            Some(Commit { step: Step::Fencing | Step::Fenced, .. }) => {
+            Some(Commit { step: Step::Fencing | Step::Confirming(_) | Step::Fenced, .. }) => {
                 self.leave(io);
                 Outcome::Stay
             }
@@ -783,10 +814,13 @@ impl Channel {
         io.committing -= 1;
         match (commit.step, ended) {
             // A message of it was refused, or could not be kept: it is incomplete, and nobody may release the rest.
-            (Step::Fencing | Step::Fenced | Step::DecidingOthers(_), Some(ended)) if reason.is_some() => {
+            (Step::Fencing | Step::Confirming(_) | Step::Fenced | Step::DecidingOthers(_), Some(ended))
+                if reason.is_some() =>
+            {
                 roll_back(&commit.transaction, self.number, ended, reason, io);
             }
-            (Step::Fencing | Step::Fenced | Step::DecidingOthers(_), _) | (Step::Deciding, Some(Ended::Failed)) => {
+            (Step::Fencing | Step::Confirming(_) | Step::Fenced | Step::DecidingOthers(_), _)
+            | (Step::Deciding, Some(Ended::Failed)) => {
                 leave(&commit.transaction, self.number, ended.unwrap_or(Ended::RolledBack), io);
             }
             (Step::Deciding | Step::Settling { .. }, _) => {

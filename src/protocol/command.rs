@@ -181,6 +181,8 @@ pub struct Io {
     pub server_message_bytes_max: u64,
     /// Who the client is; none before open-ok, when there is no channel either.
     pub identity: Option<Identity>,
+    /// RabbitMQ has said that it is: transactions may have its name.
+    pub user_confirmed: bool,
     /// The negotiated frame_max; 0 is no limit.
     pub frame_max: u32,
     /// The frame_max that RabbitMQ offered, which the relay gets too; 0 is no limit.
@@ -210,6 +212,7 @@ impl Io {
             settings: Arc::new(settings),
             server_message_bytes_max: u64::MAX,
             identity: None,
+            user_confirmed: false,
             frame_max: 0,
             server_frame_max: 0,
             timers: BTreeSet::new(),

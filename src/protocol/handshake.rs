@@ -56,15 +56,15 @@ impl Mechanism {
     }
 }
 
-/// Who the client is. It exists from RabbitMQ's open-ok on.
+/// Who the client is, as far as RabbitMQ's open-ok tells, from which on it exists. With OAuth 2 RabbitMQ looks at the token
+/// alone and opens for any name, so before the name owns anything RabbitMQ is asked about it: see
+/// [`super::probe::write_claim`].
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Identity {
     /// The name that it logged in with.
     pub user: Arc<str>,
     /// The virtual host that RabbitMQ has opened for it.
     pub vhost: Arc<str>,
-    /// How it said its name.
-    pub mechanism: Mechanism,
 }
 
 /// What a client says of itself in start-ok, and RabbitMQ has not confirmed.
@@ -72,8 +72,6 @@ pub struct Identity {
 pub struct Claim {
     /// The login name.
     pub user: Arc<str>,
-    /// How it said so.
-    pub mechanism: Mechanism,
 }
 
 /// Why a login goes no further.
@@ -107,7 +105,7 @@ impl LoginRules {
         if !self.from_loopback && self.loopback_users.iter().any(|guarded| guarded == user) {
             return Err(LoginRefused::LoopbackUser);
         }
-        Ok(Claim { user: user.into(), mechanism })
+        Ok(Claim { user: user.into() })
     }
 }
 

@@ -30,6 +30,25 @@ pub enum Judgement {
     },
 }
 
+impl Judgement {
+    /// Takes the answer to [`super::probe::write_claim`]: whether RabbitMQ knows the client under this name. Who may
+    /// write nowhere that is known of is told so under the own name, too.
+    ///
+    /// # Errors
+    /// What RabbitMQ says instead.
+    pub fn confirms(self, user: &str, vhost: &str) -> Result<(), String> {
+        let Self::Refused { code, text, .. } = self else { return Ok(()) };
+        let text = String::from_utf8_lossy(&text).into_owned();
+        let own = format!("access to exchange 'amq.default' in vhost '{vhost}' refused for user '{user}'");
+        match code == ReplyCode::ACCESS_REFUSED && text.contains(&own) {
+            true => Ok(()),
+            false => Err(format!(
+                "RabbitMQ does not confirm that this is user '{user}', whose transaction it would be: {text}"
+            )),
+        }
+    }
+}
+
 #[derive(Debug)]
 struct Question {
     channel: u16,

@@ -108,8 +108,13 @@ impl Waiting {
 
 #[derive(Debug)]
 enum Stage {
-    Ordering { probe: Vec<u8>, half: Half },
+    Ordering {
+        probe: Vec<u8>,
+        half: Half,
+    },
     Judging(Half),
+    /// A decision: RabbitMQ is asked whether the client is who it says, to whom the transaction belongs.
+    Confirming(Decision, TransactionName),
     Parking(TransactionId),
     Decision(Decision, TransactionName),
     Deciding(TransactionName),
@@ -321,6 +326,9 @@ impl HalfChannel {
                 let mut probe = Vec::new();
                 let read = (Publish::parse(&publish), Properties::parse(&header));
                 if let (Ok(publish), Ok(properties)) = read {
+                    if !io.user_confirmed {
+                        probe::write_claim(&mut probe, self.number, &publish, io.user());
+                    }
                     probe::write(&mut probe, self.number, &publish, &properties);
                 }
                 let mut batch = Batch::default();
@@ -340,27 +348,43 @@ impl HalfChannel {
             self.flows.push_back(true);
             method::write_flow(&mut io.to_upstream, self.number);
         }
-        self.decide_first(io);
+        if matches!(self.waiting.front(), Some(Waiting { stage: Stage::Decision(..), .. })) {
+            return self.decide_first(io);
+        }
         if self.flows.contains(&true) {
             return Step::Taken;
         }
         self.waiting.back_mut().and_then(Waiting::ask).map_or(Step::Taken, |asked| Step::Ask(vec![asked]))
     }
 
-    /// Asks the store for a decision, if all before it are through.
-    fn decide_first(&mut self, io: &mut Io) {
-        let Some(Waiting { ticket, stage, .. }) = self.waiting.front_mut() else { return };
-        if let Stage::Decision(decision, name) = stage {
-            let (channel, ticket, decision, name) = (self.number, *ticket, *decision, name.clone());
-            *stage = Stage::Deciding(name.clone());
-            io.commands.push_back(Command::Decide { channel, ticket, decision, name });
+    /// Asks the store for a decision, if all before it are through and the client may make it.
+    fn decide_first(&mut self, io: &mut Io) -> Step {
+        let Some(Waiting { ticket, stage, .. }) = self.waiting.front_mut() else { return Step::Taken };
+        let Stage::Decision(decision, name) = stage else { return Step::Taken };
+        if !io.user_confirmed {
+            let mut probe = Vec::new();
+            probe::write_claim_anywhere(&mut probe, self.number, io.user());
+            *stage = Stage::Confirming(*decision, name.clone());
+            return Step::Ask(vec![(*ticket, probe)]);
         }
+        let (channel, ticket, decision, name) = (self.number, *ticket, *decision, name.clone());
+        *stage = Stage::Deciding(name.clone());
+        io.commands.push_back(Command::Decide { channel, ticket, decision, name });
+        Step::Taken
     }
 
     /// What RabbitMQ says of a half message.
     pub fn handle_judged(&mut self, ticket: Ticket, judgement: Judgement, io: &mut Io) -> Step {
         let Some(place) = self.place(ticket) else { return Step::Taken };
         let waiting = &mut self.waiting[place];
+        if let Stage::Confirming(decision, name) = &waiting.stage {
+            if let Err(text) = judgement.confirms(io.user(), io.vhost()) {
+                return Step::Refuse(ReplyCode::PRECONDITION_FAILED, text, id::BASIC_PUBLISH);
+            }
+            waiting.stage = Stage::Decision(*decision, name.clone());
+            io.user_confirmed = true;
+            return self.decide_first(io);
+        }
         let Stage::Judging(half) = &mut waiting.stage else { return Step::Taken };
         match judgement {
             Judgement::Refused { code, text, method } => {
@@ -370,6 +394,7 @@ impl HalfChannel {
                 Step::Refuse(code, detail, method)
             }
             Judgement::Fine => {
+                io.user_confirmed = true;
                 let (named, batch) = (Arc::clone(&half.named), std::mem::take(&mut half.batch));
                 let transaction = (io.settings.new_id)();
                 waiting.stage = Stage::Parking(transaction);
@@ -417,8 +442,7 @@ impl HalfChannel {
             io.committing -= 1;
             return Step::Released;
         }
-        self.decide_first(io);
-        Step::Taken
+        self.decide_first(io)
     }
 
     /// Speaks to the client, never into the middle of a content.

@@ -6,8 +6,8 @@
 //! any rollback; what makes them act is left out of the probe, or replaced.
 
 use crate::amqp::frame;
-use crate::amqp::method::Publish;
-use crate::amqp::properties::{Properties, copy_entries};
+use crate::amqp::method::{CLASS_BASIC, Publish};
+use crate::amqp::properties::{self, Properties, copy_entries};
 use crate::amqp::table;
 use crate::amqp::wire::Write;
 
@@ -76,6 +76,30 @@ pub fn write_unreadable(out: &mut Vec<u8>, channel: u16, publish: &Publish<'_>, 
             body_size.fill(0);
         }
     });
+}
+
+/// Appends a probe that RabbitMQ takes from nobody but `user`, or whom it lets speak for others: it compares the property
+/// `user-id` with the name that its own authentication gave, which is not always the one that the client logged in with.
+/// It goes where the message goes, since there the client may write.
+pub fn write_claim(out: &mut Vec<u8>, channel: u16, publish: &Publish<'_>, user: &str) {
+    // No property holds a longer name, and nobody has none.
+    let user = if user.len() <= 255 { user } else { "" };
+    publish.write(out, channel);
+    frame::write(out, frame::kind::HEADER, channel, |out| {
+        out.put_u16(CLASS_BASIC);
+        out.put_u16(0);
+        out.put_u64(0);
+        out.put_u16(properties::HEADERS | properties::USER_ID);
+        let mut headers = Vec::new();
+        table::write_bool(&mut headers, NO_STORE, true);
+        out.put_long_string(&headers);
+        out.put_short_string(user.as_bytes());
+    });
+}
+
+/// Appends [`write_claim`] for a client of which no message tells where it may write.
+pub fn write_claim_anywhere(out: &mut Vec<u8>, channel: u16, user: &str) {
+    write_claim(out, channel, &Publish { exchange: b"", routing_key: UNUSED_KEY, flags: 0 }, user);
 }
 
 /// Everything that RabbitMQ's judgement of a publish can depend on, or `None` if the judgement of another message says

@@ -50,6 +50,8 @@ pub struct Transaction {
     pub named: Option<Arc<Named>>,
     /// Whether RabbitMQ is judging half messages of a named one, which are parked when it has.
     pub judging: bool,
+    /// Whether RabbitMQ was asked, among its probes, if the client is who it says.
+    pub claimed: bool,
     /// Decisions about other transactions, to be made at commit.
     pub decisions: Vec<(Decision, TransactionName)>,
     /// Half messages that are in memory.
@@ -133,6 +135,14 @@ impl Transaction {
         } else if let Some(key) = key.filter(|_| self.judged.len() < PROBE_KEYS_MAX) {
             self.judged.insert(key, Judged { probe: out[start..].to_vec(), at: now, is_fresh: true });
         }
+        self.probes += 1;
+        self.pending += 1;
+    }
+
+    /// Asks RabbitMQ, with this probe, whether the client is who it says.
+    pub fn claim(&mut self, probe: &[u8], out: &mut Vec<u8>) {
+        out.extend_from_slice(probe);
+        self.claimed = true;
         self.probes += 1;
         self.pending += 1;
     }

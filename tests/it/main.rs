@@ -20,6 +20,7 @@ mod half;
 mod login;
 mod monitoring;
 mod neighbours;
+mod oauth;
 mod openapi;
 mod parser;
 mod process;

@@ -45,6 +45,7 @@ impl Channel {
             _ => return Outcome::Stay,
         };
         transaction.judging = false;
+        io.user_confirmed |= transaction.claimed;
         park(transaction, batch, self.number, &mut self.parks, io);
         self.judge(io);
         Outcome::Stay
@@ -52,6 +53,11 @@ impl Channel {
 
     pub(super) fn send_probe(&mut self, publish: &[u8], header: &[u8], io: &mut Io) {
         let Ok(publish) = Publish::parse(publish) else { return };
+        if self.transaction.named.is_some() && !io.user_confirmed && !self.transaction.claimed {
+            let mut claim = Vec::new();
+            probe::write_claim(&mut claim, self.number, &publish, io.user());
+            self.transaction.claim(&claim, &mut io.to_upstream);
+        }
         match Properties::parse(header) {
             Ok(properties) => {
                 let key = probe::key(&publish, &properties);

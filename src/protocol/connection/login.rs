@@ -161,8 +161,8 @@ impl Connection {
 
 impl Applicant {
     fn opens(self, vhost: &str) -> Opened {
-        let Self { claim: Claim { user, mechanism }, heartbeat, product, version, name } = self;
-        let identity = Identity { user, vhost: vhost.into(), mechanism };
+        let Self { claim: Claim { user }, heartbeat, product, version, name } = self;
+        let identity = Identity { user, vhost: vhost.into() };
         Opened { identity, heartbeat, product, version, name }
     }
 }

@@ -142,11 +142,18 @@ impl Connection {
 
     /// A frame from RabbitMQ on the judge's channel.
     pub(super) fn judge_frame(&mut self, frame: &Frame<'_>) {
-        if let Some((number, ticket, judgement)) = self.judge.handle(frame, &mut self.io)
-            && let Some(Slot::Half(channel)) = self.channels.get_mut(&number)
-        {
-            let step = channel.handle_judged(ticket, judgement, &mut self.io);
-            self.take(number, step);
+        if let Some((number, ticket, judgement)) = self.judge.handle(frame, &mut self.io) {
+            match self.channels.get_mut(&number) {
+                Some(Slot::Half(channel)) => {
+                    let step = channel.handle_judged(ticket, judgement, &mut self.io);
+                    self.take(number, step);
+                }
+                Some(Slot::Tx(channel)) => {
+                    let outcome = channel.handle_judged(ticket, judgement, &mut self.io);
+                    self.apply(number, outcome);
+                }
+                Some(Slot::Confirm(_) | Slot::Refused(_)) | None => {}
+            }
         }
         if self.judge.is_absent() {
             self.congested.remove(&JUDGE);

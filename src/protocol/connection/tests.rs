@@ -13,6 +13,7 @@ use proptest::prelude::*;
 use std::sync::Arc;
 use uuid::Uuid;
 
+mod claim;
 mod ending;
 mod half;
 mod judgement;
@@ -184,6 +185,8 @@ impl Script {
         assert_eq!((&*opened.identity.user, &*opened.identity.vhost), ("orders", "shop"));
         assert_eq!((opened.heartbeat, &*opened.product), (60, "test"));
         script.sent();
+        // How RabbitMQ does so has scripts of its own.
+        script.connection.io.user_confirmed = true;
         script
     }
 

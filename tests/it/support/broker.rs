@@ -192,6 +192,19 @@ impl Broker {
         out.into_owned()
     }
 
+    /// Evaluates an Erlang expression in the node and returns what it printed.
+    pub fn eval(&self, expression: &str) -> String {
+        self.ctl(&["eval", expression])
+    }
+
+    /// Enables a plugin.
+    pub fn enable(&self, plugin: &str) {
+        let mut command = self.command("rabbitmq-plugins");
+        let output = command.args(["-q", "-n", &self.node, "enable", plugin]).output();
+        let output = output.expect("rabbitmq-plugins can be started");
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    }
+
     /// Makes a virtual host where guest and the relay's account may do their work.
     pub fn add_vhost(&self, name: &str) {
         self.ctl(&["add_vhost", name]);

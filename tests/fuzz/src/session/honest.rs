@@ -403,6 +403,7 @@ impl Run {
                 Command::Abandon { transaction } => self.end(transaction, true),
                 Command::Decide { channel, ticket, name, .. } => {
                     assert!(self.client.is_next(channel, name.as_str()), "{name} is decided before its turn");
+                    assert!(!self.judged.is_empty(), "RabbitMQ has not said whose decision it is");
                     self.decides.push((channel, ticket, name));
                 }
                 Command::Began => self.began += 1,

@@ -285,6 +285,8 @@ impl Run {
             match command {
                 Command::Park { channel, transaction, named, batch } => {
                     assert!(!batch.is_empty(), "nothing is not worth keeping");
+                    let is_named = named.is_some();
+                    assert!(!is_named || !self.answers.is_empty(), "RabbitMQ was not asked whose half message it is");
                     self.parks.push((channel, transaction));
                     // What an ordinary channel publishes, somebody else decides.
                     if named.is_none_or(|named| named.transactional) {
@@ -300,7 +302,10 @@ impl Run {
                     self.undecided.remove(&transaction);
                     self.forwards.extend(wait.then_some((channel, transaction)));
                 }
-                Command::Decide { channel, ticket, name, .. } => self.decides.push((channel, ticket, name)),
+                Command::Decide { channel, ticket, name, .. } => {
+                    assert!(!self.answers.is_empty(), "RabbitMQ was not asked whose decision it is");
+                    self.decides.push((channel, ticket, name));
+                }
                 Command::RollBack { channel, transaction, .. } => {
                     self.undecided.remove(&transaction);
                     self.rollbacks.push((channel, transaction));
