@@ -87,24 +87,23 @@ pub async fn run(loaded: Loaded, load: Load, level: Level) -> Result<(), AppErro
     let access = Arc::new(Access::load(&config.admin)?);
     let admin = Admin::new(health.clone(), metrics.clone(), access.clone(), roster.clone());
     admin.configure(&loaded);
-    let serving = match config.admin.address {
-        None => None,
-        Some(address) => {
-            let listener = bind(address, "admin.address").await?;
-            tracing::info!(%address, "admin port open");
+    let serving = match config.admin.address.as_slice() {
+        [] => None,
+        addresses => {
+            let listeners = bind(addresses, "admin.address").await?;
+            for address in addresses {
+                tracing::info!(%address, "admin port open");
+            }
             if access.is_open() {
                 tracing::info!(
                     "/api needs no token on this machine: admin.open_on_loopback is true and admin.tokens empty"
                 );
             }
-            Some(tokio::spawn(admin.clone().serve(listener)))
+            Some(tokio::spawn(admin.clone().serve(listeners)))
         }
     };
-    let amqp = bind(config.listen.address, "listen.address").await?;
-    let amqps = match config.listen.tls_address {
-        None => None,
-        Some(address) => Some(bind(address, "listen.tls_address").await?),
-    };
+    let amqp = bind(&config.listen.address, "listen.address").await?;
+    let amqps = bind(&config.listen.tls_address, "listen.tls_address").await?;
 
     let relay = Arc::new(Relay::new(relay_settings(config), Arc::clone(&upstream)));
     let (tracer, exporter) = trace::start(&config.telemetry, &metrics)?.unzip();
@@ -151,11 +150,13 @@ pub async fn run(loaded: Loaded, load: Load, level: Level) -> Result<(), AppErro
         roster,
     ));
     let listener = Listener::new(Arc::clone(&sessions));
-    tracing::info!(address = %config.listen.address, "AMQP port open");
-    tokio::spawn(listener.clone().serve(amqp, None));
-    if let (Some(amqps), Some(tls)) = (amqps, certificates.server.clone()) {
-        tracing::info!(address = ?config.listen.tls_address, "AMQP port with TLS open");
-        tokio::spawn(listener.clone().serve(amqps, Some(tls)));
+    for (port, address) in amqp.into_iter().zip(&config.listen.address) {
+        tracing::info!(%address, "AMQP port open");
+        tokio::spawn(listener.clone().serve(port, None));
+    }
+    for (port, address) in amqps.into_iter().zip(&config.listen.tls_address) {
+        tracing::info!(%address, "AMQP port with TLS open");
+        tokio::spawn(listener.clone().serve(port, certificates.server.clone()));
     }
     health.set(Component::Listener, Condition::Ready);
     service::ready();
@@ -279,8 +280,12 @@ async fn open_store(config: &Config, outlet: Arc<dyn Outlet>) -> Result<Arc<Sqli
     blocking(move || SqliteStore::open(settings, outlet)).await
 }
 
-async fn bind(address: SocketAddr, key: &'static str) -> Result<TcpListener, AppError> {
-    TcpListener::bind(address).await.map_err(|source| AppError::Listen { address, key, source })
+async fn bind(addresses: &[SocketAddr], key: &'static str) -> Result<Vec<TcpListener>, AppError> {
+    let mut listeners = Vec::new();
+    for &address in addresses {
+        listeners.push(TcpListener::bind(address).await.map_err(|source| AppError::Listen { address, key, source })?);
+    }
+    Ok(listeners)
 }
 
 /// Runs what blocks where it blocks nobody.

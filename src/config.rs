@@ -57,17 +57,17 @@ pub struct Config {
 #[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
 #[serde(default)]
 pub struct Listen {
-    /// Plain AMQP.
-    #[serde(with = "value::address")]
-    pub address: SocketAddr,
+    /// Plain AMQP; never empty.
+    #[serde(with = "value::addresses")]
+    pub address: Vec<SocketAddr>,
     /// AMQP over TLS; none: no TLS port. See [`Listen::tls`].
-    #[serde(with = "value::optional_address")]
-    pub tls_address: Option<SocketAddr>,
+    #[serde(with = "value::addresses")]
+    pub tls_address: Vec<SocketAddr>,
     /// The files of the TLS port.
     pub tls: ListenTlsFiles,
     /// Client connections that are open at one time, both ports together; one more is closed as soon as it is accepted.
     pub max_connections: u32,
-    /// Client connections that have not logged in, at one time and on each port; half as many from one address.
+    /// Client connections that have not logged in, at one time and on each address; half as many from one address.
     pub max_handshakes: u32,
     /// Users that may log in from a loopback address only, because RabbitMQ sees the proxy's address, not theirs.
     pub loopback_users: Vec<String>,
@@ -91,11 +91,9 @@ pub struct ListenTlsFiles {
     pub client_ca: Option<PathBuf>,
 }
 
-/// A TLS port with all that it needs.
+/// What a TLS port needs.
 #[derive(Clone, Debug, PartialEq)]
 pub struct ListenTls {
-    /// Where to listen.
-    pub address: SocketAddr,
     /// See [`ListenTlsFiles::certificate`].
     pub certificate: PathBuf,
     /// See [`ListenTlsFiles::key`].
@@ -107,8 +105,8 @@ pub struct ListenTls {
 impl Listen {
     /// The TLS port, when `tls_address` is set; validation has seen to it that certificate and key are set with it.
     pub fn tls(&self) -> Option<ListenTls> {
+        self.tls_address.first()?;
         Some(ListenTls {
-            address: self.tls_address?,
             certificate: self.tls.certificate.clone()?,
             key: self.tls.key.clone()?,
             client_ca: self.tls.client_ca.clone(),
@@ -241,8 +239,8 @@ pub enum Unroutable {
 #[serde(default)]
 pub struct Admin {
     /// `/healthz`, `/readyz`, `/metrics` and `/api`; none: no HTTP port.
-    #[serde(with = "value::optional_address")]
-    pub address: Option<SocketAddr>,
+    #[serde(with = "value::addresses")]
+    pub address: Vec<SocketAddr>,
     /// Who may use `/api`; none: see [`Admin::is_open`].
     pub tokens: Vec<AdminToken>,
     /// Whether `/api` needs no token while none is configured and the port listens on loopback.
@@ -254,8 +252,8 @@ pub struct Admin {
 impl Admin {
     /// Whether `/api` answers without a token.
     pub fn is_open(&self) -> bool {
-        let on_loopback = self.address.is_some_and(|address| address.ip().is_loopback());
-        self.open_on_loopback && on_loopback && self.tokens.is_empty()
+        let on_loopback = self.address.iter().all(|address| address.ip().is_loopback());
+        self.open_on_loopback && !self.address.is_empty() && on_loopback && self.tokens.is_empty()
     }
 }
 
@@ -324,8 +322,8 @@ pub enum LogFormat {
 impl Default for Listen {
     fn default() -> Self {
         Listen {
-            address: SocketAddr::from((Ipv4Addr::LOCALHOST, 5673)),
-            tls_address: None,
+            address: vec![SocketAddr::from((Ipv4Addr::LOCALHOST, 5673))],
+            tls_address: Vec::new(),
             tls: ListenTlsFiles::default(),
             max_connections: 10_000,
             max_handshakes: 2_000,
@@ -391,7 +389,7 @@ impl Default for Transaction {
 impl Default for Admin {
     fn default() -> Self {
         Admin {
-            address: Some(SocketAddr::from((Ipv4Addr::LOCALHOST, 15673))),
+            address: vec![SocketAddr::from((Ipv4Addr::LOCALHOST, 15673))],
             tokens: Vec::new(),
             open_on_loopback: true,
             show_bodies: false,

@@ -288,12 +288,7 @@ mod tests {
         }
 
         fn files(&self) -> ListenTls {
-            ListenTls {
-                address: "127.0.0.1:0".parse().expect("an address"),
-                certificate: self.path("certificate.pem"),
-                key: self.path("key.pem"),
-                client_ca: None,
-            }
+            ListenTls { certificate: self.path("certificate.pem"), key: self.path("key.pem"), client_ca: None }
         }
     }
 

@@ -111,11 +111,11 @@ impl Admin {
     }
 
     /// Serves until the future is dropped: a drain ends with it, so that it can be watched to its end.
-    pub async fn serve(self, listener: TcpListener) -> Infallible {
+    pub async fn serve(self, listeners: Vec<TcpListener>) -> Infallible {
         let sampling = sampler::run(self.clone());
         let metrics = Arc::clone(&self.metrics);
         tokio::select! {
-            never = serve::run(listener, routes::router(self), metrics) => never,
+            never = serve::run(listeners, routes::router(self), metrics) => never,
             never = sampling => never,
         }
     }

@@ -13,6 +13,7 @@ use axum::extract::ConnectInfo;
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use axum::{Extension, Router};
+use futures_util::future::select_all;
 use hyper::server::conn::http1;
 use hyper::service::{Service, service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
@@ -43,8 +44,19 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 const COME_BACK_AFTER: Duration = Duration::from_secs(1);
 
 /// Serves until the future is dropped, and its connections with it.
-pub(super) async fn run(listener: TcpListener, router: Router, metrics: Arc<Metrics>) -> Infallible {
+pub(super) async fn run(listeners: Vec<TcpListener>, router: Router, metrics: Arc<Metrics>) -> Infallible {
     let (door, inside) = (Places::default(), Places::default());
+    let ports = listeners.into_iter().map(|listener| Box::pin(accept(listener, &door, &inside, &router, &metrics)));
+    select_all(ports).await.0
+}
+
+async fn accept(
+    listener: TcpListener,
+    door: &Places,
+    inside: &Places,
+    router: &Router,
+    metrics: &Arc<Metrics>,
+) -> Infallible {
     let mut connections = tokio::task::JoinSet::new();
     loop {
         while connections.try_join_next().is_some() {}
@@ -52,7 +64,7 @@ pub(super) async fn run(listener: TcpListener, router: Router, metrics: Arc<Metr
             Ok((tcp, peer)) => {
                 let (place, leave) = door.enter(peer.ip(), AT_THE_DOOR);
                 let place = Arc::new(Mutex::new(Some(place)));
-                let visit = Visit { peer, place, inside: inside.clone(), metrics: Arc::clone(&metrics) };
+                let visit = Visit { peer, place, inside: inside.clone(), metrics: Arc::clone(metrics) };
                 let router = router.clone();
                 connections.spawn(async move {
                     if let Err(error) = visit.serve(tcp, leave, router).await {
@@ -219,7 +231,7 @@ mod tests {
             .route("/healthz", axum::routing::get(async || "ok"));
         let metrics = Arc::new(Metrics::new());
         let counted = Arc::clone(&metrics);
-        tokio::spawn(async move { match run(listener, router, counted).await {} });
+        tokio::spawn(async move { match run(vec![listener], router, counted).await {} });
         (address, metrics)
     }
 

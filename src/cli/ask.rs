@@ -79,7 +79,7 @@ pub(super) fn client(reach: &Reach) -> Result<Client, AskError> {
         return Ok(Client { url: url.clone(), key: "--url", token: given });
     }
     let admin = config::load(reach.query.file.config.as_deref())?.config.admin;
-    let address = admin.address.ok_or(AskError::NoPort)?;
+    let address = *admin.address.first().ok_or(AskError::NoPort)?;
     let operator = admin.tokens.iter().find(|token| token.role == Role::Operator);
     let token = match (given, operator) {
         (Some(token), _) => Some(token),

@@ -79,16 +79,16 @@ impl Config {
 
     /// `new`, but with those values of `self` that only a restart can change: what is in force once `new` is loaded.
     pub fn changed_to(&self, mut new: Config) -> Config {
-        if self.listen.tls_address.is_some() != new.listen.tls_address.is_some() {
+        if self.listen.tls_address.is_empty() != new.listen.tls_address.is_empty() {
             new.listen.tls = self.listen.tls.clone();
         }
-        new.listen.address = self.listen.address;
-        new.listen.tls_address = self.listen.tls_address;
+        new.listen.address = self.listen.address.clone();
+        new.listen.tls_address = self.listen.tls_address.clone();
         new.upstream.urls = self.upstream.urls.clone();
         new.upstream.proxy_protocol = self.upstream.proxy_protocol;
         new.upstream.connect_timeout = self.upstream.connect_timeout;
         new.store.url = self.store.url.clone();
-        new.admin.address = self.admin.address;
+        new.admin.address = self.admin.address.clone();
         new.telemetry = self.telemetry.clone();
         new.log.format = self.log.format;
         new
@@ -96,7 +96,7 @@ impl Config {
 
     fn effect(&self, new: &Config, key: &str) -> Effect {
         // Without a port, or with one that is yet to come, certificates are of no use.
-        let tls_differs = self.listen.tls_address.is_some() != new.listen.tls_address.is_some();
+        let tls_differs = self.listen.tls_address.is_empty() != new.listen.tls_address.is_empty();
         if tls_differs && key.starts_with("listen.tls.") { Effect::Restart } else { effect(key) }
     }
 }

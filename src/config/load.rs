@@ -412,6 +412,10 @@ fn read_variable(name: OsString, value: OsString, known: &Keys) -> Result<Option
             }
             list
         }
+        _ if ADDRESSES.contains(&key.as_str()) && is_array(&text) => {
+            parse_list(&text).map_err(|text| problem(key, text))?
+        }
+        _ if ADDRESSES.contains(&key.as_str()) && text.contains(',') => split_list(&text),
         _ => Value::from(text),
     };
     let dict = key.rsplit('.').fold(value, |value, part| Value::from(Dict::from([(part.to_owned(), value)])));
@@ -426,8 +430,18 @@ fn parse_list(text: &str) -> Result<Value, String> {
             .map_err(|error| format!("expected a list such as a,b or [\"a\", \"b\"]: {}", error.message()))?;
         return dict.remove("list").ok_or_else(|| "expected a list".into());
     }
+    Ok(split_list(text))
+}
+
+fn split_list(text: &str) -> Value {
     let items = text.split(',').map(str::trim).filter(|item| !item.is_empty());
-    Ok(Value::Array(Tag::Default, items.map(Value::from).collect()))
+    Value::Array(Tag::Default, items.map(Value::from).collect())
+}
+
+/// Whether a list is written as TOML has it; `[::1]:5673` begins like one.
+fn is_array(text: &str) -> bool {
+    let inner = text.trim_start().strip_prefix('[').map(str::trim_start);
+    inner.is_some_and(|inner| inner.starts_with(['"', '\'']))
 }
 
 fn variable_of(key: &str) -> String {
@@ -504,6 +518,8 @@ impl Provider for Layer {
 
 pub(super) type Keys = BTreeMap<String, Json>;
 
+/// Keys that hold one address or a list of them.
+const ADDRESSES: [&str; 3] = ["listen.address", "listen.tls_address", "admin.address"];
 /// Lists whose items are tables, and the keys of these tables.
 const LISTS_OF_TABLES: [(&str, &[&str]); 1] = [("admin.tokens", &["token_file", "role"])];
 /// The variable in which the command line finds its token for the admin port.

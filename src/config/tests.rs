@@ -42,13 +42,29 @@ fn the_variable_wins_over_the_file_and_each_value_knows_its_origin() {
         &[("HALFWAY_LISTEN__ADDRESS", "[::1]:2"), ("HALFWAY_RELAY__LANES", "3"), ("HOME", "/root")],
     )
     .expect("valid");
-    assert_eq!(loaded.config.listen.address.to_string(), "[::1]:2");
+    assert_eq!(loaded.config.listen.address, ["[::1]:2".parse().expect("an address")]);
     assert_eq!(loaded.config.listen.max_connections, 7);
     assert_eq!(loaded.config.relay.lanes, 3);
     assert_eq!(loaded.config.relay.retry, Retry { initial: Duration::from_millis(100), max: Duration::from_secs(60) });
     assert_eq!(origin(&loaded, "listen.address"), Origin::Variable("HALFWAY_LISTEN__ADDRESS".into()));
     assert!(matches!(origin(&loaded, "relay.retry.max"), Origin::File(_)));
     assert_eq!(origin(&loaded, "relay.retry.initial"), Origin::Default);
+}
+
+#[test]
+fn an_address_may_be_a_list_of_them() {
+    let both = ["127.0.0.1:2", "[::1]:2"].map(|text| text.parse().expect("an address"));
+    let in_file = load_text("listen.address = ['127.0.0.1:2', '[::1]:2']\nadmin.address = ''", &[]).expect("valid");
+    assert_eq!(in_file.config.listen.address, both);
+    assert_eq!(in_file.config.admin.address, []);
+    let entry = in_file.entries().into_iter().find(|entry| entry.key == "listen.address").expect("a key");
+    assert_eq!(entry.value, serde_json::json!(["127.0.0.1:2", "[::1]:2"]));
+    for text in ["127.0.0.1:2, [::1]:2", "[\"127.0.0.1:2\", '[::1]:2']"] {
+        let variable = [("HALFWAY_LISTEN__ADDRESS", text)];
+        assert_eq!(load_text("", &variable).expect("valid").config.listen.address, both, "{text}");
+    }
+    let one = load_text("", &[("HALFWAY_LISTEN__ADDRESS", "[::1]:2")]).expect("valid");
+    assert_eq!(one.config.listen.address, both[1..]);
 }
 
 #[test]
@@ -134,10 +150,10 @@ fn tokens_are_tables_in_a_list_and_their_keys_are_checked_like_all_others() {
 fn only_a_loopback_port_without_tokens_is_open() {
     let mut admin = Admin::default();
     assert!(admin.is_open());
-    admin.address = Some("[::1]:1".parse().expect("an address"));
+    admin.address = vec!["[::1]:1".parse().expect("an address")];
     assert!(admin.is_open());
     for closed in ["0.0.0.0:1", "[::]:1", "192.0.2.1:1"] {
-        admin.address = Some(closed.parse().expect("an address"));
+        admin.address = vec!["[::1]:1".parse().expect("an address"), closed.parse().expect("an address")];
         assert!(!admin.is_open(), "{closed}");
     }
     admin = Admin { open_on_loopback: false, ..Admin::default() };
@@ -222,6 +238,11 @@ fn values_that_do_not_parse_name_their_key_and_show_what_is_expected() {
         ("[transaction]\nmax_message_size = 'x'", "transaction.max_message_size: expected \"auto\" or a size"),
         ("[transaction]\nunroutable = 'keep'", "transaction.unroutable: unknown variant"),
         ("[listen]\naddress = 'localhost:1'", "listen.address: expected an IP address and a port"),
+        (
+            "[listen]\naddress = ['127.0.0.1:1', '::1:2']",
+            "listen.address: expected an IP address and a port such as \"127.0.0.1:5673\", found \"::1:2\"",
+        ),
+        ("[admin]\naddress = 3", "admin.address: expected an IP address and a port, or a list of such"),
         ("[relay]\nlanes = '8'", "relay.lanes: invalid type"),
         ("[upstream]\nurls = ['http://h']", "upstream.urls.0: `http://h` does not begin with amqp://"),
         ("[upstream]\nurls = ['amqp://u:p@h']", "upstream.urls.0: an upstream URL carries no user"),
@@ -246,6 +267,8 @@ fn keys_that_need_one_another_are_checked_together() {
         ("[listen]\ntls_address = '0.0.0.0:5671'\ntls.certificate = 'c'", "listen.tls.key"),
         ("[listen.tls]\nclient_ca = 'c'", "listen.tls.client_ca"),
         ("[admin]\naddress = '127.0.0.1:5673'", "admin.address"),
+        ("[admin]\naddress = ['[::1]:1', '[::1]:1']", "admin.address"),
+        ("[listen]\naddress = ''", "listen.address"),
         ("[relay.retry]\ninitial = '1m'", "relay.retry.max"),
         ("[relay]\nlanes = 0", "relay.lanes"),
         ("[store]\nmax_size = '100MiB'", "transaction.max_size"),

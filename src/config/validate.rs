@@ -1,6 +1,6 @@
 //! What a single value can't tell: ranges, and keys that need one another.
 
-use std::{net::SocketAddr, time::Duration};
+use std::{collections::BTreeMap, time::Duration};
 
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::filter::LevelFilter;
@@ -18,16 +18,24 @@ pub(super) fn problems(config: &Config) -> Vec<(String, String)> {
     };
 
     let tls = &listen.tls;
-    let has_tls = listen.tls_address.is_some();
+    let has_tls = !listen.tls_address.is_empty();
     check(!has_tls || tls.certificate.is_some(), "listen.tls.certificate", "listen.tls_address needs a certificate");
     check(!has_tls || tls.key.is_some(), "listen.tls.key", "listen.tls_address needs the certificate's key");
     let without_port = "does nothing while listen.tls_address is not set";
     check(has_tls || tls.certificate.is_none(), "listen.tls.certificate", without_port);
     check(has_tls || tls.key.is_none(), "listen.tls.key", without_port);
     check(has_tls || tls.client_ca.is_none(), "listen.tls.client_ca", without_port);
-    check(!collide(Some(listen.address), listen.tls_address), "listen.tls_address", "is listen.address too");
-    check(!collide(Some(listen.address), admin.address), "admin.address", "is listen.address too");
-    check(!collide(listen.tls_address, admin.address), "admin.address", "is listen.tls_address too");
+    check(!listen.address.is_empty(), "listen.address", "needs at least one address");
+    let mut taken = BTreeMap::new();
+    let ports = [("listen.address", &listen.address), ("listen.tls_address", &listen.tls_address)];
+    for (key, addresses) in ports.into_iter().chain([("admin.address", &admin.address)]) {
+        // Port 0 asks the system for any free one.
+        for address in addresses.iter().filter(|address| address.port() != 0) {
+            if let Some(other) = taken.insert(address, key) {
+                check(false, key, &format!("{address} stands in {other} too"));
+            }
+        }
+    }
     let named = |token: &AdminToken| token.token_file.file_stem().is_some();
     check(admin.tokens.iter().all(named), "admin.tokens", "a token_file is empty, or names no file");
     check(listen.max_connections > 0, "listen.max_connections", AT_LEAST_ONE);
@@ -137,11 +145,6 @@ fn check_level(list: &str) -> Result<(), String> {
         }
     }
     Ok(())
-}
-
-fn collide(one: Option<SocketAddr>, other: Option<SocketAddr>) -> bool {
-    // Port 0 asks the system for any free one.
-    one == other && one.is_some_and(|address| address.port() != 0)
 }
 
 const AT_LEAST_ONE: &str = "must be at least 1";

@@ -307,44 +307,42 @@ pub(super) mod size {
     }
 }
 
-/// `"127.0.0.1:5673"`.
-pub(super) mod address {
+/// `"127.0.0.1:5673"`, or a list of such; `""` is the empty list: so a key can stand in the file, and be emptied by a
+/// variable.
+pub(super) mod addresses {
     use std::net::SocketAddr;
 
     use serde::{Deserialize, Deserializer, Serializer, de::Error};
 
-    pub(in crate::config) fn serialize<S: Serializer>(value: &SocketAddr, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.collect_str(value)
+    #[derive(Deserialize)]
+    #[serde(untagged)]
+    enum OneOrMore {
+        One(String),
+        More(Vec<String>),
     }
-
-    pub(in crate::config) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<SocketAddr, D::Error> {
-        super::parse_address(&String::deserialize(deserializer)?).map_err(D::Error::custom)
-    }
-}
-
-/// An address, or `""` for none: so a key can stand in the file, and be emptied by a variable.
-pub(super) mod optional_address {
-    use std::net::SocketAddr;
-
-    use serde::{Deserialize, Deserializer, Serializer, de::Error};
 
     pub(in crate::config) fn serialize<S: Serializer>(
-        value: &Option<SocketAddr>,
+        addresses: &[SocketAddr],
         serializer: S,
     ) -> Result<S::Ok, S::Error> {
-        match value {
-            Some(address) => serializer.collect_str(address),
-            None => serializer.serialize_str(""),
+        match addresses {
+            [] => serializer.serialize_str(""),
+            [one] => serializer.collect_str(one),
+            more => serializer.collect_seq(more.iter().map(ToString::to_string)),
         }
     }
 
     pub(in crate::config) fn deserialize<'de, D: Deserializer<'de>>(
         deserializer: D,
-    ) -> Result<Option<SocketAddr>, D::Error> {
-        match String::deserialize(deserializer)?.as_str() {
-            "" => Ok(None),
-            text => super::parse_address(text).map(Some).map_err(D::Error::custom),
-        }
+    ) -> Result<Vec<SocketAddr>, D::Error> {
+        let written = OneOrMore::deserialize(deserializer)
+            .map_err(|_| D::Error::custom("expected an IP address and a port, or a list of such"))?;
+        let texts = match written {
+            OneOrMore::One(text) if text.is_empty() => Vec::new(),
+            OneOrMore::One(text) => vec![text],
+            OneOrMore::More(texts) => texts,
+        };
+        texts.iter().map(|text| super::parse_address(text)).collect::<Result<_, _>>().map_err(D::Error::custom)
     }
 }
 

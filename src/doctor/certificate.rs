@@ -45,7 +45,7 @@ mod tests {
         fs::write(&key, own_key.serialize_pem()).expect("written");
         let mut config = Config::default();
         assert_eq!(examine(&config, SystemTime::now()), None);
-        config.listen.tls_address = Some("127.0.0.1:1".parse().expect("an address"));
+        config.listen.tls_address = vec!["127.0.0.1:1".parse().expect("an address")];
         (config.listen.tls.certificate, config.listen.tls.key) = (Some(certificate), Some(key.clone()));
         let on = |date: &str| {
             let now = humantime::parse_rfc3339(date).expect("a date");

@@ -14,7 +14,8 @@ const ANSWER_BYTES_MAX: u64 = 64 * 1024;
 /// # Errors
 /// Why it seems not to.
 pub fn ask_health(config: &Config) -> Result<(), String> {
-    let address = config.admin.address.ok_or("admin.address is switched off, so there is nobody to ask")?;
+    let address = config.admin.address.first();
+    let address = *address.ok_or("admin.address is switched off, so there is nobody to ask")?;
     let answer = get(local(address), "/healthz").map_err(|error| format!("{address} does not answer: {error}"))?;
     match answer.split_once("\r\n") {
         Some((status, _)) if status.split(' ').nth(1) == Some("200") => Ok(()),
@@ -51,10 +52,10 @@ mod tests {
     async fn health_is_asked_of_the_admin_port() {
         let listener = tokio::net::TcpListener::bind("0.0.0.0:0").await.expect("a free port");
         let mut config = Config::default();
-        config.admin.address = Some(listener.local_addr().expect("bound"));
+        config.admin.address = vec![listener.local_addr().expect("bound")];
         let access = crate::admin::Access::load(&config.admin).expect("no tokens");
         let admin = crate::admin::Admin::new(Arc::default(), Arc::default(), Arc::new(access), Arc::default());
-        let server = tokio::spawn(admin.serve(listener));
+        let server = tokio::spawn(admin.serve(vec![listener]));
         ask_health(&config).expect("it lives, ready or not");
         server.abort();
         let _ = server.await;

@@ -25,7 +25,8 @@ pub struct Report {
     /// Whether it may publish in another user's name; `None` if that can't be found out, because the account may
     /// publish to no exchange that is always there.
     pub impersonator: Option<bool>,
-    /// How many of the channels that the relay would open RabbitMQ allows, beside those that the account has open.
+    /// How many of the channels that the relay would open RabbitMQ allows: as many as could be opened, or as many as the
+    /// account may have in all, if it has some open already.
     pub channels: u16,
 }
 
@@ -37,7 +38,28 @@ pub enum ProbeError {
     Connect(#[from] ConnectError),
     /// RabbitMQ does not let the account in.
     #[error(transparent)]
-    Login(#[from] LoginError),
+    Login(LoginError),
+    /// RabbitMQ lets it in, and open no channel more: the relay that runs has all that the account may have.
+    #[error("{text}")]
+    UsedUp {
+        /// How many that are.
+        limit: u16,
+        /// RabbitMQ's words.
+        text: String,
+    },
+}
+
+impl From<LoginError> for ProbeError {
+    fn from(error: LoginError) -> Self {
+        let limit = match &error {
+            LoginError::Refused(_, text) => user_limit(text.as_bytes()),
+            _ => None,
+        };
+        match (limit, error) {
+            (Some(limit), LoginError::Refused(_, text)) => Self::UsedUp { limit, text },
+            (_, error) => Self::Login(error),
+        }
+    }
 }
 
 /// Logs in as the relay does and publishes empty messages in a transaction that is rolled back: RabbitMQ judges them as
@@ -67,7 +89,8 @@ pub async fn probe_account(
     Ok(Report { may_write_to_queues, impersonator, channels })
 }
 
-/// Opens channels up to `wanted`, and counts how many RabbitMQ opens. The last that is done with a connection.
+/// Opens channels up to `wanted`, and counts how many RabbitMQ opens. The account's limit counts those of a relay that
+/// runs, too; RabbitMQ names it when it refuses one more. The last that is done with a connection.
 async fn count_channels(connection: &mut Connection, wanted: u16) -> Result<u16, LoginError> {
     let mut opened = 0;
     while opened < wanted.min(connection.channels_max) {
@@ -75,13 +98,26 @@ async fn count_channels(connection: &mut Connection, wanted: u16) -> Result<u16,
         frame::write_method(&mut out, opened + 1, id::CHANNEL_OPEN, |out| out.put_short_string(b""));
         connection.stream.write_all(&out).await?;
         connection.stream.flush().await?;
-        let answer = connection.frame(|frame| Ok(frame.method_id() == Some(id::CHANNEL_OPEN_OK)));
-        if !timeout(ANSWER_TIMEOUT, answer).await.unwrap_or(Err(LoginError::Timeout))? {
-            break;
+        let answer = connection.frame(|frame| match frame.method_id() {
+            Some(id::CHANNEL_OPEN_OK) => Ok(None),
+            Some(id::CONNECTION_CLOSE | id::CHANNEL_CLOSE) => Ok(Some(Close::parse(frame.arguments())?.text.to_vec())),
+            _ => Ok(Some(Vec::new())),
+        });
+        match timeout(ANSWER_TIMEOUT, answer).await.unwrap_or(Err(LoginError::Timeout))? {
+            None => opened += 1,
+            Some(refusal) => return Ok(user_limit(&refusal).map_or(opened, |limit| limit.min(wanted).max(opened))),
         }
-        opened += 1;
     }
     Ok(opened)
+}
+
+/// The number that RabbitMQ names in `number of channels opened for user 'relay' has reached the maximum allowed user limit of
+/// (3)`, with or without the parentheses.
+fn user_limit(refusal: &[u8]) -> Option<u16> {
+    let text = str::from_utf8(refusal).ok()?;
+    let (_, rest) = text.rsplit_once("user limit of ")?;
+    let digits: String = rest.trim_start_matches('(').chars().take_while(char::is_ascii_digit).collect();
+    digits.parse().ok()
 }
 
 /// Publishes, rolls back, and gives the code that RabbitMQ closes the channel with, if it does.
@@ -146,4 +182,17 @@ fn empty_content(user_id: Option<&[u8]>) -> Vec<u8> {
         header.put_short_string(user_id);
     }
     header
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_limit_is_read_from_rabbitmqs_refusal() {
+        let text = "NOT_ALLOWED - number of channels opened for user 'user limit of (7)' has reached the maximum allowed user limit of (3)";
+        assert_eq!(user_limit(text.as_bytes()), Some(3));
+        assert_eq!(user_limit(b"NOT_ALLOWED - the maximum allowed user limit of 12"), Some(12));
+        assert_eq!(user_limit(b"CHANNEL_ERROR - second 'channel.open' seen"), None);
+    }
 }

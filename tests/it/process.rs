@@ -5,6 +5,7 @@ use crate::support::raw::Login;
 use crate::support::{Broker, PATIENCE, Proxy, Raw, broker, deadline, free_port, unique, wait_until};
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
 use rustix::process::Signal;
+use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -109,6 +110,27 @@ fn other_address() -> String {
     let socket = std::net::UdpSocket::bind("0.0.0.0:0").expect("a socket");
     socket.connect("192.0.2.1:9").expect("this test needs a network interface besides loopback");
     socket.local_addr().expect("an address").ip().to_string()
+}
+
+#[test]
+fn a_list_of_addresses_makes_localhost_work_by_ipv6_too() {
+    let mut proxy = Proxy::prepare(broker().port, &[]);
+    let both = |port: u16| format!("['127.0.0.1:{port}', '[::1]:{port}']");
+    let (clients, admin) = (both(proxy.port), both(proxy.admin_port));
+    proxy.set("listen.address", &clients);
+    proxy.set("admin.address", &admin);
+    proxy.resume();
+    for host in ["127.0.0.1", "[::1]", "localhost"] {
+        let mut raw = Raw::login_at(&format!("{host}:{}", proxy.port), &Login::default()).expect("guest can log in");
+        raw.open_tx(1);
+        raw.commit(1);
+        let mut stream = TcpStream::connect(format!("{host}:{}", proxy.admin_port)).expect("connected");
+        write!(stream, "GET /api/overview HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n").expect("sent");
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).expect("an answer");
+        assert!(answer.starts_with("HTTP/1.1 200"), "{host}: {answer}");
+    }
+    assert_eq!(proxy.log().matches("AMQP port open").count(), 2);
 }
 
 #[test]

@@ -99,7 +99,7 @@ fn where_rabbitmq_allows_fewer_channels_than_there_are_lanes_they_share_them() {
     assert_eq!(proxy.metric("halfway_relay_reconnects_total"), 0.0, "it is known from the login");
     wait_until(deadline(PATIENCE), "readiness to say so", || readiness(&proxy).contains("RabbitMQ allows only 4"));
     let doctor = String::from_utf8(proxy.command(&["doctor"]).stdout).unwrap();
-    assert!(doctor.contains("RabbitMQ allows 4 beside those that are open now, and relay.lanes is 8"), "{doctor}");
+    assert!(doctor.contains("RabbitMQ allows only 4, and relay.lanes is 8"), "{doctor}");
 }
 
 #[test]
@@ -110,4 +110,31 @@ fn an_account_that_may_open_few_channels_is_found_out_and_no_message_suffers() {
     commit_on_all_lanes(&proxy, &unique("relay-few-of-account"), 80);
     assert!(proxy.metric("halfway_relay_reconnects_total") <= 3.0);
     wait_until(deadline(PATIENCE), "readiness to say so", || readiness(&proxy).contains("RabbitMQ allows only 3"));
+    doctor_says(&proxy, "RabbitMQ allows only 3, and relay.lanes is 8");
+}
+
+/// What the doctor says of channels, beside the relay that runs.
+fn doctor_says(proxy: &Proxy, expected: &str) {
+    let doctor = String::from_utf8(proxy.command(&["doctor"]).stdout).unwrap();
+    assert!(doctor.contains(expected), "{doctor}");
+}
+
+// It once counted what was left beside the open channels of the relay.
+#[test]
+fn a_limit_that_the_lanes_use_up_is_enough() {
+    let (mut proxy, account) = crate::support::with_relay_account(&[]);
+    proxy.resume();
+    commit_on_all_lanes(&proxy, &unique("relay-just-enough"), 80);
+    let doctor = |limit: u8| {
+        broker().ctl(&["set_user_limits", &account, &format!("{{\"max-channels\": {limit}}}")]);
+        String::from_utf8(proxy.command(&["doctor"]).stdout).unwrap()
+    };
+    // A few more, on which permissions are looked at.
+    let enough = doctor(12);
+    assert!(enough.contains("user-id") && !enough.contains("RabbitMQ allows"), "{enough}");
+    let used_up = doctor(8);
+    assert!(
+        used_up.contains("login") && used_up.contains("all channels that the account may have are open"),
+        "{used_up}"
+    );
 }

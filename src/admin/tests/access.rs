@@ -100,7 +100,7 @@ async fn without_a_valid_token_nothing_is_told_apart() {
 async fn a_port_without_tokens_that_is_not_open_answers_nobody() {
     for config in [
         config::Admin { open_on_loopback: false, ..config::Admin::default() },
-        config::Admin { address: Some("0.0.0.0:1".parse().expect("an address")), ..config::Admin::default() },
+        config::Admin { address: vec!["0.0.0.0:1".parse().expect("an address")], ..config::Admin::default() },
     ] {
         let port = Port::start(&config).await;
         port.admin.open(port.store.clone());

@@ -74,7 +74,7 @@ impl Port {
         let admin = Admin::new(Arc::default(), Arc::default(), access, Arc::default());
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
         let address = listener.local_addr().expect("bound");
-        tokio::spawn(admin.clone().serve(listener));
+        tokio::spawn(admin.clone().serve(vec![listener]));
         let store = Arc::new(FakeStore::default());
         Self { admin, store, address }
     }
