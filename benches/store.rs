@@ -11,7 +11,7 @@
 
 use halfway::store::sqlite::{SqliteSettings, SqliteStore};
 use halfway::store::{
-    Check, Commit, Committed, Cursor, Filter, Lane, NameFilter, Named, Origin, Outlet, Sequence, Store,
+    Check, Commit, Committed, Cursor, Filter, Lane, NameFilter, Named, Origin, Outlet, Sequence, Store, Strand,
 };
 use halfway::tx::batch::{Batch, HalfMessage};
 use halfway::tx::checker::CheckPlan;
@@ -102,7 +102,8 @@ fn commit(lane: u16, messages: usize, body: &[u8]) -> Commit {
     let origin = Origin {
         id: TransactionId(uuid::Uuid::now_v7()),
         user: "guest".into(),
-        lane: Lane { vhost: "/".into(), number: lane },
+        lane: Lane::new("/".into(), lane),
+        strand: Strand(0),
         created_at: Timestamp(0),
         named: None,
     };

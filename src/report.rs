@@ -174,10 +174,10 @@ fn trouble(vhost: &VhostSnapshot) -> Option<String> {
             let channels =
                 (channels > 0).then(|| format!("lanes share channels, because RabbitMQ allows only {channels}"));
             let refused = vhost.refused.as_ref().map(|refused| {
-                let Refused { messages, nacks, exchange, routing_key } = refused;
+                let Refused { messages, channels, nacks, exchange, routing_key } = refused;
                 format!(
-                    "messages that RabbitMQ nacks, whose lanes wait: {messages}; one for exchange '{exchange}' with routing \
-                     key '{routing_key}' was nacked {nacks} times"
+                    "client channels that wait, because RabbitMQ nacks messages of theirs: {channels}, messages: {messages}; \
+                     one for exchange '{exchange}' with routing key '{routing_key}' was nacked {nacks} times"
                 )
             });
             let troubles: Vec<_> = [refused, stalled, channels].into_iter().flatten().collect();

@@ -10,9 +10,11 @@ use halfway::store::memory::MemoryStore;
 use halfway::store::sqlite::{SqliteSettings, SqliteStore};
 use halfway::store::{
     Clock, Commit, Committed, Committing, Cursor, DeadLetter, Lane, Origin, Outlet, Pack, Sequence, Store, StoreError,
+    Strand,
 };
 use halfway::tx::batch::{Batch, HalfMessage, iter};
 use halfway::tx::id::{Timestamp, TransactionId};
+use halfway::tx::state::State;
 use std::sync::atomic::{AtomicI64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -34,12 +36,12 @@ impl Relay {
 }
 
 fn lane(vhost: &str, number: u16) -> Lane {
-    Lane { vhost: vhost.into(), number }
+    Lane::new(vhost.into(), number)
 }
 
 fn origin(lane: Lane) -> Origin {
     let id = TransactionId(uuid::Uuid::now_v7());
-    Origin { id, user: "guest".into(), lane, created_at: Timestamp(1_000), named: None }
+    Origin { id, user: "guest".into(), lane, strand: Strand(0), created_at: Timestamp(1_000), named: None }
 }
 
 /// A batch with a message for each body.
@@ -247,6 +249,42 @@ async fn a_page_goes_on_where_the_last_one_ended(store: &dyn Store, relay: &Rela
     relay.told();
 }
 
+async fn what_steps_aside_is_read_beside_its_lane(store: &dyn Store, relay: &Relay) {
+    let way = lane("/", 4);
+    let aside = Lane { aside: Some(Strand(7)), ..way.clone() };
+    let of = |strand| Origin { strand: Strand(strand), ..origin(way.clone()) };
+    let named = Origin { named: named::attempt("stuck").named, ..of(7) };
+    store.park(named.clone(), batch(&["b", "c"])).await.unwrap();
+    let sequences = [
+        commit(store, plain(&of(7), &["a"])).await,
+        commit(store, parked(&named, &[])).await,
+        commit(store, plain(&of(8), &["d"])).await,
+        commit(store, plain(&of(7), &["e"])).await,
+    ];
+    assert!(relay.told().iter().map(|tx| tx.strand.0).eq([7, 7, 8, 7]));
+    assert!(all(store, &way).await.iter().map(|pack| pack.strand.0).eq([7, 7, 8, 7]));
+    // More than once is once.
+    for _ in 0..2 {
+        store.step_aside(&aside, sequences[..2].to_vec()).await.unwrap();
+    }
+    assert_eq!(page_bodies(&all(store, &way).await), ["d", "e"]);
+    assert_eq!(page_bodies(&all(store, &aside).await), ["a", "b", "c"]);
+    store.step_aside(&aside, vec![sequences[3]]).await.unwrap();
+    assert_eq!(page_bodies(&all(store, &aside).await), ["a", "b", "c", "e"]);
+    let after = Cursor { sequence: sequences[1], pack: u32::MAX };
+    assert_eq!(page_bodies(&store.page(&aside, Some(after), usize::MAX).await.unwrap()), ["e"]);
+    assert_eq!(store.lanes().await.unwrap(), [way.clone(), aside.clone()]);
+    store.delivered(sequences.to_vec());
+    wait_for(store, &way, &[]).await;
+    wait_for(store, &aside, &[]).await;
+    assert_eq!(store.lanes().await.unwrap(), []);
+    let (summary, _) = store.transaction(named.id).await.unwrap().expect("it is remembered");
+    assert_eq!((summary.state, summary.lane), (State::Delivered, 4));
+    // What is gone can't step aside.
+    store.step_aside(&aside, vec![sequences[0]]).await.unwrap();
+    assert_eq!(all(store, &aside).await, []);
+}
+
 async fn a_dead_letter_lets_the_rest_go(store: &dyn Store, relay: &Relay) {
     let tx = origin(lane("/", 2));
     let sequence = commit(store, plain(&tx, &["good", "bad"])).await;
@@ -282,6 +320,7 @@ async fn story(store: &dyn Store, relay: &Relay) {
     without_a_last_batch_the_last_park_is_the_last_pack(store, relay).await;
     what_is_rolled_back_is_never_seen(store, relay).await;
     a_page_goes_on_where_the_last_one_ended(store, relay).await;
+    what_steps_aside_is_read_beside_its_lane(store, relay).await;
     a_dead_letter_lets_the_rest_go(store, relay).await;
     the_answer_for_the_client_travels_with_the_commit(store, relay).await;
     it_is_not_full(store, relay).await;

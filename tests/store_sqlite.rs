@@ -7,6 +7,8 @@ macro_rules! clock {
     };
 }
 
+#[path = "store_sqlite/aside.rs"]
+mod aside;
 #[path = "store_sqlite/clock.rs"]
 mod clock;
 #[path = "store_sqlite/history.rs"]
@@ -15,7 +17,7 @@ mod history;
 use halfway::store::sqlite::{OpenError, SqliteSettings, SqliteStore, ToolError, backup, check, stats};
 use halfway::store::{
     Check, Clock, Commit, Committed, Committing, DeadLetter, Filter, Lane, LetterId, Named, Origin, Outlet, Sequence,
-    Store, StoreError, Summary,
+    Store, StoreError, Strand, Summary,
 };
 use halfway::tx::batch::{Batch, HalfMessage};
 use halfway::tx::checker::CheckPlan;
@@ -54,12 +56,12 @@ fn try_open(path: &Path) -> Result<Arc<SqliteStore>, OpenError> {
 }
 
 fn lane() -> Lane {
-    Lane { vhost: "/".into(), number: 0 }
+    Lane::new("/".into(), 0)
 }
 
 fn origin() -> Origin {
     let id = TransactionId(uuid::Uuid::now_v7());
-    Origin { id, user: "guest".into(), lane: lane(), created_at: Timestamp(0), named: None }
+    Origin { id, user: "guest".into(), lane: lane(), strand: Strand(0), created_at: Timestamp(0), named: None }
 }
 
 fn batch(body_bytes: usize) -> Batch {
@@ -565,7 +567,8 @@ async fn a_store_of_version_1_is_brought_forward() {
         SqliteSettings { clock: Clock { wall: || Timestamp(1_000), passed: || 0 }, ..SqliteSettings::new(folder.db()) };
     let store = SqliteStore::open(settings, Arc::new(Silent)).unwrap();
     assert_sound(&folder.db());
-    assert_eq!(stats(&folder.db()).unwrap().schema, 5);
+    assert_eq!(stats(&folder.db()).unwrap().schema, 6);
+    assert_eq!(store.lanes().await.unwrap(), [lane()]);
     let letter = store.dead_letter_by_id(LetterId(1)).await.unwrap().expect("its number stays");
     assert_eq!((letter.transaction, letter.since, letter.attempts), (txs[3].id, Timestamp(8), 1));
     assert_eq!(committed(&store).await, BTreeSet::from([txs[0].id]));

@@ -50,6 +50,11 @@ impl<T> Confirms<T> {
         self.unconfirmed.range_mut(tag..).map(|(tag, message)| (*tag, message))
     }
 
+    /// The unconfirmed messages, in order.
+    pub fn iter(&self) -> impl Iterator<Item = &T> {
+        self.unconfirmed.values()
+    }
+
     /// The tag of the message that has waited longest.
     pub fn oldest(&self) -> Option<u64> {
         self.unconfirmed.first_key_value().map(|(tag, _)| *tag)

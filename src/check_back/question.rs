@@ -105,7 +105,7 @@ pub(super) mod tests {
     use super::*;
     use crate::amqp::table;
     use crate::amqp::wire::Write;
-    use crate::store::Sequence;
+    use crate::store::{Sequence, Strand};
     use crate::tx::batch::Batch;
     use crate::tx::id::Timestamp;
     use crate::tx::name::TransactionName;
@@ -150,6 +150,7 @@ pub(super) mod tests {
         Pack {
             sequence: Sequence(0),
             id,
+            strand: Strand(0),
             number: 0,
             first_index: 0,
             last: true,

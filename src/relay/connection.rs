@@ -4,6 +4,7 @@ use super::Settings;
 use super::channels::Channels;
 use super::lane::{DEAD_LETTERS_WAITING_MAX, Fault, Lane, Policy};
 use super::login::{Connection, LoginError};
+use super::message::Source;
 use super::queue::{Budget, Next, Queue};
 use super::status::{Link, Refused, VhostStatus, add};
 use super::wire::{WRITE_BYTES, Wire};
@@ -11,7 +12,7 @@ use crate::amqp::frame::{self, Frame};
 use crate::amqp::method::{self, Close, id};
 use crate::amqp::reply_code::ReplyCode;
 use crate::amqp::wire::{Malformed, Reader};
-use crate::store::{Committed, DeadLetter, Pack, Sequence, Store, StoreError, system_clock};
+use crate::store::{Committed, Cursor, DeadLetter, Pack, Sequence, Store, StoreError, Strand, system_clock};
 use crate::upstream::{ConnectError, Upstream};
 use futures_util::future::BoxFuture;
 use futures_util::stream::{FuturesUnordered, StreamExt};
@@ -28,6 +29,8 @@ use tokio::time::{sleep, sleep_until, timeout};
 const UNSENT_BYTES: usize = 256 << 10;
 /// Bytes that are asked of the store at once.
 const PAGE_BYTES: usize = 512 << 10;
+/// The same of one client channel that waited beside its lane.
+const ASIDE_BYTES: usize = 64 << 10;
 /// Transactions that are reported to the store at once, and how long a few may wait for more.
 const DELIVERED_MAX: usize = 512;
 const DELIVERED_WAIT: Duration = Duration::from_millis(10);
@@ -51,6 +54,8 @@ const GOODBYE_TIMEOUT: Duration = Duration::from_secs(1);
 #[derive(Debug)]
 pub(super) struct Inbox {
     queues: Mutex<BTreeMap<u16, Queue>>,
+    /// What an earlier process left beside the lanes.
+    asides: Mutex<Vec<Source>>,
     /// Something came that is to be looked at now.
     wake: Notify,
     /// Something came that nobody waits for.
@@ -60,11 +65,19 @@ pub(super) struct Inbox {
 
 impl Inbox {
     pub(super) fn new(budget: Arc<Budget>) -> Self {
-        Self { queues: Mutex::default(), wake: Notify::new(), wake_soon: Notify::new(), budget }
+        Self {
+            queues: Mutex::default(),
+            asides: Mutex::default(),
+            wake: Notify::new(),
+            wake_soon: Notify::new(),
+            budget,
+        }
     }
 
-    /// Makes a lane known, of which the store may hold transactions.
-    pub(super) fn add_lane(&self, lane: u16) {
+    /// Makes a lane known, or what waits beside it, of which the store may hold transactions.
+    pub(super) fn add_lane(&self, lane: u16, aside: Option<Strand>) {
+        let source = aside.map(|strand| Source { lane, strand });
+        self.asides.lock().unwrap_or_else(PoisonError::into_inner).extend(source);
         self.queues().entry(lane).or_insert_with(|| Queue::new(Arc::clone(&self.budget)));
         self.wake.notify_one();
     }
@@ -137,6 +150,9 @@ struct Suspicion {
 enum Answer {
     Page { lane: u16, packs: Result<Vec<Pack>, StoreError> },
     AskForPageAgain { lane: u16 },
+    Aside { source: Source, after: Option<Cursor>, packs: Result<Vec<Pack>, StoreError> },
+    AskForAsideAgain { source: Source, after: Option<Cursor> },
+    Marked { source: Source, transactions: Vec<Sequence>, marked: Result<(), StoreError> },
     DeadLetter { letter: DeadLetter, kept: Result<(), StoreError> },
 }
 
@@ -271,7 +287,7 @@ impl Vhost {
             && let Some(lane) = self.lanes.get_mut(&lane)
         {
             self.suspicion.suspect = None;
-            lane.give_up(message, code, text.to_owned());
+            lane.give_up(message, code, text.to_owned(), Instant::now());
         }
     }
 
@@ -311,8 +327,9 @@ impl Vhost {
         for queue in self.inbox.queues().values_mut() {
             queue.spill();
         }
+        let now = Instant::now();
         for lane in self.lanes.values_mut() {
-            lane.disconnected();
+            lane.disconnected(now);
         }
         self.status.counters.in_flight.store(0, Ordering::Relaxed);
         self.report_delivered();
@@ -409,8 +426,12 @@ impl Vhost {
 
     /// Gives the lanes what they may have, and writes what they may send.
     fn feed(&mut self, wire: &mut Wire, now: Instant) {
-        let mut pages = Vec::new();
+        let (mut pages, mut asides) = (Vec::new(), Vec::new());
         let inbox = Arc::clone(&self.inbox);
+        for source in std::mem::take(&mut *inbox.asides.lock().unwrap_or_else(PoisonError::into_inner)) {
+            let channel = self.channels.of(source.lane);
+            self.lane(channel).found_aside(source, now);
+        }
         for (number, queue) in inbox.queues().iter_mut() {
             let channel = self.channels.of(*number);
             let blocked = self.blocked;
@@ -419,23 +440,30 @@ impl Vhost {
                 lane.connected(&mut wire.writer.out);
                 lane.set_blocked(blocked, now);
             }
-            while lane.unsent_bytes() < UNSENT_BYTES {
+            while lane.unsent_bytes() < UNSENT_BYTES && lane.has_room() {
                 match queue.next() {
                     Next::Committed(committed) => lane.add_committed(committed),
                     Next::Page(after) => pages.push((*number, after)),
                     Next::Nothing => break,
                 }
             }
-            while let Some((sequence, waiter)) = queue.take_waiter() {
-                lane.attach(sequence, waiter);
+            while let Some((sequence, source, waiter)) = queue.take_waiter() {
+                lane.attach(sequence, source, waiter);
             }
+        }
+        for lane in self.lanes.values_mut().filter(|lane| lane.unsent_bytes() < UNSENT_BYTES + ASIDE_BYTES) {
+            asides.extend(lane.next_page());
         }
         self.status.counters.channels.store(self.channels.shared().into(), Ordering::Relaxed);
         // With the queues free again: the store may be about to fill them, holding what a page needs.
         for (number, after) in pages {
-            let lane = crate::store::Lane { vhost: Arc::clone(&self.name), number };
+            let lane = crate::store::Lane::new(Arc::clone(&self.name), number);
             let page = self.shared.store.page(&lane, after, PAGE_BYTES);
             self.questions.push(Box::pin(async move { Answer::Page { lane: number, packs: page.await } }));
+        }
+        for (source, after) in asides {
+            let page = self.shared.store.page(&self.aside(source), after, ASIDE_BYTES);
+            self.questions.push(Box::pin(async move { Answer::Aside { source, after, packs: page.await } }));
         }
         let before = wire.writer.out.len();
         self.fill(&mut wire.writer.out, wire.frame_bytes_max, now);
@@ -474,7 +502,7 @@ impl Vhost {
 
     /// Takes what the lanes have for the store.
     fn collect(&mut self) {
-        let mut in_flight = 0;
+        let (mut in_flight, mut marks) = (0, Vec::new());
         for lane in self.lanes.values_mut() {
             in_flight += lane.in_flight() as u64;
             self.delivered.append(&mut lane.delivered);
@@ -482,6 +510,12 @@ impl Vhost {
                 self.letters_waiting += 1;
                 self.questions.push(Box::pin(keep(Arc::clone(&self.shared.store), letter)));
             }
+            while let Some((source, transactions)) = lane.next_marks() {
+                marks.push((source, transactions));
+            }
+        }
+        for (source, transactions) in marks {
+            self.mark(source, transactions);
         }
         self.status.counters.in_flight.store(in_flight, Ordering::Relaxed);
         self.status.set_refused(self.lanes.values().filter_map(Lane::refused).reduce(Refused::and));
@@ -489,6 +523,17 @@ impl Vhost {
             self.delivered_since.get_or_insert_with(Instant::now);
             self.confirmed_something = true;
         }
+    }
+
+    /// Where the store keeps what waits of this source.
+    fn aside(&self, source: Source) -> crate::store::Lane {
+        crate::store::Lane { vhost: Arc::clone(&self.name), number: source.lane, aside: Some(source.strand) }
+    }
+
+    /// Has the store keep these beside their lane.
+    fn mark(&mut self, source: Source, transactions: Vec<Sequence>) {
+        let marked = self.shared.store.step_aside(&self.aside(source), transactions.clone());
+        self.questions.push(Box::pin(async move { Answer::Marked { source, transactions, marked: marked.await } }));
     }
 
     fn delivered_is_due(&self, now: Instant) -> bool {
@@ -510,15 +555,42 @@ impl Vhost {
                     queue.page(&packs, PAGE_BYTES);
                 }
                 let channel = self.channels.of(lane);
-                let first_own = Sequence(self.shared.first_own.load(Ordering::Relaxed));
-                let (now, clock) = (Instant::now(), system_clock());
-                let lane = self.lane(channel);
-                for pack in packs {
-                    let possible_duplicate = pack.sequence < first_own;
-                    let age = pack.decided_at.map_or(0, |at| clock.0.saturating_sub(at.0).max(0)).unsigned_abs();
-                    let decided = now.checked_sub(Duration::from_millis(age)).unwrap_or(now);
-                    lane.add_pack(pack, possible_duplicate, decided);
+                for (pack, possible_duplicate, decided) in self.dated(packs) {
+                    self.lane(channel).add_pack(lane, pack, possible_duplicate, decided);
                 }
+            }
+            Answer::Aside { source, after, packs: Ok(packs) } => {
+                let channel = self.channels.of(source.lane);
+                if self.lane(channel).page(source, after, Some(&packs), Instant::now()) {
+                    for (pack, possible_duplicate, decided) in self.dated(packs) {
+                        self.lane(channel).add_aside(source, pack, possible_duplicate, decided);
+                    }
+                }
+            }
+            Answer::Aside { source, after, packs: Err(error) } => {
+                tracing::error!(vhost = %self.name, lane = source.lane, %error, "the store gives no page; it is asked again");
+                self.questions.push(Box::pin(async move {
+                    sleep(STORE_PAUSE).await;
+                    Answer::AskForAsideAgain { source, after }
+                }));
+            }
+            Answer::AskForAsideAgain { source, after } => {
+                let channel = self.channels.of(source.lane);
+                self.lane(channel).page(source, after, None, Instant::now());
+            }
+            Answer::Marked { source, transactions, marked: Err(error @ (StoreError::Full(_) | StoreError::Io(_))) } => {
+                tracing::error!(vhost = %self.name, %error, "the store does not keep what waits beside its lane; it is asked again");
+                let (store, aside) = (Arc::clone(&self.shared.store), self.aside(source));
+                self.questions.push(Box::pin(async move {
+                    sleep(STORE_PAUSE).await;
+                    let marked = store.step_aside(&aside, transactions.clone()).await;
+                    Answer::Marked { source, transactions, marked }
+                }));
+            }
+            Answer::Marked { marked: Err(StoreError::Closed), .. } => {}
+            Answer::Marked { source, .. } => {
+                let channel = self.channels.of(source.lane);
+                self.lane(channel).marked(source, Instant::now());
             }
             Answer::Page { lane, packs: Err(error) } => {
                 tracing::error!(vhost = %self.name, lane, %error, "the store gives no page; it is asked again");
@@ -552,6 +624,18 @@ impl Vhost {
                 }
             }
         }
+    }
+
+    /// Packs, whether an earlier process may have sent them, and when they were decided.
+    fn dated(&self, packs: Vec<Pack>) -> impl Iterator<Item = (Pack, bool, Instant)> + use<> {
+        let first_own = Sequence(self.shared.first_own.load(Ordering::Relaxed));
+        let (now, clock) = (Instant::now(), system_clock());
+        packs.into_iter().map(move |pack| {
+            let possible_duplicate = pack.sequence < first_own;
+            let age = pack.decided_at.map_or(0, |at| clock.0.saturating_sub(at.0).max(0)).unsigned_abs();
+            let decided = now.checked_sub(Duration::from_millis(age)).unwrap_or(now);
+            (pack, possible_duplicate, decided)
+        })
     }
 
     fn deadline(&self, wire: &Wire) -> Instant {

@@ -3,23 +3,26 @@
 //!
 //! Sans-io: frames and instants in, bytes and effects out. What happens when something goes wrong:
 //!
-//! - *nack*: the rest of what is in flight is awaited; then the refused messages are sent again, one at a time with
-//!   growing pauses, until RabbitMQ takes them. A copy may be in one of several queues, so it is a possible duplicate; and
-//!   each try may make a copy, so their number is bounded: then it becomes a dead letter.
+//! - *nack*: the message steps aside, with all that comes behind it from the same client channel; the others go on. What
+//!   that channel has in flight is awaited; then the refused messages are sent again, one at a time with growing pauses,
+//!   until RabbitMQ takes them. A copy may be in one of several queues, so it is a possible duplicate; and each try may make
+//!   a copy, so their number is bounded: then it becomes a dead letter.
 //! - *channel error*: which message caused it shows only when each is sent alone. That one becomes a dead letter.
 //! - *lost connection, or no confirm in time*: everything unconfirmed is sent again in order.
 
+use super::aside::Aside;
 use super::forward::{self, Returned, Unsendable};
+use super::message::{Message, Source, Stretch, Transaction};
 use super::queue::Waiter;
 use super::status::{Refused, VhostStatus, add};
 use crate::amqp::confirms::Confirms;
 use crate::amqp::frame::{self, Frame, kind};
-use crate::amqp::method::{self, Close, Publish, Settle, id};
+use crate::amqp::method::{self, Close, Settle, id};
 use crate::amqp::properties::body_size;
 use crate::amqp::reply_code::ReplyCode;
 use crate::amqp::wire::{Malformed, Write};
-use crate::store::{Committed, DeadLetter, Forwarded, Pack, ReturnedMessage, Sequence};
-use crate::tx::batch::{self, HalfMessage};
+use crate::store::{Committed, Cursor, DeadLetter, Forwarded, Pack, Sequence};
+use crate::tx::batch;
 use crate::tx::id::{MessageId, Timestamp, TransactionId};
 use bytes::Bytes;
 use std::collections::{BTreeMap, VecDeque};
@@ -75,55 +78,6 @@ impl From<Malformed> for Fault {
     }
 }
 
-/// A transaction of which RabbitMQ has not answered for every message.
-#[derive(Debug)]
-struct Transaction {
-    id: TransactionId,
-    decided: Instant,
-    waiter: Option<Waiter>,
-    /// Messages that were cut from it and have neither an answer nor a durable dead letter.
-    unanswered: usize,
-    /// Whether its last message was cut.
-    cut: bool,
-    returned: Vec<(u32, ReturnedMessage)>,
-}
-
-/// Messages of one transaction that were not sent yet.
-#[derive(Debug)]
-struct Stretch {
-    sequence: Sequence,
-    next_index: u32,
-    last: bool,
-    messages: Bytes,
-    /// Whether an earlier process may have sent them.
-    possible_duplicate: bool,
-}
-
-#[derive(Debug)]
-struct Message {
-    sequence: Sequence,
-    id: MessageId,
-    /// As the store keeps it.
-    bytes: Bytes,
-    possible_duplicate: bool,
-    /// How often RabbitMQ nacked it.
-    nacks: u32,
-    returned: Option<Box<Returned>>,
-}
-
-impl Message {
-    fn parse(&self) -> HalfMessage<'_> {
-        batch::iter(&self.bytes).find_map(Result::ok).expect("it was read when it was cut")
-    }
-
-    /// Exchange and routing key, for people.
-    fn destination(&self) -> (String, String) {
-        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
-        let publish = Publish::parse(self.parse().publish);
-        publish.map(|publish| (text(publish.exchange), text(publish.routing_key))).unwrap_or_default()
-    }
-}
-
 /// A message on its way back to us: basic.return, content header, body.
 #[derive(Debug)]
 struct Returning {
@@ -146,15 +100,9 @@ enum Phase {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Pace {
     Pipelined,
-    /// Nothing is sent until everything in flight has its answer; then one by one.
-    Settling,
     /// What is to be sent again goes one by one.
-    OneByOne {
-        not_before: Option<Instant>,
-    },
+    OneByOne,
 }
-
-const ONE_BY_ONE: Pace = Pace::OneByOne { not_before: None };
 
 /// See the module.
 #[derive(Debug)]
@@ -171,6 +119,9 @@ pub(super) struct Lane {
     unsent_bytes: usize,
     /// What was sent and is to be sent again, before anything that was not.
     again: BTreeMap<(Sequence, u32), Message>,
+    aside: Aside,
+    /// Sources beside the lane that had something in flight when RabbitMQ closed the channel.
+    suspects: Vec<Source>,
     confirms: Confirms<Message>,
     in_flight_bytes: usize,
     returning: Option<Returning>,
@@ -201,6 +152,8 @@ impl Lane {
             unsent: VecDeque::new(),
             unsent_bytes: 0,
             again: BTreeMap::new(),
+            aside: Aside::default(),
+            suspects: Vec::new(),
             confirms: Confirms::default(),
             in_flight_bytes: 0,
             returning: None,
@@ -221,36 +174,112 @@ impl Lane {
 
     /// Takes a transaction that never left this process. Sequences rise.
     pub(super) fn add_committed(&mut self, committed: Committed) {
-        let Committed { sequence, id, decided, messages, forwarded: waiter, .. } = committed;
+        let Committed { sequence, id, decided, messages, forwarded: waiter, lane, strand } = committed;
+        let source = Source { lane: lane.number, strand };
+        if self.aside.contains(source) {
+            return self.aside.leave(source, sequence, waiter);
+        }
         let messages = messages.expect("a transaction without its messages is read from the store");
-        self.begin(sequence, id, decided, waiter);
-        self.add_stretch(Stretch { sequence, next_index: 0, last: true, messages, possible_duplicate: false });
+        self.begin(sequence, id, source, decided, waiter);
+        let (possible_duplicate, nacks) = (false, 0);
+        self.add_stretch(Stretch { sequence, source, next_index: 0, last: true, messages, possible_duplicate, nacks });
     }
 
-    /// Takes a part of a transaction that was decided at `decided`, read from the store.
-    pub(super) fn add_pack(&mut self, pack: Pack, possible_duplicate: bool, decided: Instant) {
+    /// Takes a part of a transaction of this lane of the store's that was decided at `decided`, read from the store.
+    pub(super) fn add_pack(&mut self, lane: u16, pack: Pack, possible_duplicate: bool, decided: Instant) {
+        let source = Source { lane, strand: pack.strand };
+        if !self.aside.contains(source) {
+            self.take_pack(source, pack, possible_duplicate, decided);
+        } else if pack.number == 0 {
+            self.aside.leave(source, pack.sequence, None);
+        }
+    }
+
+    fn take_pack(&mut self, source: Source, pack: Pack, possible_duplicate: bool, decided: Instant) {
         let Pack { sequence, id, number, first_index, last, retried, messages, .. } = pack;
-        let possible_duplicate = possible_duplicate || retried;
-        if number == 0 {
-            self.begin(sequence, id, decided, None);
+        let forgotten = self.aside.forgotten(source, sequence);
+        let possible_duplicate = possible_duplicate || retried || forgotten.is_some();
+        if number == 0 && !self.transactions.contains_key(&sequence) {
+            let waiter = self.aside.take_waiter(source, sequence);
+            self.begin(sequence, id, source, decided, waiter);
         }
-        // The rest of a transaction that can't be read is passed over.
-        if self.transactions.contains_key(&sequence) {
-            self.add_stretch(Stretch { sequence, next_index: first_index, last, messages, possible_duplicate });
+        // The rest of a transaction that can't be read is passed over; so is what came before.
+        if let Some(transaction) = self.transactions.get_mut(&sequence).filter(|it| it.next_pack == number) {
+            transaction.next_pack += 1;
+            let (next_index, nacks) = (first_index, forgotten.unwrap_or(0));
+            let mut stretch = Stretch { sequence, source, next_index, last, messages, possible_duplicate, nacks };
+            stretch.skip_to(transaction.cut_to);
+            self.aside.given(source);
+            self.add_stretch(stretch);
         }
+    }
+
+    /// An earlier process left something of this source beside the lane.
+    pub(super) fn found_aside(&mut self, source: Source, now: Instant) {
+        self.aside.found(source, now);
+    }
+
+    /// What the store is to be asked for, of what waits beside the lane.
+    pub(super) fn next_page(&mut self) -> Option<(Source, Option<Cursor>)> {
+        self.aside.next_page()
+    }
+
+    /// The store has answered, or failed to. Says whether the lane is to be given the packs with [`Lane::add_aside`].
+    pub(super) fn page(&mut self, source: Source, after: Option<Cursor>, packs: Option<&[Pack]>, now: Instant) -> bool {
+        let cursor = |pack: &Pack| Cursor { sequence: pack.sequence, pack: pack.number };
+        self.aside.page(source, after, packs.map(|packs| packs.last().map(cursor)), now)
+    }
+
+    /// As [`Lane::add_pack`], of what waited beside the lane.
+    pub(super) fn add_aside(&mut self, source: Source, pack: Pack, possible_duplicate: bool, decided: Instant) {
+        self.take_pack(source, pack, possible_duplicate, decided);
+    }
+
+    /// What the store is to keep beside the lane; each is answered with [`Lane::marked`].
+    pub(super) fn next_marks(&mut self) -> Option<(Source, Vec<Sequence>)> {
+        self.aside.next_marks()
+    }
+
+    /// The store keeps it there.
+    pub(super) fn marked(&mut self, source: Source, now: Instant) {
+        self.aside.marked(source, now);
+    }
+
+    /// Whether it takes more: see [`Lane::unsent_bytes`] too.
+    pub(super) fn has_room(&self) -> bool {
+        self.aside.has_room()
     }
 
     /// Someone waits for a transaction that was read from the store.
-    pub(super) fn attach(&mut self, sequence: Sequence, waiter: Waiter) {
+    pub(super) fn attach(&mut self, sequence: Sequence, source: Source, waiter: Waiter) {
         match self.transactions.get_mut(&sequence) {
             Some(transaction) => transaction.waiter = Some(waiter),
+            None if self.aside.contains(source) => self.aside.wait(source, sequence, Some(waiter)),
             // It was read from the store, and confirmed, before the commit was heard of.
             None => drop(waiter.send(Forwarded::default())),
         }
     }
 
-    fn begin(&mut self, sequence: Sequence, id: TransactionId, decided: Instant, waiter: Option<Waiter>) {
-        let transaction = Transaction { id, decided, waiter, unanswered: 0, cut: false, returned: Vec::new() };
+    fn begin(
+        &mut self,
+        sequence: Sequence,
+        id: TransactionId,
+        source: Source,
+        decided: Instant,
+        waiter: Option<Waiter>,
+    ) {
+        let transaction = Transaction {
+            id,
+            source,
+            decided,
+            waiter,
+            unanswered: 0,
+            burying: 0,
+            cut_to: 0,
+            cut: false,
+            next_pack: 0,
+            returned: Vec::new(),
+        };
         self.transactions.insert(sequence, transaction);
     }
 
@@ -276,7 +305,7 @@ impl Lane {
 
     /// Whether it holds no part of any transaction.
     pub(super) fn is_empty(&self) -> bool {
-        self.transactions.is_empty() && self.unsent.is_empty()
+        self.transactions.is_empty() && self.unsent.is_empty() && self.aside.is_empty()
     }
 
     /// Whether it holds a part of this transaction.
@@ -303,6 +332,7 @@ impl Lane {
         self.unsent.append(&mut other.unsent);
         self.unsent_bytes += other.unsent_bytes;
         self.again.append(&mut other.again);
+        self.aside.take_over(std::mem::take(&mut other.aside));
         self.delivered.append(&mut other.delivered);
         self.dead_letters.append(&mut other.dead_letters);
         if self.pace == Pace::Pipelined {
@@ -317,14 +347,10 @@ impl Lane {
     }
 
     /// The connection is gone.
-    pub(super) fn disconnected(&mut self) {
-        self.take_back();
+    pub(super) fn disconnected(&mut self, now: Instant) {
+        self.take_back(now);
         self.phase = Phase::Down;
         self.blocked = false;
-        self.pace = match self.pace {
-            Pace::Pipelined => Pace::Pipelined,
-            Pace::Settling | Pace::OneByOne { .. } => ONE_BY_ONE,
-        };
     }
 
     /// RabbitMQ stops, or goes on, to take messages from this connection: no confirm is owed meanwhile.
@@ -361,8 +387,8 @@ impl Lane {
     }
 
     /// Gives up a message that has to go again: it makes RabbitMQ close the connection.
-    pub(super) fn give_up(&mut self, message: (Sequence, u32), code: ReplyCode, text: String) {
-        if let Some(message) = self.again.remove(&message) {
+    pub(super) fn give_up(&mut self, message: (Sequence, u32), code: ReplyCode, text: String, now: Instant) {
+        if let Some(message) = self.again.remove(&message).or_else(|| self.aside.take(message, now)) {
             self.bury(message, code, text);
         }
     }
@@ -371,25 +397,30 @@ impl Lane {
         if self.phase != Phase::Open || self.blocked {
             return None;
         }
-        if self.pace == Pace::Settling && self.confirms.is_empty() {
-            let pause = self.again.values().next().and_then(|first| self.policy.nack_pause(first.nacks));
-            self.pace = Pace::OneByOne { not_before: pause.map(|pause| now + pause) };
-        }
-        if let Pace::OneByOne { not_before } = self.pace {
-            let wait = not_before.is_some_and(|not_before| now < not_before);
-            if !self.confirms.is_empty() || wait {
+        if self.pace == Pace::OneByOne {
+            if !self.confirms.is_empty() {
                 return None;
             }
-            match self.again.pop_first() {
-                Some((_, message)) => return Some(message),
-                None => self.pace = Pace::Pipelined,
+            if let Some((_, message)) = self.again.pop_first() {
+                return Some(message);
             }
+            while let Some(suspect) = self.suspects.pop() {
+                if let Some(message) = self.aside.first_of(suspect) {
+                    return Some(message);
+                }
+            }
+            self.pace = Pace::Pipelined;
         }
-        let full = self.confirms.len() >= self.policy.window || self.in_flight_bytes >= IN_FLIGHT_BYTES_MAX;
-        if self.pace == Pace::Settling || full {
+        if self.is_full() {
             return None;
         }
-        self.again.pop_first().map(|(_, message)| message).or_else(|| self.cut(now))
+        let again = |lane: &mut Self| lane.again.pop_first().map(|(_, message)| message);
+        self.aside.next_message(now).or_else(|| again(self)).or_else(|| self.cut(now))
+    }
+
+    /// Whether as much is in flight as may be.
+    fn is_full(&self) -> bool {
+        self.confirms.len() >= self.policy.window || self.in_flight_bytes >= IN_FLIGHT_BYTES_MAX
     }
 
     /// Cuts the next message that was never sent.
@@ -398,7 +429,7 @@ impl Lane {
             let stretch = self.unsent.front_mut()?;
             let sequence = stretch.sequence;
             let Some(transaction) = self.transactions.get_mut(&sequence) else {
-                self.drop_stretch();
+                self.drop_stretch(now);
                 continue;
             };
             let first = batch::iter(&stretch.messages).next().map(|first| first.map(|message| message.stored_bytes()));
@@ -412,41 +443,46 @@ impl Lane {
                 }
                 None => {
                     transaction.cut |= stretch.last;
-                    self.drop_stretch();
+                    self.drop_stretch(now);
                     self.finish_if_done(sequence, now);
                     continue;
                 }
             };
             let bytes = stretch.messages.split_to(length);
             let id = MessageId { transaction: transaction.id, index: stretch.next_index };
-            let possible_duplicate = stretch.possible_duplicate;
+            let Stretch { source, possible_duplicate, nacks, .. } = *stretch;
             stretch.next_index += 1;
+            transaction.cut_to = stretch.next_index;
             transaction.unanswered += 1;
             self.unsent_bytes -= length;
             if stretch.messages.is_empty() {
                 transaction.cut |= stretch.last;
-                self.drop_stretch();
+                self.drop_stretch(now);
             }
-            return Some(Message { sequence, id, bytes, possible_duplicate, nacks: 0, returned: None });
+            return Some(Message { sequence, source, id, bytes, possible_duplicate, nacks, returned: None });
         }
     }
 
-    fn drop_stretch(&mut self) {
-        let stretch = self.unsent.pop_front();
-        self.unsent_bytes -= stretch.map_or(0, |stretch| stretch.messages.len());
+    fn drop_stretch(&mut self, now: Instant) {
+        if let Some(stretch) = self.unsent.pop_front() {
+            self.unsent_bytes -= stretch.messages.len();
+            self.aside.cut(stretch.source, now);
+        }
     }
 
     fn send(&mut self, message: Message, out: &mut Vec<u8>, frame_bytes_max: u32, now: Instant) {
-        let Message { id, possible_duplicate, .. } = message;
+        let Message { id, source, possible_duplicate, .. } = message;
         match forward::write(out, self.channel, message.parse(), id, possible_duplicate, frame_bytes_max) {
             Ok(()) => {
                 self.oldest_since.get_or_insert(now);
                 self.in_flight_bytes += message.bytes.len();
+                self.aside.sent(source);
                 self.confirms.push(message);
             }
             Err(unsendable @ (Unsendable::Malformed | Unsendable::HeaderTooLarge)) => {
                 let code = unsendable.reply_code();
                 self.bury(message, code, code.text(&unsendable.to_string()));
+                self.settle(source, now);
             }
         }
     }
@@ -473,9 +509,9 @@ impl Lane {
                 self.returned_if_whole();
             }
             (_, Some(id::CHANNEL_OPEN_OK)) => self.opening = false,
-            (_, Some(id::CHANNEL_CLOSE)) => self.closed(&Close::parse(frame.arguments())?, out)?,
+            (_, Some(id::CHANNEL_CLOSE)) => self.closed(&Close::parse(frame.arguments())?, out, now)?,
             (_, Some(id::CHANNEL_CLOSE_OK)) if matches!(self.phase, Phase::Closing { .. }) => {
-                self.take_back();
+                self.take_back(now);
                 self.open(out);
             }
             _ => {}
@@ -485,62 +521,101 @@ impl Lane {
 
     fn confirmed(&mut self, Settle { tag, multiple }: Settle, taken: bool, now: Instant) {
         let oldest = self.confirms.oldest();
-        let mut confirms = std::mem::take(&mut self.confirms);
-        let mut count = 0;
-        let mut not_before = None;
-        for message in confirms.take(tag, multiple) {
-            count += 1;
-            self.in_flight_bytes -= message.bytes.len();
-            if taken {
-                self.answered(message, now);
-            } else {
-                not_before = self.nacked(message, now);
-            }
-        }
-        self.confirms = confirms;
-        if count == 0 {
+        let settled: Vec<Message> = self.confirms.take(tag, multiple).collect();
+        if settled.is_empty() {
             return;
         }
         let counters = &self.status.counters;
-        add(if taken { &counters.confirmed } else { &counters.nacked }, count);
+        add(if taken { &counters.confirmed } else { &counters.nacked }, settled.len() as u64);
+        for message in &settled {
+            self.in_flight_bytes -= message.bytes.len();
+            self.aside.answered(message.source);
+        }
+        for message in settled {
+            let source = message.source;
+            if taken {
+                self.answered(message, now);
+            } else {
+                self.nacked(message, now);
+            }
+            self.settle(source, now);
+        }
         if self.confirms.oldest() != oldest {
             self.oldest_since = (!self.confirms.is_empty()).then_some(now);
             self.confirm_timeout = self.policy.confirm_timeout;
             self.set_stalled(false);
         }
-        self.pace = match self.pace {
-            Pace::OneByOne { .. } => Pace::OneByOne { not_before },
-            pace => pace,
-        };
     }
 
-    /// RabbitMQ did not take a message: it goes again, but not before the time that is returned; or it has gone too often.
-    fn nacked(&mut self, message: Message, now: Instant) -> Option<Instant> {
+    /// RabbitMQ did not take a message: it goes again, beside the lane; or it has gone too often.
+    fn nacked(&mut self, message: Message, now: Instant) {
         let message = Message { nacks: message.nacks + 1, possible_duplicate: true, returned: None, ..message };
-        let nacks = message.nacks;
+        let (nacks, source) = (message.nacks, message.source);
         let Some(pause) = self.policy.nack_pause(nacks) else {
             let code = ReplyCode::PRECONDITION_FAILED;
             let text = format!("RabbitMQ nacked it {nacks} times: a queue that it goes to is full, or fails");
-            self.bury(message, code, code.text(&text));
-            return None;
+            return self.bury(message, code, code.text(&text));
         };
-        if self.pace != Pace::Settling {
+        if !self.aside.contains(source) || nacks > 1 {
             let (exchange, routing_key) = message.destination();
-            tracing::warn!(message = %message.id, exchange, routing_key, nacks, ?pause, "RabbitMQ nacks a committed message; its lane waits and sends it again");
+            tracing::warn!(message = %message.id, exchange, routing_key, nacks, ?pause, "RabbitMQ nacks a committed message; it is sent again, and its channel's messages wait");
         }
-        if self.pace == Pace::Pipelined {
-            self.pace = Pace::Settling;
+        self.step_aside(source);
+        self.aside.put_back(message, Some(now + pause));
+    }
+
+    /// What was not sent of a source is left to the store, and what it has in flight is awaited.
+    fn step_aside(&mut self, source: Source) {
+        if !self.aside.flows(source) {
+            return;
         }
-        self.again.insert((message.sequence, message.id.index), message);
-        Some(now + pause)
+        let (mut held, mut unsent, mut waiters) = (Vec::new(), None, Vec::new());
+        self.transactions.retain(|sequence, transaction| {
+            if transaction.source != source {
+                return true;
+            }
+            held.push(*sequence);
+            if !transaction.cut {
+                unsent.get_or_insert(*sequence);
+                transaction.next_pack = 0;
+            }
+            let begun = transaction.cut || transaction.cut_to > 0;
+            if !begun {
+                waiters.extend(transaction.waiter.take().map(|waiter| (*sequence, waiter)));
+            }
+            begun
+        });
+        self.unsent.retain(|stretch| stretch.source != source);
+        self.unsent_bytes = self.unsent.iter().map(|stretch| stretch.messages.len()).sum();
+        let in_flight = self.confirms.iter().filter(|message| message.source == source).count();
+        self.aside.step(source, in_flight, held, unsent);
+        for (sequence, waiter) in waiters {
+            self.aside.wait(source, sequence, Some(waiter));
+        }
+    }
+
+    /// Looks what a source waits for now. What memory has no room for is forgotten, but not while something is under way
+    /// that would be counted to it when it is here again.
+    fn settle(&mut self, source: Source, now: Instant) {
+        if !self.aside.contains(source) {
+            return;
+        }
+        if self.aside.is_too_much(source) {
+            let of_source = self.transactions.iter().filter(|(_, transaction)| transaction.source == source);
+            let last = of_source.clone().next_back().map(|(sequence, _)| *sequence);
+            if let Some(last) = last
+                && of_source.clone().all(|(_, transaction)| transaction.burying == 0)
+            {
+                self.transactions.retain(|_, transaction| transaction.source != source);
+                self.aside.forget(source, last);
+            }
+        }
+        self.aside.settle(source, now);
     }
 
     /// What RabbitMQ nacked and has not taken since: how many messages, and the first.
     pub(super) fn refused(&self) -> Option<Refused> {
-        let mut refused = self.again.values().chain(self.confirms.only()).filter(|message| message.nacks > 0);
-        let first = refused.next()?;
-        let (exchange, routing_key) = first.destination();
-        Some(Refused { messages: 1 + refused.count() as u64, nacks: first.nacks, exchange, routing_key })
+        self.aside.refused()
     }
 
     /// RabbitMQ has confirmed a message; perhaps it gave it back before.
@@ -594,6 +669,9 @@ impl Lane {
     fn bury(&mut self, message: Message, code: ReplyCode, reply_text: String) {
         tracing::warn!(message = %message.id, code = code.0, reason = %reply_text, "RabbitMQ can't take a committed message; it becomes a dead letter");
         add(&self.status.counters.dead_lettered, 1);
+        if let Some(transaction) = self.transactions.get_mut(&message.sequence) {
+            transaction.burying += 1;
+        }
         let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
         self.dead_letters.push(DeadLetter {
             sequence: message.sequence,
@@ -612,7 +690,11 @@ impl Lane {
 
     /// The store keeps a dead letter of this transaction.
     pub(super) fn dead_letter_kept(&mut self, sequence: Sequence, now: Instant) {
+        let Some(transaction) = self.transactions.get_mut(&sequence) else { return };
+        transaction.burying -= 1;
+        let source = transaction.source;
         self.message_done(sequence, now);
+        self.settle(source, now);
     }
 
     fn returned_if_whole(&mut self) {
@@ -631,7 +713,7 @@ impl Lane {
     }
 
     /// RabbitMQ closed the channel; it reads nothing on it until our close-ok.
-    fn closed(&mut self, close: &Close<'_>, out: &mut Vec<u8>) -> Result<(), Fault> {
+    fn closed(&mut self, close: &Close<'_>, out: &mut Vec<u8>, now: Instant) -> Result<(), Fault> {
         method::write_bare(out, self.channel, id::CHANNEL_CLOSE_OK);
         let text = String::from_utf8_lossy(close.text).into_owned();
         if close.method != id::BASIC_PUBLISH {
@@ -639,10 +721,15 @@ impl Lane {
         }
         let culprit = if self.confirms.len() == 1 { self.confirms.restart().next() } else { None };
         match culprit {
-            Some(culprit) => self.bury(culprit, close.code, text),
-            None => self.pace = ONE_BY_ONE,
+            Some(culprit) => {
+                let source = culprit.source;
+                self.aside.answered(source);
+                self.bury(culprit, close.code, text);
+                self.settle(source, now);
+            }
+            None => self.pace = Pace::OneByOne,
         }
-        self.take_back();
+        self.take_back(now);
         if self.phase == Phase::Open {
             self.open(out);
         }
@@ -650,11 +737,21 @@ impl Lane {
     }
 
     /// Everything unconfirmed may be there or not: it has to be sent again.
-    fn take_back(&mut self) {
+    fn take_back(&mut self, now: Instant) {
         for mut message in self.confirms.restart() {
             message.possible_duplicate = true;
             message.returned = None;
-            self.again.insert((message.sequence, message.id.index), message);
+            let source = message.source;
+            if self.aside.contains(source) {
+                self.aside.answered(source);
+                self.aside.put_back(message, None);
+                self.aside.settle(source, now);
+                if self.suspects.last() != Some(&source) {
+                    self.suspects.push(source);
+                }
+            } else {
+                self.again.insert(message.place(), message);
+            }
         }
         self.in_flight_bytes = 0;
         self.returning = None;
@@ -672,22 +769,24 @@ impl Lane {
 
     /// When [`Lane::handle_timeout`] wants to be called, or a message may go that had to wait.
     pub(super) fn deadline(&self) -> Option<Instant> {
-        if self.blocked {
-            return None;
-        }
-        match (self.phase, self.pace) {
-            (Phase::Closing { since }, _) => Some(since + CLOSE_TIMEOUT),
-            (Phase::Open, Pace::OneByOne { not_before }) if self.confirms.is_empty() => not_before,
-            (Phase::Open, _) => self.oldest_since.map(|since| since + self.confirm_timeout),
-            (Phase::Down, _) => None,
+        let may_send = self.phase == Phase::Open && !self.blocked && self.pace == Pace::Pipelined && !self.is_full();
+        let due = self.aside.deadline().filter(|_| may_send);
+        self.patience().into_iter().chain(due).min()
+    }
+
+    /// Until when RabbitMQ may take with what it owes.
+    fn patience(&self) -> Option<Instant> {
+        match self.phase {
+            _ if self.blocked => None,
+            Phase::Closing { since } => Some(since + CLOSE_TIMEOUT),
+            Phase::Open => self.oldest_since.map(|since| since + self.confirm_timeout),
+            Phase::Down => None,
         }
     }
 
     /// Looks whether something has waited too long.
     pub(super) fn handle_timeout(&mut self, out: &mut Vec<u8>, now: Instant) -> Result<(), Fault> {
-        if self.deadline().is_none_or(|deadline| now < deadline)
-            || (self.phase == Phase::Open && self.confirms.is_empty())
-        {
+        if self.patience().is_none_or(|until| now < until) {
             return Ok(());
         }
         if self.phase != Phase::Open {

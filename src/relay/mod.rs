@@ -6,12 +6,14 @@
 //!
 //! What arrives twice carries the same `x-half-id`, and `x-half-possible-duplicate` on every copy that may be the second.
 
+mod aside;
 mod backoff;
 mod channels;
 mod connection;
 mod forward;
 mod lane;
 mod login;
+mod message;
 mod probe;
 mod queue;
 mod status;
@@ -124,7 +126,7 @@ impl Relay {
             self.spawn(&mut state, vhost, inbox);
         }
         for lane in lanes {
-            self.inbox(&mut state, &lane.vhost).add_lane(lane.number);
+            self.inbox(&mut state, &lane.vhost).add_lane(lane.number, lane.aside);
         }
         Ok(())
     }

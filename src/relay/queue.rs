@@ -14,6 +14,7 @@
 //! `Near` began, so the pages asked for from then on show it; one that is both kept and read is told by its sequence.
 //! So nothing is left out, sent twice or out of order.
 
+use super::message::Source;
 use crate::store::{Committed, Cursor, Forwarded, Pack, Sequence};
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -67,7 +68,7 @@ pub(super) struct Queue {
     given: Option<Cursor>,
     page_asked: bool,
     /// Of transactions that memory does not hold, in their order.
-    waiters: VecDeque<(Sequence, Waiter)>,
+    waiters: VecDeque<(Sequence, Source, Waiter)>,
 }
 
 /// What a lane gets next.
@@ -165,9 +166,9 @@ impl Queue {
     }
 
     /// Waiters of transactions that the lane was given without them.
-    pub(super) fn take_waiter(&mut self) -> Option<(Sequence, Waiter)> {
+    pub(super) fn take_waiter(&mut self) -> Option<(Sequence, Source, Waiter)> {
         let given = self.given?.sequence;
-        self.waiters.front().filter(|(sequence, _)| *sequence <= given)?;
+        self.waiters.front().filter(|(sequence, ..)| *sequence <= given)?;
         self.waiters.pop_front()
     }
 
@@ -184,12 +185,13 @@ impl Queue {
     fn keep_waiter(&mut self, committed: Committed) {
         let Some(waiter) = committed.forwarded else { return };
         if self.waiters.len() >= WAITERS_MAX {
-            self.waiters.retain(|(_, waiter)| !waiter.is_closed());
+            self.waiters.retain(|(.., waiter)| !waiter.is_closed());
         }
         if self.waiters.len() < WAITERS_MAX && !waiter.is_closed() {
             // Nearly always the last place: only what leaves memory comes before those that never were in it.
-            let place = self.waiters.partition_point(|(sequence, _)| *sequence < committed.sequence);
-            self.waiters.insert(place, (committed.sequence, waiter));
+            let place = self.waiters.partition_point(|(sequence, ..)| *sequence < committed.sequence);
+            let source = Source { lane: committed.lane.number, strand: committed.strand };
+            self.waiters.insert(place, (committed.sequence, source, waiter));
         }
     }
 }
@@ -203,7 +205,7 @@ impl Drop for Queue {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::store::Lane;
+    use crate::store::{Lane, Strand};
     use crate::tx::id::TransactionId;
     use bytes::Bytes;
     use proptest::prelude::*;
@@ -216,7 +218,8 @@ mod tests {
         let committed = Committed {
             sequence: Sequence(sequence),
             id: TransactionId(Uuid::from_u128(sequence as u128)),
-            lane: Lane { vhost: "/".into(), number: 0 },
+            lane: Lane::new("/".into(), 0),
+            strand: Strand(0),
             decided: std::time::Instant::now(),
             messages: in_memory.then(|| Bytes::from_static(&[0; BYTES])),
             forwarded: Some(sender),
@@ -234,6 +237,7 @@ mod tests {
             let pack = |(sequence, number)| Pack {
                 sequence: Sequence(sequence),
                 id: TransactionId(Uuid::from_u128(sequence as u128)),
+                strand: Strand(0),
                 number,
                 first_index: number,
                 last: number == 1,
@@ -296,7 +300,7 @@ mod tests {
                     7 | 8 => durable.drain(..).for_each(|committed| queue.push(committed)),
                     _ => queue.spill(),
                 }
-                waiters.extend(std::iter::from_fn(|| queue.take_waiter()));
+                waiters.extend(std::iter::from_fn(|| queue.take_waiter()).map(|(sequence, _, waiter)| (sequence, waiter)));
             }
             let all: Vec<_> = (0..next).flat_map(|sequence| [(sequence, 0), (sequence, 1)]).collect();
             prop_assert_eq!(given, all);
@@ -318,7 +322,7 @@ mod tests {
         }
         queue.push(committed(1, true).0);
         assert!(matches!(queue.next(), Next::Nothing));
-        assert!(queue.take_waiter().is_some_and(|(sequence, _)| sequence.0 == 1));
+        assert!(queue.take_waiter().is_some_and(|(sequence, ..)| sequence.0 == 1));
     }
 
     #[test]

@@ -18,11 +18,13 @@ pub enum Link {
     Blocked(String),
 }
 
-/// Messages that RabbitMQ nacked and has not taken since; the lanes of all of them wait.
+/// Messages that RabbitMQ nacked and has not taken since; what comes behind them from the same client channels waits.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Refused {
     /// How many.
     pub messages: u64,
+    /// Client channels that wait.
+    pub channels: u64,
     /// How often the first of them was nacked.
     pub nacks: u32,
     /// Where the first of them goes.
@@ -34,9 +36,9 @@ pub struct Refused {
 impl Refused {
     /// Both; the one that was nacked more often is told of.
     pub(super) fn and(self, other: Self) -> Self {
-        let messages = self.messages + other.messages;
+        let (messages, channels) = (self.messages + other.messages, self.channels + other.channels);
         let first = if self.nacks >= other.nacks { self } else { other };
-        Self { messages, ..first }
+        Self { messages, channels, ..first }
     }
 }
 

@@ -15,7 +15,7 @@ use crate::places::{Leave, told_to};
 use crate::protocol::command::{Command, Ended, Opened, Refusal, Ticket};
 use crate::protocol::connection::Connection;
 use crate::roster::{Guest, Seat};
-use crate::store::{Commit, Committing, Forwarded, Lane, Named, Origin, StoreError};
+use crate::store::{Commit, Committing, Forwarded, Lane, Named, Origin, StoreError, Strand};
 use crate::tx::decision::{Actor, Owned, Target, Verdict};
 use crate::tx::id::{Timestamp, TransactionId};
 use crate::tx::name::TransactionName;
@@ -45,6 +45,8 @@ pub(super) struct Session {
     shared: Arc<Shared>,
     /// For the log, and for spreading channels over lanes.
     number: u64,
+    /// By chance, so that no strand is one that an earlier process left behind.
+    first_strand: u32,
     /// Where it tells of itself.
     seat: Arc<Seat>,
     entry: Entry,
@@ -132,6 +134,7 @@ impl Session {
             lanes: terms.lanes,
             from_loopback,
             number: seat.number,
+            first_strand: fastrand::u32(..),
             seat,
             entry,
             addresses,
@@ -539,10 +542,13 @@ impl Session {
         let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         // Neighbouring channels and neighbouring connections go different ways.
         let number = (self.number.wrapping_add(channel.into()) % u64::from(self.lanes)) as u16;
+        // An odd factor: no two channels of a connection have the same, and those of others lie elsewhere.
+        let strand = self.first_strand.wrapping_add(u32::from(channel).wrapping_mul(0x9e37_79b1)) >> 1;
         Origin {
             id,
             user: Arc::clone(&self.user),
-            lane: Lane { vhost: Arc::clone(&self.vhost), number },
+            lane: Lane::new(Arc::clone(&self.vhost), number),
+            strand: Strand(strand),
             created_at: Timestamp(i64::try_from(since.as_millis()).unwrap_or(i64::MAX)),
             named,
         }

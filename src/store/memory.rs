@@ -7,7 +7,7 @@ use super::clock::{Moment, Reading, Time};
 use super::{
     COMMITTED_BEFORE, Check, Clock, Commit, Committed, Committing, Cursor, DeadLetter, Due, DueNow, Event, Filter,
     Lane, Letter, LetterFilter, LetterId, LetterMessage, Listing, Messages, Named, Origin, Outlet, Pack, Reply,
-    Sequence, Store, StoreError, Summary,
+    Sequence, Store, StoreError, Strand, Summary,
 };
 use crate::amqp::properties::Properties;
 use crate::tx::batch::{self, Batch};
@@ -36,6 +36,8 @@ struct Held {
     places: HashMap<TransactionId, i64>,
     letters: Vec<Kept>,
     last_letter: i64,
+    /// Transactions that wait beside their lane.
+    asides: HashSet<Sequence>,
     /// Undecided transactions of which a part could not be kept, and why.
     broken: HashMap<TransactionId, StoreError>,
     failure: Option<StoreError>,
@@ -73,6 +75,7 @@ impl MemoryStore {
             places: HashMap::new(),
             letters: Vec::new(),
             last_letter: 0,
+            asides: HashSet::new(),
             broken: HashMap::new(),
             failure: None,
         };
@@ -247,6 +250,7 @@ impl Row {
             let pack = Pack {
                 sequence,
                 id: self.origin.id,
+                strand: self.origin.strand,
                 number,
                 first_index,
                 last,
@@ -417,9 +421,9 @@ impl Held {
     fn release(&mut self, place: i64, now: Reading, actor: &Actor, reason: Option<&str>) -> Committed {
         let mut row = self.rows.remove(&place).expect("a place is a row's");
         row.decide(State::Committed, now, actor, reason);
-        let (id, lane) = (row.origin.id, row.origin.lane.clone());
+        let Origin { id, strand, lane, .. } = row.origin.clone();
         let sequence = Sequence(self.insert(row));
-        Committed { sequence, id, lane, decided: Instant::now(), messages: None, forwarded: None }
+        Committed { sequence, id, lane, strand, decided: Instant::now(), messages: None, forwarded: None }
     }
 
     /// A name has one fate, and it is another attempt's.
@@ -582,6 +586,7 @@ impl Held {
     }
 
     fn delivered(&mut self, sequence: Sequence, now: Reading) {
+        self.asides.remove(&sequence);
         self.retry_delivered(sequence, now);
         let is_dead = self.is_dead(sequence);
         let Some(row) = self.rows.get_mut(&sequence.0).filter(|row| row.state == State::Committed) else { return };
@@ -600,8 +605,14 @@ impl Held {
         committed.map(|(place, row)| (Sequence(*place), row))
     }
 
+    /// Where a transaction of this lane waits.
+    fn way(&self, lane: &Lane, strand: Strand, sequence: Sequence) -> Lane {
+        Lane { aside: self.asides.contains(&sequence).then_some(strand), ..lane.clone() }
+    }
+
     fn page(&self, lane: &Lane, after: Option<Cursor>, bytes_max: usize) -> Vec<Pack> {
-        let of_lane = self.committed().filter(|(_, row)| row.origin.lane == *lane);
+        let way = |sequence, origin: &Origin| self.way(&origin.lane, origin.strand, sequence);
+        let of_lane = self.committed().filter(|(sequence, row)| way(*sequence, &row.origin) == *lane);
         let packs = of_lane.flat_map(|(sequence, row)| row.packs(sequence));
         let retries = self.retries().filter(|(of, _)| of == lane).map(|(_, pack)| pack);
         let is_behind =
@@ -738,9 +749,15 @@ impl Store for MemoryStore {
         answered(self.held().discard(letter, self.now(), &actor, &reason))
     }
 
+    fn step_aside(&self, _: &Lane, transactions: Vec<Sequence>) -> Reply<()> {
+        self.held().asides.extend(transactions);
+        answered(Ok(()))
+    }
+
     fn lanes(&self) -> Reply<Vec<Lane>> {
         let held = self.held();
-        let mut lanes: Vec<_> = held.committed().map(|(_, row)| row.origin.lane.clone()).collect();
+        let way = |(sequence, row): (_, &Row)| held.way(&row.origin.lane, row.origin.strand, sequence);
+        let mut lanes: Vec<_> = held.committed().map(way).collect();
         lanes.extend(held.retries().map(|(lane, _)| lane));
         lanes.sort();
         lanes.dedup();

@@ -38,14 +38,28 @@ use wildmatch::WildMatch;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Sequence(pub i64);
 
+/// A client channel, as far as the order of what it publishes goes: order binds its transactions, and no others. Should two
+/// channels have the same one by chance, they have one order. Below 2^31.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Strand(pub u32);
+
 /// One road to RabbitMQ: a virtual host and a channel of the relay's connection to it. All transactions of one client
-/// channel take the same lane, and a lane keeps its order.
+/// channel take the same lane.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Lane {
     /// The virtual host.
     pub vhost: Arc<str>,
     /// Which of the relay's channels.
     pub number: u16,
+    /// The strand whose transactions wait beside the lane; none: it is the lane itself.
+    pub aside: Option<Strand>,
+}
+
+impl Lane {
+    /// The lane itself.
+    pub fn new(vhost: Arc<str>, number: u16) -> Self {
+        Self { vhost, number, aside: None }
+    }
 }
 
 /// What is known of a transaction from its first message on.
@@ -57,6 +71,8 @@ pub struct Origin {
     pub user: Arc<str>,
     /// The way its messages will go.
     pub lane: Lane,
+    /// What it has its order with.
+    pub strand: Strand,
     /// When its first message came.
     pub created_at: Timestamp,
     /// What only named transactions have.
@@ -85,6 +101,8 @@ pub struct Committed {
     pub id: TransactionId,
     /// Its way.
     pub lane: Lane,
+    /// What it has its order with.
+    pub strand: Strand,
     /// When the decision was durable.
     pub decided: Instant,
     /// All its messages (see [`crate::tx::batch::iter`]), or `None` if the store must be asked for them, because some
@@ -108,6 +126,8 @@ pub struct Pack {
     pub sequence: Sequence,
     /// Its id.
     pub id: TransactionId,
+    /// What it has its order with.
+    pub strand: Strand,
     /// Which pack of it, from 0.
     pub number: u32,
     /// The index in the transaction of the first message.
@@ -454,7 +474,11 @@ pub trait Store: Send + Sync + 'static {
     /// Forgets a dead letter for good. Otherwise as [`Store::retry`].
     fn discard(&self, letter: LetterId, actor: Actor, reason: String) -> Reply<Option<TransactionId>>;
 
-    /// Lanes that hold committed, undelivered messages.
+    /// These of a lane, committed and all of one strand, wait beside it from now on: the lane's pages don't show them any
+    /// more, and those of `aside` do. So a crash finds them there.
+    fn step_aside(&self, aside: &Lane, transactions: Vec<Sequence>) -> Reply<()>;
+
+    /// Lanes, and what stepped aside of them, that hold committed, undelivered messages.
     fn lanes(&self) -> Reply<Vec<Lane>>;
 
     /// The committed packs of a lane behind `after`, in order, until they add up to `bytes_max` (at least one, if there

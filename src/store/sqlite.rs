@@ -255,6 +255,10 @@ impl Store for SqliteStore {
         self.write(|answer| Request::Discard { letter, actor, reason, answer })
     }
 
+    fn step_aside(&self, aside: &Lane, transactions: Vec<Sequence>) -> Reply<()> {
+        self.write(|answer| Request::StepAside { aside: aside.clone(), transactions, answer })
+    }
+
     fn lanes(&self) -> Reply<Vec<Lane>> {
         ask(&self.pager, |answer| Question::Lanes { answer })
     }

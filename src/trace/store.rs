@@ -239,6 +239,10 @@ impl Store for TracedStore {
         self.inner.discard(letter, actor, reason)
     }
 
+    fn step_aside(&self, aside: &Lane, transactions: Vec<Sequence>) -> Reply<()> {
+        self.inner.step_aside(aside, transactions)
+    }
+
     fn lanes(&self) -> Reply<Vec<Lane>> {
         self.inner.lanes()
     }

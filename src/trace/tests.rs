@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::store::memory::MemoryStore;
-use crate::store::{Commit, Committed, Lane, Named, Origin, Outlet, Store};
+use crate::store::{Commit, Committed, Lane, Named, Origin, Outlet, Store, Strand};
 use crate::tx::batch::{Batch, HalfMessage};
 use crate::tx::decision::{Actor, Decision, Target};
 use crate::tx::id::Timestamp;
@@ -31,8 +31,8 @@ fn origin(name: Option<&str>) -> Origin {
         let name = TransactionName::new(name.as_bytes()).unwrap();
         Arc::new(Named { name, check: None, transactional: true })
     });
-    let (id, lane) = (TransactionId(Uuid::now_v7()), Lane { vhost: "/".into(), number: 0 });
-    Origin { id, user: "alice".into(), lane, created_at: Timestamp(0), named }
+    let (id, lane) = (TransactionId(Uuid::now_v7()), Lane::new("/".into(), 0));
+    Origin { id, user: "alice".into(), lane, strand: Strand(0), created_at: Timestamp(0), named }
 }
 
 /// A message to exchange `orders` with routing key `new`, with a `traceparent` if there is one.

@@ -10,7 +10,7 @@ use halfway::config::{Checker, HttpUrl};
 use halfway::metrics::Metrics;
 use halfway::relay::Credentials;
 use halfway::store::memory::MemoryStore;
-use halfway::store::{Committed, Lane, Named, Origin, Outlet, Store, Summary, system_clock};
+use halfway::store::{Committed, Lane, Named, Origin, Outlet, Store, Strand, Summary, system_clock};
 use halfway::tx::batch::{Batch, HalfMessage};
 use halfway::tx::checker::CheckPlan;
 use halfway::tx::id::TransactionId;
@@ -74,7 +74,8 @@ impl Alone {
         let origin = Origin {
             id,
             user: "guest".into(),
-            lane: Lane { vhost: "/".into(), number: 0 },
+            lane: Lane::new("/".into(), 0),
+            strand: Strand(0),
             created_at: system_clock(),
             named: Some(Arc::new(named)),
         };

@@ -2,7 +2,7 @@
 
 use crate::support::{Proxy, broker, deadline, wait_until};
 use halfway::store::sqlite::{SqliteSettings, SqliteStore};
-use halfway::store::{Committed, Lane, Named, Origin, Outlet, Store, system_clock};
+use halfway::store::{Committed, Lane, Named, Origin, Outlet, Store, Strand, system_clock};
 use halfway::tx::batch::{Batch, HalfMessage};
 use halfway::tx::id::TransactionId;
 use halfway::tx::name::TransactionName;
@@ -179,7 +179,8 @@ pub fn park(proxy: &Proxy, name: &str) -> String {
     let origin = Origin {
         id,
         user: "alice".into(),
-        lane: Lane { vhost: "/".into(), number: 0 },
+        lane: Lane::new("/".into(), 0),
+        strand: Strand(0),
         created_at: system_clock(),
         named: Some(Arc::new(Named {
             name: TransactionName::new(name.as_bytes()).expect("a name"),

@@ -29,6 +29,7 @@ mod quick_starts;
 mod recipe;
 mod relay;
 mod relay_alone;
+mod relay_aside;
 mod relay_limits;
 mod reload;
 mod service;

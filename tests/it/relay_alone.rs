@@ -7,7 +7,7 @@ use crate::support::table::{Properties, Table};
 use crate::support::{Broker, PATIENCE, Raw, broker, deadline, unique, wait_until};
 use halfway::relay::{Backoff, Credentials, Link, Relay, Settings, probe_account};
 use halfway::store::memory::MemoryStore;
-use halfway::store::{Commit, Committed, Forwarded, Lane, Origin, Outlet, Store};
+use halfway::store::{Commit, Committed, Forwarded, Lane, Origin, Outlet, Store, Strand};
 use halfway::tx::batch::{Batch, HalfMessage};
 use halfway::tx::id::{Timestamp, TransactionId};
 use halfway::upstream::{Upstream, UpstreamUrl};
@@ -81,7 +81,8 @@ impl Alone {
         let origin = Origin {
             id: TransactionId(Uuid::now_v7()),
             user: "guest".into(),
-            lane: Lane { vhost: vhost.into(), number: lane },
+            lane: Lane::new(vhost.into(), lane),
+            strand: Strand(0),
             created_at: Timestamp(0),
             named: None,
         };

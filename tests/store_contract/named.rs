@@ -2,7 +2,7 @@
 
 use super::{Relay, all, batch, bodies, lane, now, page_bodies, parked, plain, wait_for};
 use halfway::store::{
-    Check, Commit, Committing, DueNow, Event, Filter, NameFilter, Named, Origin, Store, StoreError, Summary,
+    Check, Commit, Committing, DueNow, Event, Filter, NameFilter, Named, Origin, Store, StoreError, Strand, Summary,
 };
 use halfway::tx::batch::{Batch, HalfMessage};
 use halfway::tx::checker::CheckPlan;
@@ -41,11 +41,18 @@ fn attempt_of(user: &str, vhost: &str, text: &str, checker: Option<&str>, transa
     let plan = |checker: &str| CheckPlan { checker: checker.into(), first_after: millis(FIRST_AFTER) };
     let named = Named { name: name(text), check: checker.map(plan), transactional };
     let id = TransactionId(uuid::Uuid::now_v7());
-    Origin { id, user: user.into(), lane: lane(vhost, 1), created_at: Timestamp(1_000), named: Some(Arc::new(named)) }
+    Origin {
+        id,
+        user: user.into(),
+        lane: lane(vhost, 1),
+        strand: Strand(0),
+        created_at: Timestamp(1_000),
+        named: Some(Arc::new(named)),
+    }
 }
 
 /// A transactional channel's, asked about at "orders".
-fn attempt(text: &str) -> Origin {
+pub(super) fn attempt(text: &str) -> Origin {
     attempt_of("guest", "/", text, Some("orders"), true)
 }
 

@@ -243,6 +243,10 @@ impl Store for FakeStore {
         unreachable!("the HTTP port delivers nothing")
     }
 
+    fn step_aside(&self, _: &Lane, _: Vec<Sequence>) -> Reply<()> {
+        unreachable!("the HTTP port delivers nothing")
+    }
+
     fn lanes(&self) -> Reply<Vec<Lane>> {
         unreachable!("the HTTP port delivers nothing")
     }

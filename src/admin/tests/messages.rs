@@ -5,7 +5,7 @@ use super::*;
 use crate::amqp::properties::tests::full;
 use crate::amqp::table;
 use crate::amqp::wire::Write;
-use crate::store::{Pack, Sequence};
+use crate::store::{Pack, Sequence, Strand};
 use crate::tx::batch::{Batch, HalfMessage};
 use crate::tx::state::State;
 
@@ -23,7 +23,17 @@ pub(super) fn pack(number: u32, first_index: u32, last: bool, bodies: &[&[u8]]) 
         batch.push(HalfMessage { publish: &publish, header: &full(body.len() as u64, &headers), body });
     }
     let messages = batch.into_bytes().into();
-    Pack { sequence: Sequence(1), id: id(1), number, first_index, last, retried: false, decided_at: None, messages }
+    Pack {
+        sequence: Sequence(1),
+        id: id(1),
+        strand: Strand(0),
+        number,
+        first_index,
+        last,
+        retried: false,
+        decided_at: None,
+        messages,
+    }
 }
 
 async fn port(show_bodies: bool) -> Port {

@@ -243,6 +243,10 @@ impl Store for FakeStore {
         unreachable!("{NOT_ASKED}")
     }
 
+    fn step_aside(&self, _: &Lane, _: Vec<Sequence>) -> Reply<()> {
+        unreachable!("{NOT_ASKED}")
+    }
+
     fn lanes(&self) -> Reply<Vec<Lane>> {
         unreachable!("{NOT_ASKED}")
     }

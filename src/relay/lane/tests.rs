@@ -8,14 +8,15 @@ use crate::amqp::properties::{Properties, copy_entries};
 use crate::amqp::table;
 use crate::histogram::{Histogram, LATENCIES};
 use crate::relay::status::Counters;
-use crate::store::Lane as LaneName;
-use crate::tx::batch::Batch;
+use crate::store::{Lane as LaneName, Strand};
+use crate::tx::batch::{Batch, HalfMessage};
 use proptest::prelude::*;
 use std::sync::atomic::{AtomicU64, Ordering};
 use tokio::sync::oneshot;
 use uuid::Uuid;
 
 const CHANNEL: u16 = 4;
+const LANE: u16 = CHANNEL - 1;
 const FRAME_BYTES_MAX: u32 = 4096;
 const CONFIRM_TIMEOUT: Duration = Duration::from_secs(30);
 const NACK_PAUSES: [Duration; 2] = [Duration::from_millis(100), Duration::from_secs(1)];
@@ -38,6 +39,12 @@ struct Rabbit {
     /// The tag of the last message that was taken off `out` on this channel.
     tag: u64,
     receivers: BTreeMap<i64, oneshot::Receiver<Forwarded>>,
+    /// What is committed: of which strand, how many messages, and whether it stepped aside.
+    store: BTreeMap<i64, (u32, u32, bool)>,
+}
+
+fn source(strand: u32) -> Source {
+    Source { lane: LANE, strand: Strand(strand) }
 }
 
 fn policy(window: usize, keep_unroutable: bool) -> Policy {
@@ -68,6 +75,7 @@ fn pack(sequence: i64, number: u32, count: u32, last: bool) -> Pack {
     Pack {
         sequence: Sequence(sequence),
         id: transaction_id(sequence),
+        strand: Strand(0),
         number,
         first_index,
         last,
@@ -87,6 +95,7 @@ impl Rabbit {
             status,
             tag: 0,
             receivers: BTreeMap::new(),
+            store: BTreeMap::new(),
         };
         rabbit.connect();
         assert_eq!(rabbit.read().0, [id::CHANNEL_OPEN, id::CONFIRM_SELECT]);
@@ -98,7 +107,7 @@ impl Rabbit {
     }
 
     fn disconnect(&mut self) {
-        self.lane.disconnected();
+        self.lane.disconnected(self.now);
         self.out.clear();
         self.tag = 0;
     }
@@ -108,16 +117,53 @@ impl Rabbit {
     }
 
     fn commit_with(&mut self, sequence: i64, count: u32, mandatory: bool) {
+        self.commit_from(0, sequence, count, mandatory);
+    }
+
+    fn commit_from(&mut self, strand: u32, sequence: i64, count: u32, mandatory: bool) {
+        self.store.insert(sequence, (strand, count, false));
         let (sender, receiver) = oneshot::channel();
         self.receivers.insert(sequence, receiver);
         self.lane.add_committed(Committed {
             sequence: Sequence(sequence),
             id: transaction_id(sequence),
-            lane: LaneName { vhost: "/".into(), number: CHANNEL - 1 },
+            lane: LaneName::new("/".into(), LANE),
+            strand: Strand(strand),
             decided: self.now,
             messages: Some(messages(count, mandatory)),
             forwarded: Some(sender),
         });
+    }
+
+    /// The store does what the lane wants of it; its pages hold two transactions.
+    fn ask_store(&mut self) {
+        while let Some((source, transactions)) = self.lane.next_marks() {
+            for sequence in transactions {
+                let row = self.store.get_mut(&sequence.0).expect("it is not delivered");
+                assert_eq!(row.0, source.strand.0);
+                row.2 = true;
+            }
+            self.lane.marked(source, self.now);
+        }
+        while let Some((source, after)) = self.lane.next_page() {
+            let is_wanted = |(sequence, row): &(&i64, &(u32, u32, bool))| {
+                let cursor = Cursor { sequence: Sequence(**sequence), pack: 0 };
+                row.0 == source.strand.0 && row.2 && after.is_none_or(|after| cursor > after)
+            };
+            let from = after.map_or(0, |after| after.sequence.0);
+            let found = self.store.range(from..).filter(is_wanted).take(2);
+            let packs: Vec<_> = found
+                .map(|(sequence, (strand, count, _))| Pack {
+                    strand: Strand(*strand),
+                    ..pack(*sequence, 0, *count, true)
+                })
+                .collect();
+            if self.lane.page(source, after, Some(&packs), self.now) {
+                for pack in packs {
+                    self.lane.add_aside(source, pack, false, self.now);
+                }
+            }
+        }
     }
 
     /// The methods and messages that the lane has written, and may write now.
@@ -210,7 +256,12 @@ impl Rabbit {
     }
 
     fn delivered(&mut self) -> Vec<i64> {
-        std::mem::take(&mut self.lane.delivered).into_iter().map(|sequence| sequence.0).collect()
+        self.ask_store();
+        let delivered: Vec<_> = std::mem::take(&mut self.lane.delivered).into_iter().map(|it| it.0).collect();
+        for sequence in &delivered {
+            self.store.remove(sequence);
+        }
+        delivered
     }
 
     fn dead_letters(&mut self) -> Vec<(i64, u32, u16)> {
@@ -267,13 +318,13 @@ fn a_transaction_that_is_confirmed_early_does_not_wait_for_the_one_before() {
 #[test]
 fn a_transaction_in_packs_is_delivered_with_its_last() {
     let mut rabbit = Rabbit::new(policy(100, false));
-    rabbit.lane.add_pack(pack(1, 0, 2, false), true, rabbit.now);
+    rabbit.lane.add_pack(LANE, pack(1, 0, 2, false), true, rabbit.now);
     assert_eq!(rabbit.got(), [(1, 0, true), (1, 1, true)]);
     rabbit.ack_all();
     assert!(rabbit.delivered().is_empty());
-    rabbit.lane.add_pack(pack(1, 1, 2, true), true, rabbit.now);
+    rabbit.lane.add_pack(LANE, pack(1, 1, 2, true), true, rabbit.now);
     let (sender, mut receiver) = oneshot::channel();
-    rabbit.lane.attach(Sequence(1), sender);
+    rabbit.lane.attach(Sequence(1), source(0), sender);
     assert_eq!(rabbit.got(), [(1, 2, true), (1, 3, true)]);
     rabbit.ack_all();
     assert_eq!(rabbit.delivered(), [1]);
@@ -290,7 +341,7 @@ fn how_long_forwarding_takes_is_counted_from_the_decision_to_the_last_answer() {
     rabbit.wait(Duration::from_millis(700));
     rabbit.ack(2);
     let decided = rabbit.now.checked_sub(Duration::from_secs(4)).unwrap();
-    rabbit.lane.add_pack(pack(2, 0, 1, true), false, decided);
+    rabbit.lane.add_pack(LANE, pack(2, 0, 1, true), false, decided);
     rabbit.read();
     rabbit.ack(3);
     let counted = rabbit.status.forwarded.snapshot().buckets.into_iter().filter(|(_, count)| *count > 0);
@@ -321,6 +372,8 @@ fn what_is_nacked_goes_again_alone_and_with_pauses_once_the_rest_is_answered() {
     rabbit.ack(6);
     assert_eq!(rabbit.got(), [(1, 2, true)]);
     rabbit.ack(7);
+    assert_eq!(rabbit.got(), [], "the rest is in the store");
+    rabbit.ask_store();
     assert_eq!(rabbit.got(), [(1, 4, false), (1, 5, false)]);
     rabbit.ack_all();
     assert_eq!(rabbit.delivered(), [1]);
@@ -342,6 +395,7 @@ fn what_is_nacked_too_often_becomes_a_dead_letter_and_the_rest_goes_on() {
     // A lost connection takes no nack back.
     rabbit.disconnect();
     rabbit.connect();
+    rabbit.wait(NACK_PAUSES[1]);
     rabbit.read();
     rabbit.nack(1);
     let letters = rabbit.lane.take_dead_letters();
@@ -351,6 +405,99 @@ fn what_is_nacked_too_often_becomes_a_dead_letter_and_the_rest_goes_on() {
     assert_eq!(rabbit.delivered(), [1]);
     rabbit.commit(2, 3);
     assert_eq!(rabbit.got().len(), 3, "pipelined again");
+}
+
+#[test]
+fn beside_a_stuck_channel_all_others_go_on() {
+    let mut rabbit = Rabbit::new(policy(4, false));
+    rabbit.commit_from(7, 1, 1, false);
+    rabbit.commit_from(8, 2, 1, false);
+    assert_eq!(rabbit.got(), [(1, 0, false), (2, 0, false)]);
+    rabbit.nack(1);
+    rabbit.ack(2);
+    for sequence in 3..100 {
+        rabbit.commit_from(if sequence % 2 == 0 { 7 } else { 8 }, sequence, 1, false);
+        let mine = (sequence % 2 == 1).then_some((sequence, 0, false));
+        assert_eq!(rabbit.got(), mine.into_iter().collect::<Vec<_>>(), "{sequence}");
+        rabbit.ack_all();
+    }
+    assert_eq!(rabbit.delivered().len(), 50);
+    assert_eq!(rabbit.lane.unsent_bytes(), 0, "what waits is in the store");
+    rabbit.wait(NACK_PAUSES[0]);
+    assert_eq!(rabbit.got(), [(1, 0, true)]);
+    rabbit.commit_from(7, 100, 1, false);
+    assert_eq!(rabbit.got(), []);
+    rabbit.ack_all();
+    let mut sequences = Vec::new();
+    while !rabbit.store.is_empty() {
+        rabbit.delivered();
+        sequences.extend(rabbit.got().into_iter().map(|(sequence, ..)| sequence));
+        rabbit.ack_all();
+    }
+    assert_eq!(sequences, (4..=100).step_by(2).collect::<Vec<_>>());
+    rabbit.delivered();
+    assert!(rabbit.lane.is_empty(), "{:?}", rabbit.lane.aside);
+    rabbit.commit_from(7, 101, 1, false);
+    assert_eq!(rabbit.got(), [(101, 0, false)], "it flows again");
+}
+
+#[test]
+fn what_an_earlier_process_left_beside_the_lane_goes_before_what_is_new() {
+    let mut rabbit = Rabbit::new(policy(10, false));
+    for sequence in [1, 2, 3] {
+        rabbit.store.insert(sequence, (7, 1, true));
+    }
+    rabbit.lane.found_aside(source(7), rabbit.now);
+    rabbit.commit_from(7, 4, 1, false);
+    rabbit.commit_from(8, 5, 1, false);
+    assert_eq!(rabbit.got(), [(5, 0, false)]);
+    let mut sequences = Vec::new();
+    while !rabbit.store.is_empty() {
+        rabbit.ack_all();
+        rabbit.delivered();
+        sequences.extend(rabbit.got().into_iter().map(|(sequence, ..)| sequence));
+    }
+    assert_eq!(sequences, [1, 2, 3, 4]);
+}
+
+#[test]
+fn what_memory_has_no_room_for_is_read_again_and_its_nacks_are_remembered() {
+    let mut rabbit = Rabbit::new(policy(1000, false));
+    let mut sequence = 0;
+    for strand in 1..=30 {
+        for _ in 0..1000 {
+            sequence += 1;
+            rabbit.commit_from(strand, sequence, 1, false);
+        }
+        let first = rabbit.tag + 1;
+        assert_eq!(rabbit.got().len(), 1000, "{strand}");
+        rabbit.ask_store();
+        for tag in first..first + 1000 {
+            rabbit.nack(tag);
+        }
+    }
+    rabbit.ask_store();
+    assert!(rabbit.lane.transactions.len() < 17_000, "{} are in memory", rabbit.lane.transactions.len());
+    let (mut tries, mut dead) = (BTreeMap::<i64, u32>::new(), 0);
+    while !rabbit.store.is_empty() {
+        rabbit.wait(NACK_PAUSES[1]);
+        rabbit.ask_store();
+        let first = rabbit.tag + 1;
+        for (tag, (sequence, _, duplicate)) in (first..).zip(rabbit.got()) {
+            assert!(duplicate);
+            *tries.entry(sequence).or_insert(1) += 1;
+            rabbit.nack(tag);
+        }
+        for (sequence, ..) in rabbit.dead_letters() {
+            dead += 1;
+            rabbit.lane.dead_letter_kept(Sequence(sequence), rabbit.now);
+        }
+        rabbit.delivered();
+    }
+    assert_eq!((dead, tries.len()), (30_000, 30_000));
+    assert!(tries.values().all(|tries| *tries <= 3), "{:?}", tries.values().max());
+    rabbit.ask_store();
+    assert!(rabbit.lane.is_empty());
 }
 
 #[test]
@@ -552,11 +699,11 @@ fn what_can_not_be_sent_is_kept_and_what_can_not_be_read_is_passed_over() {
     let mut batch = Batch::default();
     batch.push(HalfMessage { publish: b"\0\0\0\0\0", header: &large, body: b"" });
     let messages = batch.into_bytes().into();
-    rabbit.lane.add_pack(Pack { messages, ..pack(1, 0, 1, true) }, false, rabbit.now);
+    rabbit.lane.add_pack(LANE, Pack { messages, ..pack(1, 0, 1, true) }, false, rabbit.now);
     let messages = messages_cut_short();
-    rabbit.lane.add_pack(Pack { messages, last: false, ..pack(2, 0, 1, true) }, false, rabbit.now);
-    rabbit.lane.add_pack(pack(2, 1, 1, true), false, rabbit.now);
-    rabbit.lane.add_pack(pack(3, 0, 1, true), false, rabbit.now);
+    rabbit.lane.add_pack(LANE, Pack { messages, last: false, ..pack(2, 0, 1, true) }, false, rabbit.now);
+    rabbit.lane.add_pack(LANE, pack(2, 1, 1, true), false, rabbit.now);
+    rabbit.lane.add_pack(LANE, pack(3, 0, 1, true), false, rabbit.now);
     assert_eq!(rabbit.got(), [(2, 0, false), (3, 0, false)]);
     rabbit.ack_all();
     assert_eq!(rabbit.dead_letters(), [(1, 0, 501)]);
@@ -577,6 +724,66 @@ struct QueueModel {
 }
 
 proptest! {
+    /// Of each client channel nothing is sent while something before it was nacked and is not answered for; those without a
+    /// nack wait for nobody; and each message is delivered, or a dead letter after so many tries.
+    #[test]
+    fn order_binds_the_messages_of_a_client_channel_and_no_others(
+        steps in proptest::collection::vec((0u8..10, 0u32..4, 1u32..4), 1..150),
+        full in 0u32..3,
+    ) {
+        let mut rabbit = Rabbit::new(policy(1000, false));
+        let (mut sequence, mut delivered) = (0, Vec::new());
+        let mut in_flight: BTreeMap<u64, (u32, (i64, u32))> = BTreeMap::new();
+        let mut nacked: BTreeMap<(i64, u32), u32> = BTreeMap::new();
+        let settle = [(7u8, 0u32, 1u32), (8, 0, 1), (9, 0, 1)].repeat(300);
+        for (turn, (step, strand, count)) in steps.into_iter().map(|it| (true, it)).chain(settle.into_iter().map(|it| (false, it))) {
+            match step {
+                0..=3 => {
+                    sequence += 1;
+                    rabbit.commit_from(strand, sequence, count, false);
+                }
+                4 if turn => {
+                    rabbit.disconnect();
+                    in_flight.clear();
+                    rabbit.connect();
+                }
+                // The queue of those below `full` is full as long as there are steps.
+                5..=7 => for (tag, (strand, place)) in std::mem::take(&mut in_flight) {
+                    if strand < full && turn {
+                        *nacked.entry(place).or_default() += 1;
+                        rabbit.nack(tag);
+                    } else {
+                        nacked.remove(&place);
+                        rabbit.ack(tag);
+                    }
+                },
+                8 => rabbit.ask_store(),
+                _ => rabbit.wait(NACK_PAUSES[1]),
+            }
+            for (sequence, index, _) in rabbit.dead_letters() {
+                prop_assert_eq!(nacked.remove(&(sequence, index)), Some(3));
+                rabbit.lane.dead_letter_kept(Sequence(sequence), rabbit.now);
+            }
+            let strands: BTreeMap<i64, u32> = rabbit.store.iter().map(|(sequence, row)| (*sequence, row.0)).collect();
+            let first = rabbit.tag + 1;
+            let (_, got) = rabbit.read();
+            for (tag, got) in (first..).zip(got) {
+                let place = (sequence_of(&got), got.id.index);
+                let strand = strands[&place.0];
+                let owed = nacked.keys().find(|it| strands[&it.0] == strand && **it < place);
+                prop_assert_eq!(owed, None, "{:?} went before it", place);
+                in_flight.insert(tag, (strand, place));
+            }
+            if full == 0 {
+                prop_assert_eq!(rabbit.lane.unsent_bytes(), 0);
+            }
+            delivered.extend(rabbit.delivered());
+        }
+        delivered.sort_unstable();
+        prop_assert_eq!(delivered, (1..=sequence).collect::<Vec<_>>());
+        prop_assert!(rabbit.lane.is_empty());
+    }
+
     /// Whatever goes wrong: everything arrives, in order by first arrival, and only marked copies arrive twice. What is
     /// nacked may be overtaken by what was in flight with it, so there are no nacks here.
     #[test]

@@ -4,8 +4,8 @@ use super::{Held, not_there};
 use crate::store::clock::Reading;
 use crate::store::letter::{STILL_FORWARDED, about};
 use crate::store::{
-    Committed, DeadLetter, Envelope, Lane, Letter, LetterFilter, LetterId, LetterMessage, Listing, Pack, Sequence,
-    StoreError,
+    Committed, DeadLetter, Envelope, Lane, Letter, LetterFilter, LetterId, LetterMessage, Listing, Origin, Pack,
+    Sequence, StoreError,
 };
 use crate::tx::decision::Actor;
 use crate::tx::id::TransactionId;
@@ -76,11 +76,12 @@ impl Held {
         let (of, index) = (kept.letter.sequence.0, kept.letter.index);
         let row = self.row(of);
         row.note(now, "retry", actor, Some(&about(index, reason)));
-        let (id, lane) = (row.origin.id, row.origin.lane.clone());
+        let Origin { id, strand, ref lane, .. } = row.origin;
         Ok(Some(Committed {
             sequence: Sequence(sequence),
             id,
-            lane,
+            lane: lane.clone(),
+            strand,
             decided: Instant::now(),
             messages: None,
             forwarded: None,
@@ -126,6 +127,7 @@ impl Held {
             let pack = Pack {
                 sequence: Sequence(kept.retry?),
                 id: origin.id,
+                strand: origin.strand,
                 number: 0,
                 first_index: kept.letter.index,
                 last: true,
@@ -133,7 +135,7 @@ impl Held {
                 retried: true,
                 messages: kept.letter.message.clone(),
             };
-            Some((origin.lane.clone(), pack))
+            Some((self.way(&origin.lane, origin.strand, pack.sequence), pack))
         })
     }
 

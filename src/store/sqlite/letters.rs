@@ -7,7 +7,7 @@
 use super::rows::{Outcome, ROW_COLUMNS, Released, Row, Rows, id, state};
 use crate::store::letter::{STILL_FORWARDED, about};
 use crate::store::{
-    DeadLetter, Envelope, Lane, Letter, LetterFilter, LetterId, LetterMessage, Listing, Sequence, StoreError,
+    DeadLetter, Envelope, Lane, Letter, LetterFilter, LetterId, LetterMessage, Listing, Sequence, StoreError, Strand,
 };
 use crate::tx::decision::Actor;
 use crate::tx::id::{Timestamp, TransactionId};
@@ -27,6 +27,7 @@ struct Of {
     id: TransactionId,
     state: State,
     lane: Lane,
+    strand: Strand,
     index: u32,
 }
 
@@ -109,9 +110,9 @@ impl Rows<'_> {
         self.sql
             .prepare_cached(
                 "INSERT INTO transactions (sequence, id, state, lane, user, created_at, decided_at, decided_by, messages,
-                     bytes, number, packs)
+                     bytes, number, packs, strand)
                  SELECT :sequence, t.id, 'committed', t.lane, t.user, t.created_at, :now, :actor, 1, length(d.message),
-                     :sequence, 1
+                     :sequence, 1, t.strand
                  FROM dead_letters AS d JOIN transactions AS t USING (sequence) WHERE d.letter = :letter",
             )?
             .execute(named_params! {
@@ -128,7 +129,8 @@ impl Rows<'_> {
             .execute([letter.0, sequence])?;
         self.note(of.id, "retry", actor, Some(&about(of.index, reason)))?;
         self.tally.letters -= 1;
-        Ok(Outcome::Retried(Released { sequence: Sequence(sequence), id: of.id, lane: of.lane, packs: 1 }))
+        let Of { id, lane, strand, .. } = of;
+        Ok(Outcome::Retried(Released { sequence: Sequence(sequence), id, lane, strand, packs: 1 }))
     }
 
     /// Forgets a letter for good.
@@ -163,6 +165,7 @@ impl Rows<'_> {
                     state: state(found, 3)?,
                     id: row.id,
                     lane: row.lane.clone(),
+                    strand: row.strand,
                 };
                 Ok((found.get(0)?, of))
             })
@@ -208,7 +211,7 @@ impl Rows<'_> {
     fn waiting(&self, letter: LetterId) -> rusqlite::Result<Option<Of>> {
         self.sql
             .prepare_cached(
-                "SELECT t.sequence, t.id, t.state, l.vhost, l.number, d.message_index FROM dead_letters AS d
+                "SELECT t.sequence, t.id, t.state, l.vhost, l.number, d.message_index, t.strand FROM dead_letters AS d
                  CROSS JOIN transactions AS t ON t.sequence = d.sequence CROSS JOIN lanes AS l ON l.lane = t.lane
                  WHERE d.letter = ?1 AND d.retry IS NULL",
             )?
@@ -217,8 +220,9 @@ impl Rows<'_> {
                     sequence: row.get(0)?,
                     id: id(row.get(1)?),
                     state: state(row, 2)?,
-                    lane: Lane { vhost: row.get::<_, String>(3)?.into(), number: row.get(4)? },
+                    lane: Lane::new(row.get::<_, String>(3)?.into(), row.get(4)?),
                     index: row.get(5)?,
+                    strand: Strand(row.get(6)?),
                 })
             })
             .optional()

@@ -5,7 +5,7 @@ use super::history;
 use super::packs::{self, Of};
 use super::rows::{Place, id, key, pack_keys, state};
 use crate::store::clock::{Moment, Time};
-use crate::store::{Due, DueNow, Event, Filter, Listing, NameFilter, Pack, Sequence, Summary};
+use crate::store::{Due, DueNow, Event, Filter, Listing, NameFilter, Pack, Sequence, Strand, Summary};
 use crate::tx::batch::FRONT_BYTES;
 use crate::tx::decision::Actor;
 use crate::tx::id::{Timestamp, TransactionId};
@@ -336,12 +336,13 @@ pub(super) fn messages(
     let sql = Transaction::new_unchecked(sql, TransactionBehavior::Deferred)?;
     let Some(place) = place(&sql, id)? else { return Ok(Vec::new()) };
     let mut statement = sql.prepare_cached(
-        "SELECT number, packs, body, decided_at FROM transactions NOT INDEXED
+        "SELECT number, packs, body, decided_at, strand FROM transactions NOT INDEXED
          WHERE sequence = ?1 AND state IN ('open', 'in_doubt', 'committed')",
     )?;
     let mut rows = statement.query([place])?;
     let Some(row) = rows.next()? else { return Ok(Vec::new()) };
-    let transaction = Of { sequence: Sequence(place), id, decided_at: row.get::<_, Option<i64>>(3)?.map(Timestamp) };
+    let decided_at = row.get::<_, Option<i64>>(3)?.map(Timestamp);
+    let transaction = Of { sequence: Sequence(place), id, strand: Strand(row.get(4)?), decided_at };
     match row.get::<_, Option<i64>>(0)? {
         Some(number) => packs::of(&sql, transaction, number, row.get(1)?, from, bytes_max),
         None if from > 0 => Ok(Vec::new()),

@@ -2,7 +2,7 @@
 
 use super::letters;
 use super::rows::{lane_number, pack_keys};
-use crate::store::{Cursor, Lane, Pack, Sequence};
+use crate::store::{Cursor, Lane, Pack, Sequence, Strand};
 use crate::tx::id::{Timestamp, TransactionId};
 use bytes::Bytes;
 use rusqlite::{Connection, Transaction, TransactionBehavior, params};
@@ -22,7 +22,7 @@ pub(super) fn page(
     };
     let from = after.map_or(0, |cursor| cursor.sequence.0);
     let mut statement = sql.prepare_cached(
-        "SELECT sequence, id, number, packs, body, decided_at FROM transactions INDEXED BY committed
+        "SELECT sequence, id, number, packs, body, decided_at, strand FROM transactions INDEXED BY committed
          WHERE state = 'committed' AND lane = ?1 AND sequence >= ?2 ORDER BY sequence",
     )?;
     let mut rows = statement.query([lane, from])?;
@@ -30,7 +30,8 @@ pub(super) fn page(
     while let Some(row) = rows.next()? {
         let sequence = Sequence(row.get(0)?);
         let id = TransactionId(Uuid::from_bytes(row.get(1)?));
-        let transaction = Of { sequence, id, decided_at: row.get::<_, Option<i64>>(5)?.map(Timestamp) };
+        let decided_at = row.get::<_, Option<i64>>(5)?.map(Timestamp);
+        let transaction = Of { sequence, id, strand: Strand(row.get(6)?), decided_at };
         let read = after.filter(|cursor| cursor.sequence == sequence).map(|cursor| cursor.pack);
         let has_room = match row.get::<_, Option<i64>>(2)? {
             Some(number) => page.add_packs(&sql, transaction, number, row.get(3)?, read)?,
@@ -66,14 +67,15 @@ pub(super) fn of(
 pub(super) struct Of {
     pub(super) sequence: Sequence,
     pub(super) id: TransactionId,
+    pub(super) strand: Strand,
     pub(super) decided_at: Option<Timestamp>,
 }
 
 impl Of {
     /// All of its messages, which stand in its row.
     pub(super) fn whole(self, messages: Bytes) -> Pack {
-        let Of { sequence, id, decided_at } = self;
-        Pack { sequence, id, number: 0, first_index: 0, last: true, decided_at, retried: false, messages }
+        let Of { sequence, id, strand, decided_at } = self;
+        Pack { sequence, id, strand, number: 0, first_index: 0, last: true, decided_at, retried: false, messages }
     }
 }
 
@@ -99,7 +101,7 @@ impl Page {
         packs: u32,
         read: Option<u32>,
     ) -> rusqlite::Result<bool> {
-        let Of { sequence, id, decided_at } = transaction;
+        let Of { sequence, id, strand, decided_at } = transaction;
         let (first, last) = pack_keys(number).into_inner();
         let retried = letters::is_retry(sql, sequence)?;
         let from = read.map_or(0, |pack| i64::from(pack) + 1);
@@ -111,6 +113,7 @@ impl Page {
             let pack = Pack {
                 sequence,
                 id,
+                strand,
                 number: place,
                 first_index: row.get(1)?,
                 last: place + 1 == packs,

@@ -6,7 +6,7 @@ use super::{letters, listing, packs};
 use crate::store::clock::Time;
 use crate::store::{
     Cursor, DueNow, Event, Filter, Lane, Letter, LetterFilter, LetterId, LetterMessage, Listing, Pack, StoreError,
-    Summary,
+    Strand, Summary,
 };
 use crate::tx::id::TransactionId;
 use rusqlite::Connection;
@@ -84,10 +84,13 @@ fn failed(error: rusqlite::Error) -> StoreError {
 
 fn lanes(sql: &Connection) -> rusqlite::Result<Vec<Lane>> {
     sql.prepare_cached(
-        "SELECT vhost, number FROM lanes
+        "SELECT vhost, number, nullif(aside, -1) FROM lanes
          WHERE EXISTS (SELECT 1 FROM transactions WHERE state = 'committed' AND transactions.lane = lanes.lane)
-         ORDER BY vhost, number",
+         ORDER BY vhost, number, aside",
     )?
-    .query_map([], |row| Ok(Lane { vhost: row.get::<_, String>(0)?.into(), number: row.get(1)? }))?
+    .query_map([], |row| {
+        let aside = row.get::<_, Option<u32>>(2)?.map(Strand);
+        Ok(Lane { vhost: row.get::<_, String>(0)?.into(), number: row.get(1)?, aside })
+    })?
     .collect()
 }

@@ -2,7 +2,7 @@
 //! purge.
 
 use crate::store::clock::{Moment, Reading, Time};
-use crate::store::{Lane, Messages, Origin, Sequence, StoreError};
+use crate::store::{Lane, Messages, Origin, Sequence, StoreError, Strand};
 use crate::tx::decision::{Actor, Decision, Verdict};
 use crate::tx::id::{Timestamp, TransactionId};
 use crate::tx::state::State;
@@ -35,6 +35,9 @@ const DISCARDED_MESSAGES: u32 = 64;
 /// ... these: what is deleted at once holds up everybody's commits.
 const DISCARDED_BYTES: i64 = 64 * 1024;
 
+/// Lanes that are made for what stepped aside before those of them are deleted that are empty.
+const ASIDES_MAX: usize = 10_000;
+
 /// What the writer remembers of the file between SQL transactions, so as not to ask again.
 #[derive(Debug, Default)]
 pub(super) struct Book {
@@ -43,6 +46,8 @@ pub(super) struct Book {
     lanes: HashMap<Lane, i64>,
     /// What the file says of the count of time; none: nobody knows.
     time: Option<Reading>,
+    /// Lanes that were made for what stepped aside, since those that are empty were last looked for.
+    asides: usize,
 }
 
 impl Book {
@@ -96,6 +101,7 @@ pub(super) struct Released {
     pub(super) sequence: Sequence,
     pub(super) id: TransactionId,
     pub(super) lane: Lane,
+    pub(super) strand: Strand,
     /// In which its messages are kept; 0: in its row.
     pub(super) packs: u32,
 }
@@ -118,12 +124,13 @@ pub(super) struct Row {
     pub(super) in_doubt_at: Option<i64>,
     /// By the store's count of time.
     pub(super) finished: Option<i64>,
+    pub(super) strand: Strand,
 }
 
 /// The columns of a [`Row`], of `transactions` as `t` and `lanes` as `l`.
 pub(super) const ROW_COLUMNS: &str = "t.sequence, t.id, t.state, t.name, t.user, l.vhost, l.number, t.decided_at,
     t.decided_by, coalesce(t.number, 0), t.packs, t.messages, t.bytes, t.in_doubt_at,
-    coalesce(t.finished, t.decided_at)";
+    coalesce(t.finished, t.decided_at), t.strand";
 
 impl Row {
     pub(super) fn read(row: &rusqlite::Row<'_>) -> rusqlite::Result<Self> {
@@ -133,7 +140,7 @@ impl Row {
             state: state(row, 2)?,
             name: row.get(3)?,
             user: row.get(4)?,
-            lane: Lane { vhost: row.get::<_, String>(5)?.into(), number: row.get(6)? },
+            lane: Lane::new(row.get::<_, String>(5)?.into(), row.get(6)?),
             decided_at: row.get(7)?,
             decided_by: row.get(8)?,
             number: row.get(9)?,
@@ -142,6 +149,7 @@ impl Row {
             bytes: row.get(12)?,
             in_doubt_at: row.get(13)?,
             finished: row.get(14)?,
+            strand: Strand(row.get(15)?),
         })
     }
 }
@@ -262,9 +270,9 @@ impl<'a> Rows<'a> {
             .sql
             .prepare_cached(
                 "INSERT INTO transactions (sequence, id, state, lane, user, created_at, parked_at, messages, bytes,
-                     number, packs, name, checker, first_after, in_doubt_at, next_check_at)
+                     number, packs, name, checker, first_after, in_doubt_at, next_check_at, strand)
                  VALUES (:number, :id, :state, :lane, :user, :created_at, :now, :messages, :bytes, :number, 1, :name,
-                     :checker, :first_after, :in_doubt_at, :next_check_at)
+                     :checker, :first_after, :in_doubt_at, :next_check_at, :strand)
                  ON CONFLICT (id) WHERE parked_at IS NOT NULL DO NOTHING",
             )?
             .execute(named_params! {
@@ -273,6 +281,7 @@ impl<'a> Rows<'a> {
                 ":messages": messages.count, ":bytes": messages.bytes.len() as i64,
                 ":name": named.map(|named| named.name.as_str()), ":checker": check.map(|plan| &plan.checker),
                 ":first_after": first_after, ":in_doubt_at": doubts.then_some(self.now.0),
+                ":strand": origin.strand.0,
                 ":next_check_at": first_after.filter(|_| doubts).map(|after| self.moment.0.saturating_add(after)),
             })?;
         if made == 0 {
@@ -328,8 +337,9 @@ impl<'a> Rows<'a> {
         let lane = self.lane(&origin.lane)?;
         self.sql
             .prepare_cached(
-                "INSERT INTO transactions (sequence, id, state, lane, user, created_at, decided_at, messages, bytes, body)
-                 VALUES (?1, ?2, 'committed', ?3, ?4, ?5, ?6, ?7, ?8, ?9)",
+                "INSERT INTO transactions (sequence, id, state, lane, user, created_at, decided_at, messages, bytes, body,
+                     strand)
+                 VALUES (?1, ?2, 'committed', ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10)",
             )?
             .execute(params![
                 sequence,
@@ -341,9 +351,11 @@ impl<'a> Rows<'a> {
                 messages.count,
                 messages.bytes.len() as i64,
                 &messages.bytes[..],
+                origin.strand.0,
             ])?;
+        let Origin { id, strand, .. } = *origin;
         let sequence = Sequence(sequence);
-        Ok(Outcome::Committed(Released { sequence, id: origin.id, lane: origin.lane.clone(), packs: 0 }))
+        Ok(Outcome::Committed(Released { sequence, id, lane: origin.lane.clone(), strand, packs: 0 }))
     }
 
     /// Commits on behalf of the channel that published.
@@ -394,7 +406,7 @@ impl<'a> Rows<'a> {
         self.left(row, State::Committed, actor);
         self.note_commit(row.id, actor, reason)?;
         let sequence = Sequence(sequence);
-        Ok(Released { sequence, id: row.id, lane: row.lane.clone(), packs: row.packs + more })
+        Ok(Released { sequence, id: row.id, lane: row.lane.clone(), strand: row.strand, packs: row.packs + more })
     }
 
     pub(super) fn rollback(&mut self, id: TransactionId, reason: Option<&str>) -> rusqlite::Result<Outcome> {
@@ -469,10 +481,10 @@ impl<'a> Rows<'a> {
         });
         let sql = self.sql;
         let mut kept = sql.prepare_cached(&KEPT)?;
-        let kept = kept.query_map([first, last], |row| Ok((Row::read(row)?, row.get(15)?, row.get(16)?)))?;
+        let kept = kept.query_map([first, last], |row| Ok((Row::read(row)?, row.get(16)?, row.get(17)?)))?;
         let kept = kept.collect::<rusqlite::Result<Vec<(Row, u32, bool)>>>()?;
         let mut settle = sql.prepare_cached(
-            "UPDATE transactions SET state = ?2, body = NULL, settled_at = ?3, finished = ?4
+            "UPDATE transactions SET state = ?2, body = NULL, settled_at = ?3, finished = ?4, lane = ?5
              WHERE sequence = ?1 AND state = 'committed'",
         )?;
         for (row, letters, was_parked) in &kept {
@@ -483,7 +495,8 @@ impl<'a> Rows<'a> {
             let state = if *letters == 0 { State::Delivered } else { State::DeadLettered };
             let is_finished = state == State::Delivered;
             let [settled_at, finished] = [self.now.0, self.moment.0].map(|at| is_finished.then_some(at));
-            settle.execute(params![row.sequence, state.as_str(), settled_at, finished])?;
+            let lane = self.lane(&row.lane)?;
+            settle.execute(params![row.sequence, state.as_str(), settled_at, finished, lane])?;
             if row.packs > 0 {
                 self.discard(row)?;
             }
@@ -510,13 +523,43 @@ impl<'a> Rows<'a> {
         Ok(())
     }
 
+    /// Has these wait beside their lane.
+    pub(super) fn step_aside(&mut self, aside: &Lane, transactions: &[Sequence]) -> rusqlite::Result<Outcome> {
+        let lane = self.lane(aside)?;
+        let mut step =
+            self.sql.prepare_cached("UPDATE transactions SET lane = ?2 WHERE sequence = ?1 AND state = 'committed'")?;
+        for sequence in transactions {
+            step.execute([sequence.0, lane])?;
+        }
+        Ok(Outcome::Done)
+    }
+
+    /// Nothing that is finished stands in a lane of those that stepped aside, so with the last one it can go.
+    pub(super) fn forget_asides(&mut self) -> rusqlite::Result<()> {
+        self.sql
+            .prepare_cached(
+                "DELETE FROM lanes WHERE aside <> -1 AND NOT EXISTS
+                     (SELECT 1 FROM transactions WHERE state = 'committed' AND transactions.lane = lanes.lane)",
+            )?
+            .execute([])?;
+        self.book.lanes.retain(|lane, _| lane.aside.is_none());
+        self.book.asides = 0;
+        Ok(())
+    }
+
     fn lane(&mut self, lane: &Lane) -> rusqlite::Result<i64> {
         if let Some(known) = self.book.lanes.get(lane) {
             return Ok(*known);
         }
+        if lane.aside.is_some() {
+            if self.book.asides >= ASIDES_MAX {
+                self.forget_asides()?;
+            }
+            self.book.asides += 1;
+        }
         self.sql
-            .prepare_cached("INSERT INTO lanes (vhost, number) VALUES (?1, ?2) ON CONFLICT DO NOTHING")?
-            .execute(params![lane.vhost, lane.number])?;
+            .prepare_cached("INSERT INTO lanes (vhost, number, aside) VALUES (?1, ?2, ?3) ON CONFLICT DO NOTHING")?
+            .execute(params![lane.vhost, lane.number, aside(lane)])?;
         let found = lane_number(self.sql, lane)?.expect("the row is there: it was inserted, or was there before");
         self.book.lanes.insert(lane.clone(), found);
         Ok(found)
@@ -568,9 +611,13 @@ pub(super) fn pack_keys(number: i64) -> RangeInclusive<i64> {
 
 /// The number that stands for a lane in the file, if it was ever used.
 pub(super) fn lane_number(sql: &Connection, lane: &Lane) -> rusqlite::Result<Option<i64>> {
-    sql.prepare_cached("SELECT lane FROM lanes WHERE vhost = ?1 AND number = ?2")?
-        .query_row(params![lane.vhost, lane.number], |row| row.get(0))
+    sql.prepare_cached("SELECT lane FROM lanes WHERE vhost = ?1 AND number = ?2 AND aside = ?3")?
+        .query_row(params![lane.vhost, lane.number, aside(lane)], |row| row.get(0))
         .optional()
+}
+
+fn aside(lane: &Lane) -> i64 {
+    lane.aside.map_or(-1, |strand| strand.0.into())
 }
 
 /// The states that may become `next`, as a list in SQL: a state machine has one home, and it is not here.

@@ -127,8 +127,8 @@ pub fn stats(path: &Path) -> Result<StoreStats, ToolError> {
     let lanes = sql
         .prepare(
             "SELECT vhost, number,
-                 (SELECT count(*) FROM transactions WHERE state = 'committed' AND transactions.lane = lanes.lane)
-             FROM lanes ORDER BY vhost, number",
+                 sum((SELECT count(*) FROM transactions WHERE state = 'committed' AND transactions.lane = lanes.lane))
+             FROM lanes GROUP BY vhost, number ORDER BY vhost, number",
         )?
         .query_map([], |row| {
             Ok(LaneBacklog { vhost: row.get(0)?, lane: row.get(1)?, committed: row.get::<_, i64>(2)?.unsigned_abs() })

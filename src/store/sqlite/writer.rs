@@ -8,7 +8,7 @@ use super::upkeep::Upkeep;
 use super::{SqliteSettings, upkeep};
 use crate::store::clock::Time;
 use crate::store::{
-    Check, Committed, Committing, DeadLetter, Forwarded, LetterId, Messages, Origin, Outlet, Sequence, StoreError,
+    Check, Committed, Committing, DeadLetter, Forwarded, Lane, LetterId, Messages, Origin, Outlet, Sequence, StoreError,
 };
 use crate::tx::decision::{Actor, Decision, Target, Verdict};
 use crate::tx::id::TransactionId;
@@ -99,6 +99,11 @@ pub(super) enum Request {
         letter: DeadLetter,
         answer: Answer<()>,
     },
+    StepAside {
+        aside: Lane,
+        transactions: Vec<Sequence>,
+        answer: Answer<()>,
+    },
     Retry {
         letter: LetterId,
         actor: Actor,
@@ -123,6 +128,7 @@ impl Request {
             | Self::Decide { .. }
             | Self::Checked { .. }
             | Self::CheckNow { .. }
+            | Self::StepAside { .. }
             | Self::Retry { .. }
             | Self::Discard { .. } => 0,
         }
@@ -134,7 +140,8 @@ impl Request {
             Self::Park { answer, .. }
             | Self::Rollback { answer, .. }
             | Self::Abandon { answer, .. }
-            | Self::DeadLetter { answer, .. } => drop(answer.send(Err(error))),
+            | Self::DeadLetter { answer, .. }
+            | Self::StepAside { answer, .. } => drop(answer.send(Err(error))),
             Self::Commit { answer, .. } => drop(answer.send(Err(error))),
             Self::Decide { answer, .. } => drop(answer.send(Err(error))),
             Self::Checked { answer, .. } | Self::CheckNow { answer, .. } => drop(answer.send(Err(error))),
@@ -179,6 +186,7 @@ impl Writer {
         let sql_tx = Transaction::new_unchecked(&sql, TransactionBehavior::Immediate)?;
         let mut rows = Rows::new(&sql_tx, &mut book, time)?;
         let (rolled_back, in_doubt) = rows.after_restart()?;
+        rows.forget_asides()?;
         let tally = rows.tally;
         sql_tx.commit()?;
         stats.decided(&tally);
@@ -356,7 +364,7 @@ impl Writer {
                 };
                 Told::Done(answer, done(outcome))
             }
-            Request::DeadLetter { answer, .. } => Told::Done(answer, done(outcome)),
+            Request::DeadLetter { answer, .. } | Request::StepAside { answer, .. } => Told::Done(answer, done(outcome)),
             Request::Rollback { id, answer, .. } | Request::Abandon { id, answer } => {
                 self.broken.remove(&id);
                 self.recent.take(id);
@@ -389,8 +397,9 @@ impl Writer {
                 other => Told::Is(answer, Err(refusal(other))),
             },
             Request::Retry { answer, .. } | Request::Discard { answer, .. } => match outcome {
-                Outcome::Retried(Released { sequence, id, lane, .. }) => {
-                    committed.push(Committed { sequence, id, lane, decided: now, messages: None, forwarded: None });
+                Outcome::Retried(Released { sequence, id, lane, strand, .. }) => {
+                    let (messages, forwarded) = (None, None);
+                    committed.push(Committed { sequence, id, lane, strand, decided: now, messages, forwarded });
                     Told::Letter(answer, Ok(Some(id)))
                 }
                 Outcome::Discarded(id) => Told::Letter(answer, Ok(Some(id))),
@@ -407,11 +416,11 @@ impl Writer {
         messages: Option<Bytes>,
         forwarded: Option<oneshot::Sender<Forwarded>>,
     ) -> Committed {
-        let Released { sequence, id, lane, packs } = released;
+        let Released { sequence, id, lane, strand, packs } = released;
         add(&self.stats.commits, 1);
         // What is remembered of it is its first pack.
         let messages = messages.or_else(|| self.recent.take(id).filter(|_| packs == 1));
-        Committed { sequence, id, lane, decided, messages, forwarded }
+        Committed { sequence, id, lane, strand, decided, messages, forwarded }
     }
 
     fn refuse(&mut self, request: Request, error: StoreError) {
@@ -537,6 +546,7 @@ fn write(
         Request::Checked { id, check, .. } => Outcome::Is(rows.checked(*id, check)?),
         Request::CheckNow { id, checker, .. } => Outcome::Is(rows.check_now(*id, checker.as_deref())?),
         Request::DeadLetter { letter, .. } => rows.dead_letter(letter)?,
+        Request::StepAside { aside, transactions, .. } => rows.step_aside(aside, transactions)?,
         Request::Retry { letter, actor, reason, .. } => rows.retry(*letter, actor, reason)?,
         Request::Discard { letter, actor, reason, .. } => rows.discard_letter(*letter, actor, reason)?,
     })

@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::store::sqlite::{check, open};
-use crate::store::{Lane, Messages, Named};
+use crate::store::{Lane, Messages, Named, Strand};
 use crate::tx::batch::{Batch, HalfMessage};
 use crate::tx::id::Timestamp;
 use crate::tx::name::TransactionName;
@@ -85,7 +85,8 @@ fn origin(lane: u16) -> Origin {
     Origin {
         id,
         user: "guest".into(),
-        lane: Lane { vhost: "/".into(), number: lane },
+        lane: Lane::new("/".into(), lane),
+        strand: Strand(0),
         created_at: Timestamp(0),
         named: None,
     }
