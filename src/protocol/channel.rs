@@ -11,51 +11,30 @@
 //! Frames that the client sends behind a commit wait for its end (RabbitMQ answers 504 to some of them; waiting is
 //! kinder and just as correct).
 
+mod commit;
 mod judgement;
+mod receiving;
 
+use self::commit::{Commit, Step};
 #[cfg(test)]
 pub(super) use self::judgement::PROBES_MAX;
-use super::command::{Command, Ended, Io, Ticket};
+use self::receiving::{Body, Receiving};
+use super::command::{Command, Ended, Io, Next, Ticket};
 use super::deliveries::{Consumers, Content};
-use super::half;
-use super::judge::Judgement;
-use super::probe;
-use super::transaction::{Transaction, write_native, write_return};
-use crate::amqp::frame::{self, Frame, kind};
-use crate::amqp::method::{self, CLASS_BASIC, Close, Publish, Settle, id};
-use crate::amqp::properties::{self, Properties};
-use crate::amqp::reply_code::ReplyCode;
+use super::transaction::Transaction;
+use crate::amqp::frame::{Frame, kind};
+use crate::amqp::method::{self, Close, Publish, Settle, id};
 use crate::amqp::tags::TagSet;
 use crate::amqp::wire::{Malformed, Reader};
 use crate::tx::batch::Batch;
-use crate::tx::decision::{Decision, Verdict};
 use crate::tx::id::TransactionId;
-use crate::tx::name::TransactionName;
-use crate::tx::outcome::{Forwarded, StoreError};
+use crate::tx::outcome::StoreError;
 use std::collections::{HashSet, VecDeque};
-use std::sync::Arc;
-use std::time::Instant;
 
 /// Bytes of frames that may wait behind a commit before the client has to wait.
 const BEHIND_BYTES_MAX: usize = 1 << 20;
 /// Calls to park that may be unanswered before the client has to wait.
 const PARKS_MAX: usize = 4;
-/// What is to be done with a channel after a frame or an event.
-#[derive(Debug)]
-pub enum Outcome {
-    /// Nothing.
-    Stay,
-    /// It is closed, or RabbitMQ will close it: from here on it passes through.
-    Gone,
-    /// The commit is over: frames that waited behind it may go on.
-    Released,
-    /// RabbitMQ is to be asked about this probe.
-    Ask(Ticket, Vec<u8>),
-    /// The proxy closes the channel, with this text behind the code's name.
-    Refuse(ReplyCode, String, (u16, u16)),
-    /// The client broke the framing, and what it sent was passed on: RabbitMQ will close the connection.
-    Broken,
-}
 
 /// Who waits for the next tx.rollback-ok or tx.commit-ok from RabbitMQ.
 #[derive(Debug)]
@@ -74,31 +53,6 @@ enum Asker {
     Settle,
 }
 
-/// A message whose content is on its way from the client.
-#[derive(Debug)]
-struct Receiving {
-    /// The arguments of basic.publish.
-    publish: Vec<u8>,
-    /// The payload of the content header, once it is there.
-    header: Option<Vec<u8>>,
-    /// Bytes of body to come.
-    remaining: u64,
-    /// Where the body goes.
-    body: Body,
-}
-
-#[derive(Debug)]
-enum Body {
-    /// To the transaction's batch.
-    Parked,
-    /// Kept apart, to be published natively.
-    Native(Vec<u8>),
-    /// There is none: the message is a decision about another transaction.
-    Decision(Decision, TransactionName),
-    /// Nowhere: the message is refused, which RabbitMQ does when all of it has come.
-    Wrong(String),
-}
-
 /// The client's rollback of a named transaction that is in the store. It is answered when both have happened: before,
 /// a crash would leave in doubt what the client knows to be rolled back.
 #[derive(Debug)]
@@ -108,33 +62,6 @@ struct RollingBack {
     answered: bool,
     /// The store has kept it.
     durable: bool,
-}
-
-/// A commit on its way.
-#[derive(Debug)]
-struct Commit {
-    transaction: Transaction,
-    step: Step,
-    /// When the client sent tx.commit.
-    since: Instant,
-    forwarded: Option<Forwarded>,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Step {
-    Fencing,
-    Fenced,
-    /// RabbitMQ is asked whether the client is who it says, to whom the decisions about other transactions belong.
-    Confirming(Ticket),
-    /// So many decisions about other transactions are being made.
-    DecidingOthers(usize),
-    Deciding,
-    Settling {
-        /// RabbitMQ's commit-ok for acks and native messages is due.
-        upstream: bool,
-        /// The relay is waited for until then.
-        relay_until: Option<Instant>,
-    },
 }
 
 /// A channel in tx mode.
@@ -200,15 +127,15 @@ impl Channel {
     }
 
     /// A frame from the client.
-    pub fn handle_client(&mut self, frame: &Frame<'_>, io: &mut Io) -> Outcome {
+    pub fn handle_client(&mut self, frame: &Frame<'_>, io: &mut Io) -> Next {
         if self.closing {
             // Nothing may come here; RabbitMQ says so.
             io.to_upstream.extend_from_slice(frame.raw);
-            return Outcome::Stay;
+            return Next::Nothing;
         }
         if self.commit.is_some() || self.barrier.is_some() || self.rolling_back.is_some() {
             self.behind.extend_from_slice(frame.raw);
-            return Outcome::Stay;
+            return Next::Nothing;
         }
         let outcome = match (frame.kind, self.receiving.take()) {
             (kind::METHOD, None) => self.handle_method(frame, io),
@@ -222,32 +149,18 @@ impl Channel {
         };
         outcome.unwrap_or_else(|Malformed| {
             io.to_upstream.extend_from_slice(frame.raw);
-            Outcome::Broken
+            Next::BreakOff
         })
     }
 
-    /// Shows RabbitMQ the front of a message whose rest will not be held back any more.
-    pub fn pass_receiving(&mut self, io: &mut Io) {
-        let receiving = self.receiving.take();
-        self.pass_received(receiving, io);
-    }
-
-    fn pass_received(&self, receiving: Option<Receiving>, io: &mut Io) {
-        let Some(receiving) = receiving else { return };
-        frame::write_method(&mut io.to_upstream, self.number, id::BASIC_PUBLISH, |out| out.extend(&receiving.publish));
-        if let Some(header) = receiving.header {
-            frame::write(&mut io.to_upstream, kind::HEADER, self.number, |out| out.extend(&header));
-        }
-    }
-
-    fn handle_method(&mut self, frame: &Frame<'_>, io: &mut Io) -> Result<Outcome, Malformed> {
+    fn handle_method(&mut self, frame: &Frame<'_>, io: &mut Io) -> Result<Next, Malformed> {
         let method = frame.method_id().ok_or(Malformed)?;
         match method {
             id::BASIC_PUBLISH => {
                 Publish::parse(frame.arguments())?;
                 let publish = frame.arguments().to_vec();
                 self.receiving = Some(Receiving { publish, header: None, remaining: 0, body: Body::Parked });
-                return Ok(Outcome::Stay);
+                return Ok(Next::Nothing);
             }
             id::TX_COMMIT if frame.arguments().is_empty() => return Ok(self.begin_commit(frame, io)),
             id::TX_ROLLBACK if frame.arguments().is_empty() => self.roll_back(io),
@@ -280,142 +193,25 @@ impl Channel {
             self.asked = self.barrier.is_none();
         }
         io.to_upstream.extend_from_slice(frame.raw);
-        Ok(Outcome::Stay)
-    }
-
-    fn handle_header(
-        &mut self,
-        mut receiving: Receiving,
-        frame: &Frame<'_>,
-        io: &mut Io,
-    ) -> Result<Outcome, Malformed> {
-        let [class, weight] = [0, 2].map(|at| frame.payload.get(at..at + 2).map(|b| u16::from_be_bytes([b[0], b[1]])));
-        let (Some(CLASS_BASIC), Some(0), Ok(body_bytes)) = (class, weight, properties::body_size(frame.payload)) else {
-            self.pass_received(Some(receiving), io);
-            return Err(Malformed);
-        };
-        io.published = true;
-        let publish = Publish::parse(&receiving.publish)?;
-        receiving.body = self.look(&publish, frame.payload, body_bytes, io);
-        if matches!(receiving.body, Body::Parked) {
-            self.transaction.batch.begin(&receiving.publish, frame.payload, body_bytes);
-        }
-        receiving.header = Some(frame.payload.to_vec());
-        receiving.remaining = body_bytes;
-        Ok(self.proceed(receiving, io))
-    }
-
-    /// What is to be done with a message, as far as its properties tell.
-    fn look(&mut self, publish: &Publish<'_>, header: &[u8], body_bytes: u64, io: &Io) -> Body {
-        let properties = Properties::parse(header);
-        if let (true, Ok(properties)) = (publish.exchange == io.settings.control_exchange.as_bytes(), &properties) {
-            return match half::read_control(publish, properties, body_bytes) {
-                Ok((decision, name)) => Body::Decision(decision, name),
-                Err(text) => Body::Wrong(text),
-            };
-        }
-        if let Some(text) = half::too_large(header.len(), body_bytes, self.transaction.settings(io), io) {
-            return Body::Wrong(text);
-        }
-        // What can't be read goes as it is, for RabbitMQ to judge.
-        let Ok(properties) = properties else { return Body::Native(Vec::new()) };
-        if probe::is_native(publish, &properties) {
-            return match half::is_named(&properties) {
-                true => Body::Wrong(half::NATIVE.into()),
-                false => Body::Native(Vec::new()),
-            };
-        }
-        let named = half::read(publish, &properties, true, io);
-        match named.and_then(|named| named.map_or(Ok(()), |named| self.transaction.take_name(named))) {
-            Ok(()) => Body::Parked,
-            Err(text) => Body::Wrong(text),
-        }
-    }
-
-    fn handle_body(&mut self, mut receiving: Receiving, frame: &Frame<'_>, io: &mut Io) -> Result<Outcome, Malformed> {
-        let Some(remaining) = receiving.remaining.checked_sub(frame.payload.len() as u64) else {
-            self.pass_received(Some(receiving), io);
-            return Err(Malformed);
-        };
-        receiving.remaining = remaining;
-        match &mut receiving.body {
-            Body::Parked => self.transaction.batch.extend_body(frame.payload),
-            Body::Native(body) => body.extend_from_slice(frame.payload),
-            Body::Decision(..) | Body::Wrong(_) => {}
-        }
-        Ok(self.proceed(receiving, io))
-    }
-
-    /// Goes on receiving, or takes the message if all of it is there.
-    fn proceed(&mut self, receiving: Receiving, io: &mut Io) -> Outcome {
-        if receiving.remaining > 0 {
-            self.receiving = Some(receiving);
-            return Outcome::Stay;
-        }
-        let refuse = |text| Outcome::Refuse(ReplyCode::PRECONDITION_FAILED, text, id::BASIC_PUBLISH);
-        if let Body::Wrong(text) = receiving.body {
-            return refuse(text);
-        }
-        let (publish, header) = (receiving.publish, receiving.header.unwrap_or_default());
-        if self.transaction.has_no_message() {
-            io.commands.push_back(Command::Began);
-            self.transaction.settings = Some(Arc::clone(&io.settings));
-        }
-        if let Body::Decision(decision, name) = receiving.body {
-            self.transaction.decisions.push((decision, name));
-            // Messages before it may have waited for its end.
-            self.judge(io);
-            return Outcome::Stay;
-        }
-        self.send_probe(&publish, &header, io);
-        match receiving.body {
-            Body::Native(body) => {
-                let frame_max = io.frame_max;
-                write_native(&mut self.transaction.native, self.number, &publish, &header, &body, frame_max);
-            }
-            Body::Parked | Body::Decision(..) | Body::Wrong(_) => {
-                self.transaction.batch.finish();
-                self.transaction.messages += 1;
-                self.transaction.mandatory |= Publish::parse(&publish).is_ok_and(|publish| publish.mandatory());
-            }
-        }
-        let limits = self.transaction.settings(io);
-        let native_bytes = self.transaction.native.len() as u64;
-        let held_bytes = self.transaction.bytes + self.transaction.batch.bytes() as u64 + native_bytes;
-        if self.transaction.messages > limits.messages_max {
-            return refuse(format!(
-                "transaction of more than {} messages (transaction.max_messages)",
-                limits.messages_max
-            ));
-        }
-        if held_bytes > limits.bytes_max {
-            return refuse(format!("transaction of more than {} bytes (transaction.max_size)", limits.bytes_max));
-        }
-        if self.transaction.named.is_some() {
-            self.judge(io);
-        } else if self.transaction.batch.bytes() > limits.memory_bytes_max {
-            let batch = std::mem::take(&mut self.transaction.batch);
-            park(&mut self.transaction, batch, self.number, &mut self.parks, io);
-        }
-        Outcome::Stay
+        Ok(Next::Nothing)
     }
 
     /// Answers the prepare barrier if everything before it is durable.
-    fn pass_barrier(&mut self, io: &mut Io) -> Outcome {
+    fn pass_barrier(&mut self, io: &mut Io) -> Next {
         let is_durable = self.transaction.is_parked() && self.transaction.id.is_none_or(|id| !self.parks.contains(&id));
         if self.barrier != Some(true) || !is_durable {
-            return Outcome::Stay;
+            return Next::Nothing;
         }
         self.barrier = None;
         let mut answer = Vec::new();
         method::write_bare(&mut answer, self.number, id::TX_SELECT_OK);
         self.say(&answer, io);
-        Outcome::Released
+        Next::Release
     }
 
     /// The store has kept, or not kept, what was parked.
-    pub fn handle_parked(&mut self, id: TransactionId, result: Result<(), StoreError>, io: &mut Io) -> Outcome {
-        let Some(at) = self.parks.iter().position(|parked| *parked == id) else { return Outcome::Stay };
+    pub fn handle_parked(&mut self, id: TransactionId, result: Result<(), StoreError>, io: &mut Io) -> Next {
+        let Some(at) = self.parks.iter().position(|parked| *parked == id) else { return Next::Nothing };
         self.parks.swap_remove(at);
         let committing = self.commit.as_ref().map(|commit| commit.transaction.id);
         match result {
@@ -423,8 +219,8 @@ impl Channel {
                 refuse_store(&error, method::id::BASIC_PUBLISH)
             }
             _ => match self.pass_barrier(io) {
-                Outcome::Stay => self.decide(io),
-                released => released,
+                Next::Nothing => self.decide(io),
+                release => release,
             },
         }
     }
@@ -447,9 +243,9 @@ impl Channel {
         transaction: TransactionId,
         result: Result<(), StoreError>,
         io: &mut Io,
-    ) -> Outcome {
+    ) -> Next {
         let Some(own) = self.rolling_back.as_mut().filter(|own| own.transaction == transaction) else {
-            return Outcome::Stay;
+            return Next::Nothing;
         };
         match result {
             Ok(()) => {
@@ -461,219 +257,14 @@ impl Channel {
     }
 
     /// Answers the client's rollback if RabbitMQ and the store have both done it.
-    fn pass_rollback(&mut self, io: &mut Io) -> Outcome {
+    fn pass_rollback(&mut self, io: &mut Io) -> Next {
         if self.rolling_back.take_if(|own| own.answered && own.durable).is_none() {
-            return Outcome::Stay;
+            return Next::Nothing;
         }
         let mut answer = Vec::new();
         method::write_bare(&mut answer, self.number, id::TX_ROLLBACK_OK);
         self.say(&answer, io);
-        Outcome::Released
-    }
-
-    fn begin_commit(&mut self, frame: &Frame<'_>, io: &mut Io) -> Outcome {
-        self.ask_again(io);
-        // RabbitMQ has to find them right before anything is decided.
-        self.redo_acks(io);
-        let transaction = std::mem::take(&mut self.transaction);
-        if transaction.has_no_message() {
-            // Only acks, which are in RabbitMQ's own transaction already: this commit is its business.
-            self.answers.push_back(Asker::Client);
-            io.to_upstream.extend_from_slice(frame.raw);
-            return Outcome::Stay;
-        }
-        let is_prepared = transaction.is_prepared() && !self.asked;
-        self.commit = Some(Commit { transaction, step: Step::Fencing, since: io.now, forwarded: None });
-        io.committing += 1;
-        if is_prepared {
-            return self.fenced(io);
-        }
-        self.answers.push_back(Asker::Fence);
-        method::write_bare(&mut io.to_upstream, self.number, id::TX_ROLLBACK);
-        Outcome::Stay
-    }
-
-    /// RabbitMQ has judged every probe and dropped them.
-    fn fenced(&mut self, io: &mut Io) -> Outcome {
-        let Some(commit) = &mut self.commit else { return Outcome::Stay };
-        let transaction = &mut commit.transaction;
-        if transaction.named.is_some() && !transaction.batch.is_empty() {
-            let batch = std::mem::take(&mut transaction.batch);
-            park(transaction, batch, self.number, &mut self.parks, io);
-        }
-        io.user_confirmed |= transaction.claimed;
-        if !transaction.decisions.is_empty() && !io.user_confirmed {
-            let (ticket, mut probe) = (io.next_ticket(), Vec::new());
-            probe::write_claim_anywhere(&mut probe, self.number, io.user());
-            commit.step = Step::Confirming(ticket);
-            return Outcome::Ask(ticket, probe);
-        }
-        self.decide_others(io)
-    }
-
-    /// What RabbitMQ says of the client's name.
-    pub fn handle_judged(&mut self, ticket: Ticket, judgement: Judgement, io: &mut Io) -> Outcome {
-        if self.commit.as_ref().is_none_or(|commit| commit.step != Step::Confirming(ticket)) {
-            return Outcome::Stay;
-        }
-        match judgement.confirms(io.user(), io.vhost()) {
-            Ok(()) => {
-                io.user_confirmed = true;
-                self.decide_others(io)
-            }
-            Err(text) => Outcome::Refuse(ReplyCode::PRECONDITION_FAILED, text, id::TX_COMMIT),
-        }
-    }
-
-    /// First what is decided about others: if that can't be, nothing of this transaction is.
-    fn decide_others(&mut self, io: &mut Io) -> Outcome {
-        let Some(commit) = &mut self.commit else { return Outcome::Stay };
-        let decisions = commit.transaction.decisions.clone();
-        commit.step = if decisions.is_empty() { Step::Fenced } else { Step::DecidingOthers(decisions.len()) };
-        for (decision, name) in decisions {
-            let ticket = io.next_ticket();
-            self.deciding.push(ticket);
-            io.commands.push_back(Command::Decide { channel: self.number, ticket, decision, name });
-        }
-        self.decide(io)
-    }
-
-    /// The store's answer to a decision about another transaction.
-    pub fn handle_decided(
-        &mut self,
-        ticket: Ticket,
-        name: &TransactionName,
-        result: Result<Verdict, StoreError>,
-        io: &mut Io,
-    ) -> Outcome {
-        let Some(at) = self.deciding.iter().position(|deciding| *deciding == ticket) else { return Outcome::Stay };
-        self.deciding.swap_remove(at);
-        let Some(Commit { step: Step::DecidingOthers(left), .. }) = &mut self.commit else { return Outcome::Stay };
-        if let Err((code, text)) = half::check_verdict(name, result) {
-            return Outcome::Refuse(code, text, id::TX_COMMIT);
-        }
-        *left -= 1;
-        if *left == 0
-            && let Some(commit) = &mut self.commit
-        {
-            commit.step = Step::Fenced;
-        }
-        self.decide(io)
-    }
-
-    /// Asks the store to decide, once RabbitMQ has judged and all that was parked before is known to be kept.
-    fn decide(&mut self, io: &mut Io) -> Outcome {
-        let Some(commit) = self.commit.as_mut().filter(|commit| commit.step == Step::Fenced) else {
-            return Outcome::Stay;
-        };
-        if commit.transaction.messages == 0 {
-            return self.settle(None, io);
-        }
-        if commit.transaction.id.is_some_and(|id| self.parks.contains(&id)) {
-            return Outcome::Stay;
-        }
-        commit.step = Step::Deciding;
-        let transaction = &mut commit.transaction;
-        let id = *transaction.id.get_or_insert_with(io.settings.new_id);
-        io.commands.push_back(Command::Commit {
-            channel: self.number,
-            transaction: id,
-            named: transaction.named.clone(),
-            batch: std::mem::take(&mut transaction.batch),
-            parked: transaction.parked,
-            wait: transaction.mandatory || !transaction.settings(io).forward_wait.is_zero(),
-        });
-        Outcome::Stay
-    }
-
-    /// The store has decided, or could not; `true`: just now, so that the messages are on their way.
-    pub fn handle_committed(&mut self, id: TransactionId, result: Result<bool, StoreError>, io: &mut Io) -> Outcome {
-        let Some(commit) = self.commit.as_ref().filter(|commit| commit.transaction.id == Some(id)) else {
-            return Outcome::Stay;
-        };
-        let is_new = match result {
-            Ok(is_new) => is_new,
-            Err(error) => return refuse_store(&error, id::TX_COMMIT),
-        };
-        let settings = commit.transaction.settings(io);
-        let wait = match (commit.transaction.mandatory, io.hurried || !is_new) {
-            (_, true) => None,
-            (true, false) => Some(settings.mandatory_wait),
-            (false, false) => Some(settings.forward_wait).filter(|wait| !wait.is_zero()),
-        };
-        let until = wait.filter(|_| commit.forwarded.is_none()).map(|wait| io.now + wait);
-        self.settle(until, io)
-    }
-
-    /// Lets acks and native messages take effect, and waits for the relay if there is something to wait for.
-    fn settle(&mut self, relay_until: Option<Instant>, io: &mut Io) -> Outcome {
-        let Some(commit) = &mut self.commit else { return Outcome::Stay };
-        let (settlements, native) = (commit.transaction.settlements(), &commit.transaction.native);
-        let upstream = (!settlements.is_empty() || !native.is_empty()) && !io.upstream_lost;
-        if upstream {
-            io.to_upstream.extend_from_slice(settlements);
-            io.to_upstream.extend_from_slice(native);
-            method::write_bare(&mut io.to_upstream, self.number, id::TX_COMMIT);
-            self.answers.push_back(Asker::Settle);
-        }
-        if let Some(until) = relay_until {
-            io.timers.insert((until, self.number));
-        }
-        commit.step = Step::Settling { upstream, relay_until };
-        self.finish_commit(io)
-    }
-
-    /// The relay has an answer of RabbitMQ for every message.
-    pub fn handle_forwarded(&mut self, id: TransactionId, forwarded: Forwarded, io: &mut Io) -> Outcome {
-        match &mut self.commit {
-            Some(commit) if commit.transaction.id == Some(id) => {
-                commit.forwarded = Some(forwarded);
-                self.stop_waiting(io)
-            }
-            _ => {
-                if self.late.remove(&id) {
-                    self.say_returns(&forwarded, io);
-                }
-                Outcome::Stay
-            }
-        }
-    }
-
-    /// Waits for the relay no longer, if it does: the time is up, the answer is there, or the session ends.
-    pub fn stop_waiting(&mut self, io: &mut Io) -> Outcome {
-        if let Some(Commit { step: Step::Settling { relay_until, .. }, .. }) = &mut self.commit {
-            if let Some(until) = relay_until.take() {
-                io.timers.remove(&(until, self.number));
-            }
-            return self.finish_commit(io);
-        }
-        Outcome::Stay
-    }
-
-    /// Answers the client if nothing more is waited for.
-    fn finish_commit(&mut self, io: &mut Io) -> Outcome {
-        let done = |commit: &mut Commit| commit.step == Step::Settling { upstream: false, relay_until: None };
-        let Some(commit) = self.commit.take_if(done) else { return Outcome::Stay };
-        io.commands.push_back(Command::Ended(Ended::Committed(io.now - commit.since)));
-        match (commit.forwarded, commit.transaction.id) {
-            (Some(forwarded), _) => self.say_returns(&forwarded, io),
-            (None, Some(id)) if commit.transaction.mandatory => drop(self.late.insert(id)),
-            _ => {}
-        }
-        let mut answer = Vec::new();
-        method::write_bare(&mut answer, self.number, id::TX_COMMIT_OK);
-        self.say(&answer, io);
-        io.committing -= 1;
-        Outcome::Released
-    }
-
-    fn say_returns(&mut self, forwarded: &Forwarded, io: &mut Io) {
-        let mut out = Vec::new();
-        for returned in &forwarded.returned {
-            let (arguments, header) = (&returned.arguments, &returned.header);
-            write_return(&mut out, self.number, arguments, header, &returned.body, io.frame_max);
-        }
-        self.say(&out, io);
+        Next::Release
     }
 
     /// Speaks to the client, never into the middle of a content.
@@ -685,30 +276,30 @@ impl Channel {
     }
 
     /// A frame from RabbitMQ.
-    pub fn handle_upstream(&mut self, frame: &Frame<'_>, io: &mut Io) -> Outcome {
+    pub fn handle_upstream(&mut self, frame: &Frame<'_>, io: &mut Io) -> Next {
         let outcome = match frame.method_id() {
             Some(id::TX_ROLLBACK_OK | id::TX_COMMIT_OK) => match self.answers.pop_front() {
-                Some(Asker::Client) | None => Outcome::Stay,
+                Some(Asker::Client) | None => Next::Nothing,
                 Some(Asker::RollBack) => {
                     if let Some(own) = &mut self.rolling_back {
                         own.answered = true;
                     }
                     return self.pass_rollback(io);
                 }
-                Some(Asker::Trim) => return Outcome::Stay,
+                Some(Asker::Trim) => return Next::Nothing,
                 Some(Asker::Judge(id, batch)) => return self.judged(id, batch, io),
                 Some(Asker::Fence) => return self.fenced(io),
                 Some(Asker::Settle) => return self.settled(io),
             },
             Some(id::TX_SELECT_OK) if self.selects > 0 => {
                 self.selects -= 1;
-                Outcome::Stay
+                Next::Nothing
             }
             Some(id::TX_SELECT_OK) if self.barrier == Some(false) => {
                 self.barrier = Some(true);
                 return self.pass_barrier(io);
             }
-            Some(id::CHANNEL_CLOSE_OK) if self.closing => Outcome::Gone,
+            Some(id::CHANNEL_CLOSE_OK) if self.closing => Next::Forget,
             Some(id::CHANNEL_CLOSE) => {
                 match Close::parse(frame.arguments()) {
                     // A refused publish decides its transaction: nobody may release half of it later.
@@ -718,13 +309,13 @@ impl Channel {
                     }
                     _ => self.leave(io),
                 }
-                Outcome::Gone
+                Next::Forget
             }
             Some(method) => {
                 self.note_method(method, frame.arguments());
-                Outcome::Stay
+                Next::Nothing
             }
-            None => Outcome::Stay,
+            None => Next::Nothing,
         };
         io.to_client.extend_from_slice(frame.raw);
         self.content.follow(frame);
@@ -732,13 +323,6 @@ impl Channel {
             io.to_client.append(&mut self.held);
         }
         outcome
-    }
-
-    fn settled(&mut self, io: &mut Io) -> Outcome {
-        if let Some(Commit { step: Step::Settling { upstream, .. }, .. }) = &mut self.commit {
-            *upstream = false;
-        }
-        self.finish_commit(io)
     }
 
     /// Keeps account of delivery tags.
@@ -779,14 +363,14 @@ impl Channel {
     }
 
     /// RabbitMQ is gone, and with it every answer that it owed. What the store is deciding goes on.
-    pub fn lose_upstream(&mut self, io: &mut Io) -> Outcome {
+    pub fn lose_upstream(&mut self, io: &mut Io) -> Next {
         match &mut self.commit {
-            None => Outcome::Stay,
+            None => Next::Nothing,
             Some(Commit { step: Step::Fencing | Step::Confirming(_) | Step::Fenced, .. }) => {
                 self.leave(io);
-                Outcome::Stay
+                Next::Nothing
             }
-            Some(Commit { step: Step::Deciding | Step::DecidingOthers(_), .. }) => Outcome::Stay,
+            Some(Commit { step: Step::Deciding | Step::DecidingOthers(_), .. }) => Next::Nothing,
             Some(Commit { step: Step::Settling { upstream, .. }, .. }) => {
                 // Acks that were not settled come again: RabbitMQ redelivers, and nothing is lost.
                 *upstream = false;
@@ -807,29 +391,6 @@ impl Channel {
     pub fn abandon(&mut self, ended: Ended, reason: Option<String>, io: &mut Io) {
         roll_back(&std::mem::take(&mut self.transaction), self.number, ended, reason.clone(), io);
         self.leave_commit(Some(ended), reason, io);
-    }
-
-    fn leave_commit(&mut self, ended: Option<Ended>, reason: Option<String>, io: &mut Io) {
-        let Some(commit) = self.commit.take() else { return };
-        io.committing -= 1;
-        match (commit.step, ended) {
-            // A message of it was refused, or could not be kept: it is incomplete, and nobody may release the rest.
-            (Step::Fencing | Step::Confirming(_) | Step::Fenced | Step::DecidingOthers(_), Some(ended))
-                if reason.is_some() =>
-            {
-                roll_back(&commit.transaction, self.number, ended, reason, io);
-            }
-            (Step::Fencing | Step::Confirming(_) | Step::Fenced | Step::DecidingOthers(_), _)
-            | (Step::Deciding, Some(Ended::Failed)) => {
-                leave(&commit.transaction, self.number, ended.unwrap_or(Ended::RolledBack), io);
-            }
-            (Step::Deciding | Step::Settling { .. }, _) => {
-                if let Step::Settling { relay_until: Some(until), .. } = commit.step {
-                    io.timers.remove(&(until, self.number));
-                }
-                io.commands.push_back(Command::Ended(Ended::Committed(io.now - commit.since)));
-            }
-        }
     }
 }
 
@@ -864,6 +425,6 @@ fn leave(transaction: &Transaction, channel: u16, ended: Ended, io: &mut Io) {
     }
 }
 
-fn refuse_store(error: &StoreError, method: (u16, u16)) -> Outcome {
-    Outcome::Refuse(error.reply_code(), error.to_string(), method)
+fn refuse_store(error: &StoreError, method: (u16, u16)) -> Next {
+    Next::Refuse(error.reply_code(), error.to_string(), method)
 }

@@ -2,6 +2,7 @@
 //! write to.
 
 use super::handshake::{Identity, LoginRules};
+use crate::amqp::reply_code::ReplyCode;
 use crate::tx::batch::Batch;
 use crate::tx::checker::{Named, Rules};
 use crate::tx::decision::Decision;
@@ -34,6 +35,26 @@ pub struct Settings {
     pub control_exchange: Arc<str>,
     /// Makes transaction ids.
     pub new_id: fn() -> TransactionId,
+}
+
+/// What the connection has to do for a channel, after a frame or an event.
+#[derive(Debug)]
+pub enum Next {
+    /// Nothing.
+    Nothing,
+    /// Let the frame go the way of every ordinary channel's.
+    Pass,
+    /// Forget it: it is closed, or RabbitMQ will close it, and from here on it passes through.
+    Forget,
+    /// Let the frames go on that waited on it.
+    Release,
+    /// Ask RabbitMQ about these probes.
+    Ask(Vec<(Ticket, Vec<u8>)>),
+    /// Close it, with this text behind the code's name, about this method.
+    Refuse(ReplyCode, String, (u16, u16)),
+    /// Pass everything through: the client broke the framing, and what it sent was passed on, so RabbitMQ will close the
+    /// connection.
+    BreakOff,
 }
 
 /// Tells the half messages and decisions of a connection apart.

@@ -14,7 +14,7 @@
 //! change the judgement. Behind: messages, acks and all else of class basic pass at once; from the first other method on,
 //! the client's frames wait until no half message is on its way.
 
-use super::command::{Command, Io, Ticket};
+use super::command::{Command, Io, Next, Ticket};
 use super::deliveries::Content;
 use super::half;
 use super::judge::Judgement;
@@ -36,23 +36,6 @@ use std::sync::Arc;
 
 /// Bytes of half messages on their way, and of frames behind them, past which the client has to wait.
 const WAITING_BYTES_MAX: usize = 1 << 20;
-
-/// What is to be done with a frame, or after an event.
-#[derive(Debug)]
-pub enum Step {
-    /// Nothing more.
-    Taken,
-    /// The frame goes the way of every ordinary channel's.
-    Pass,
-    /// Nothing is on its way any more: frames that waited may go on.
-    Released,
-    /// RabbitMQ is to be asked about these probes.
-    Ask(Vec<(Ticket, Vec<u8>)>),
-    /// The proxy closes the channel.
-    Refuse(ReplyCode, String, (u16, u16)),
-    /// The client broke the framing, and what it sent was passed on.
-    Broken,
-}
 
 /// What the client is in the middle of.
 #[derive(Debug)]
@@ -180,7 +163,7 @@ impl HalfChannel {
 
     /// Whether closing it has to wait, because an ordinary message is passing: RabbitMQ closes the whole connection over
     /// a method in the middle of a content. When it is through, the client's last frame gives this back as
-    /// [`Step::Refuse`].
+    /// [`Next::Refuse`].
     pub fn holds_refusal(&mut self, code: ReplyCode, text: &str, method: (u16, u16), io: &mut Io) -> bool {
         let is_passing = matches!(self.receiving, Some(Receiving::Passing(_)));
         if is_passing {
@@ -218,14 +201,14 @@ impl HalfChannel {
     }
 
     /// A frame from the client.
-    pub fn handle_client(&mut self, frame: &Frame<'_>, io: &mut Io) -> Step {
+    pub fn handle_client(&mut self, frame: &Frame<'_>, io: &mut Io) -> Next {
         if self.closing {
             // Nothing may come here; RabbitMQ says so.
-            return Step::Pass;
+            return Next::Pass;
         }
         if !self.behind.is_empty() {
             self.behind.extend_from_slice(frame.raw);
-            return Step::Taken;
+            return Next::Nothing;
         }
         match (frame.kind, self.receiving.take()) {
             (kind::METHOD, None) => self.handle_method(frame),
@@ -244,25 +227,25 @@ impl HalfChannel {
                 let rest = rest.saturating_sub(frame.payload.len() as u64);
                 self.receiving = (rest > 0).then_some(Receiving::Passing(rest));
                 match self.refusal.take_if(|_| rest == 0) {
-                    None => Step::Pass,
+                    None => Next::Pass,
                     Some((code, text, method)) => {
                         io.to_upstream.extend_from_slice(frame.raw);
-                        Step::Refuse(code, text, method)
+                        Next::Refuse(code, text, method)
                     }
                 }
             }
             (_, Some(Receiving::Header(publish))) => self.broken(&publish, None, frame, io),
             (_, Some(Receiving::Body(held))) => self.broken(&held.publish, Some(&held.header), frame, io),
             // Out of order: RabbitMQ says so.
-            (_, None | Some(Receiving::Passing(_))) => Step::Pass,
+            (_, None | Some(Receiving::Passing(_))) => Next::Pass,
         }
     }
 
     /// A frame that may not stand here. RabbitMQ is shown what came, and says what it says to that.
-    fn broken(&mut self, publish: &[u8], header: Option<&[u8]>, frame: &Frame<'_>, io: &mut Io) -> Step {
+    fn broken(&mut self, publish: &[u8], header: Option<&[u8]>, frame: &Frame<'_>, io: &mut Io) -> Next {
         self.pass(publish, header, io);
         io.to_upstream.extend_from_slice(frame.raw);
-        Step::Broken
+        Next::BreakOff
     }
 
     /// Lets RabbitMQ have the front of a message that was held.
@@ -274,26 +257,26 @@ impl HalfChannel {
         }
     }
 
-    fn handle_method(&mut self, frame: &Frame<'_>) -> Step {
+    fn handle_method(&mut self, frame: &Frame<'_>) -> Next {
         let method = frame.method_id();
         match method {
             Some(id::BASIC_PUBLISH) => {
                 self.receiving = Some(Receiving::Header(frame.arguments().to_vec()));
-                return Step::Taken;
+                return Next::Nothing;
             }
-            Some((CLASS_BASIC, _)) => return Step::Pass,
+            Some((CLASS_BASIC, _)) => return Next::Pass,
             _ if self.is_busy() => {
                 self.behind.extend_from_slice(frame.raw);
-                return Step::Taken;
+                return Next::Nothing;
             }
             Some(id::CHANNEL_FLOW) => self.flows.push_back(false),
             Some(id::CONFIRM_SELECT) => drop(self.numbering.get_or_insert_with(|| Numbering::new(0))),
             _ => self.unordered = true,
         }
-        Step::Pass
+        Next::Pass
     }
 
-    fn handle_header(&mut self, publish: Vec<u8>, frame: &Frame<'_>, io: &mut Io) -> Step {
+    fn handle_header(&mut self, publish: Vec<u8>, frame: &Frame<'_>, io: &mut Io) -> Next {
         let what = match (Publish::parse(&publish), properties::body_size(frame.payload)) {
             (Ok(parsed), Ok(body_bytes)) => look(&parsed, frame.payload, io).map(|what| (what, body_bytes)),
             _ => None,
@@ -305,7 +288,7 @@ impl HalfChannel {
             let rest = properties::body_size(frame.payload).unwrap_or(0);
             self.receiving = (rest > 0).then_some(Receiving::Passing(rest));
             self.pass(&publish, None, io);
-            return Step::Pass;
+            return Next::Pass;
         };
         io.published = true;
         let (header, body) = (frame.payload.to_vec(), Vec::new());
@@ -313,14 +296,14 @@ impl HalfChannel {
     }
 
     /// Goes on receiving, or takes the message if all of it is there.
-    fn proceed(&mut self, held: Held, io: &mut Io) -> Step {
+    fn proceed(&mut self, held: Held, io: &mut Io) -> Next {
         if held.received < held.body_bytes {
             self.receiving = Some(Receiving::Body(held));
-            return Step::Taken;
+            return Next::Nothing;
         }
         let Held { what, publish, header, body, .. } = held;
         let stage = match what {
-            What::Wrong(text) => return Step::Refuse(ReplyCode::PRECONDITION_FAILED, text, id::BASIC_PUBLISH),
+            What::Wrong(text) => return Next::Refuse(ReplyCode::PRECONDITION_FAILED, text, id::BASIC_PUBLISH),
             What::Decision(decision, name) => Stage::Decision(decision, name),
             What::Half(named) => {
                 let mut probe = Vec::new();
@@ -352,46 +335,46 @@ impl HalfChannel {
             return self.decide_first(io);
         }
         if self.flows.contains(&true) {
-            return Step::Taken;
+            return Next::Nothing;
         }
-        self.waiting.back_mut().and_then(Waiting::ask).map_or(Step::Taken, |asked| Step::Ask(vec![asked]))
+        self.waiting.back_mut().and_then(Waiting::ask).map_or(Next::Nothing, |asked| Next::Ask(vec![asked]))
     }
 
     /// Asks the store for a decision, if all before it are through and the client may make it.
-    fn decide_first(&mut self, io: &mut Io) -> Step {
-        let Some(Waiting { ticket, stage, .. }) = self.waiting.front_mut() else { return Step::Taken };
-        let Stage::Decision(decision, name) = stage else { return Step::Taken };
+    fn decide_first(&mut self, io: &mut Io) -> Next {
+        let Some(Waiting { ticket, stage, .. }) = self.waiting.front_mut() else { return Next::Nothing };
+        let Stage::Decision(decision, name) = stage else { return Next::Nothing };
         if !io.user_confirmed {
             let mut probe = Vec::new();
             probe::write_claim_anywhere(&mut probe, self.number, io.user());
             *stage = Stage::Confirming(*decision, name.clone());
-            return Step::Ask(vec![(*ticket, probe)]);
+            return Next::Ask(vec![(*ticket, probe)]);
         }
         let (channel, ticket, decision, name) = (self.number, *ticket, *decision, name.clone());
         *stage = Stage::Deciding(name.clone());
         io.commands.push_back(Command::Decide { channel, ticket, decision, name });
-        Step::Taken
+        Next::Nothing
     }
 
     /// What RabbitMQ says of a half message.
-    pub fn handle_judged(&mut self, ticket: Ticket, judgement: Judgement, io: &mut Io) -> Step {
-        let Some(place) = self.place(ticket) else { return Step::Taken };
+    pub fn handle_judged(&mut self, ticket: Ticket, judgement: Judgement, io: &mut Io) -> Next {
+        let Some(place) = self.place(ticket) else { return Next::Nothing };
         let waiting = &mut self.waiting[place];
         if let Stage::Confirming(decision, name) = &waiting.stage {
             if let Err(text) = judgement.confirms(io.user(), io.vhost()) {
-                return Step::Refuse(ReplyCode::PRECONDITION_FAILED, text, id::BASIC_PUBLISH);
+                return Next::Refuse(ReplyCode::PRECONDITION_FAILED, text, id::BASIC_PUBLISH);
             }
             waiting.stage = Stage::Decision(*decision, name.clone());
             io.user_confirmed = true;
             return self.decide_first(io);
         }
-        let Stage::Judging(half) = &mut waiting.stage else { return Step::Taken };
+        let Stage::Judging(half) = &mut waiting.stage else { return Next::Nothing };
         match judgement {
             Judgement::Refused { code, text, method } => {
                 let text = String::from_utf8_lossy(&text).into_owned();
                 // The channel's error is written with the code's name in front, which RabbitMQ has done already.
                 let detail = text.strip_prefix(&format!("{} - ", code.name())).unwrap_or(&text).to_owned();
-                Step::Refuse(code, detail, method)
+                Next::Refuse(code, detail, method)
             }
             Judgement::Fine => {
                 io.user_confirmed = true;
@@ -399,28 +382,28 @@ impl HalfChannel {
                 let transaction = (io.settings.new_id)();
                 waiting.stage = Stage::Parking(transaction);
                 io.commands.push_back(Command::Park { channel: self.number, transaction, named: Some(named), batch });
-                Step::Taken
+                Next::Nothing
             }
         }
     }
 
     /// The store has kept, or not kept, a half message.
-    pub fn handle_parked(&mut self, id: TransactionId, result: Result<(), StoreError>, io: &mut Io) -> Step {
+    pub fn handle_parked(&mut self, id: TransactionId, result: Result<(), StoreError>, io: &mut Io) -> Next {
         let is_it = |waiting: &Waiting| matches!(waiting.stage, Stage::Parking(parking) if parking == id);
-        let Some(place) = self.waiting.iter().position(is_it) else { return Step::Taken };
+        let Some(place) = self.waiting.iter().position(is_it) else { return Next::Nothing };
         match result {
-            Err(error) => Step::Refuse(error.reply_code(), error.to_string(), id::BASIC_PUBLISH),
+            Err(error) => Next::Refuse(error.reply_code(), error.to_string(), id::BASIC_PUBLISH),
             Ok(()) => self.done(place, io),
         }
     }
 
     /// The store's answer to a decision.
-    pub fn handle_decided(&mut self, ticket: Ticket, result: Result<Verdict, StoreError>, io: &mut Io) -> Step {
-        let Some(place) = self.place(ticket) else { return Step::Taken };
-        let Stage::Deciding(name) = &self.waiting[place].stage else { return Step::Taken };
+    pub fn handle_decided(&mut self, ticket: Ticket, result: Result<Verdict, StoreError>, io: &mut Io) -> Next {
+        let Some(place) = self.place(ticket) else { return Next::Nothing };
+        let Stage::Deciding(name) = &self.waiting[place].stage else { return Next::Nothing };
         match half::check_verdict(name, result) {
             Ok(()) => self.done(place, io),
-            Err((code, text)) => Step::Refuse(code, text, id::BASIC_PUBLISH),
+            Err((code, text)) => Next::Refuse(code, text, id::BASIC_PUBLISH),
         }
     }
 
@@ -429,8 +412,8 @@ impl HalfChannel {
     }
 
     /// A half message or decision is durable: it is confirmed, and others may go on.
-    fn done(&mut self, place: usize, io: &mut Io) -> Step {
-        let Some(waiting) = self.waiting.remove(place) else { return Step::Taken };
+    fn done(&mut self, place: usize, io: &mut Io) -> Next {
+        let Some(waiting) = self.waiting.remove(place) else { return Next::Nothing };
         self.waiting_bytes -= waiting.bytes;
         if let (Some(numbering), Some(tag)) = (&mut self.numbering, waiting.tag) {
             let settle = numbering.parked(tag);
@@ -440,7 +423,7 @@ impl HalfChannel {
         }
         if self.waiting.is_empty() {
             io.committing -= 1;
-            return Step::Released;
+            return Next::Release;
         }
         self.decide_first(io)
     }
@@ -454,14 +437,14 @@ impl HalfChannel {
     }
 
     /// A frame from RabbitMQ.
-    pub fn handle_upstream(&mut self, frame: &Frame<'_>, io: &mut Io) -> Step {
+    pub fn handle_upstream(&mut self, frame: &Frame<'_>, io: &mut Io) -> Next {
         let before = self.content;
         self.content.follow(frame);
         if before != Content::Idle && self.content == Content::Idle && frame.kind != kind::METHOD {
             // The end of a content: it goes out, and behind it what had to wait.
             io.to_client.extend_from_slice(frame.raw);
             io.to_client.append(&mut self.held);
-            return Step::Taken;
+            return Next::Nothing;
         }
         if frame.kind == kind::METHOD {
             // A method stands between contents, whatever was known before.
@@ -469,19 +452,19 @@ impl HalfChannel {
         }
         match frame.method_id() {
             Some(id::CHANNEL_FLOW_OK) if self.flows.pop_front() == Some(true) => match self.is_busy() {
-                true if self.flows.contains(&true) => Step::Taken,
-                true => Step::Ask(self.waiting.iter_mut().filter_map(Waiting::ask).collect()),
-                false => Step::Released,
+                true if self.flows.contains(&true) => Next::Nothing,
+                true => Next::Ask(self.waiting.iter_mut().filter_map(Waiting::ask).collect()),
+                false => Next::Release,
             },
             Some(method @ (id::BASIC_ACK | id::BASIC_NACK)) => {
-                let Some(numbering) = &mut self.numbering else { return Step::Pass };
-                let Ok(settle) = Settle::parse(frame.arguments()) else { return Step::Pass };
+                let Some(numbering) = &mut self.numbering else { return Next::Pass };
+                let Ok(settle) = Settle::parse(frame.arguments()) else { return Next::Pass };
                 for settle in numbering.translate(settle) {
                     method::write_settle(&mut io.to_client, self.number, method, settle);
                 }
-                Step::Taken
+                Next::Nothing
             }
-            _ => Step::Pass,
+            _ => Next::Pass,
         }
     }
 

@@ -1,11 +1,11 @@
 //! How RabbitMQ is asked about a transaction's messages: when a probe goes out, when RabbitMQ may drop it, and what its word
 //! lets happen.
 
-use super::{Asker, Channel, Outcome, park};
+use super::{Asker, Channel, park};
 use crate::amqp::method::Publish;
 use crate::amqp::properties::Properties;
 use crate::amqp::wire::Malformed;
-use crate::protocol::command::Io;
+use crate::protocol::command::{Io, Next};
 use crate::protocol::probe;
 use crate::tx::batch::Batch;
 use crate::tx::id::TransactionId;
@@ -37,18 +37,18 @@ impl Channel {
     }
 
     /// RabbitMQ has nothing against these.
-    pub(super) fn judged(&mut self, id: TransactionId, batch: Batch, io: &mut Io) -> Outcome {
+    pub(super) fn judged(&mut self, id: TransactionId, batch: Batch, io: &mut Io) -> Next {
         let transaction = match &mut self.commit {
             Some(commit) if commit.transaction.id == Some(id) => &mut commit.transaction,
             _ if self.transaction.id == Some(id) => &mut self.transaction,
             // It was rolled back meanwhile.
-            _ => return Outcome::Stay,
+            _ => return Next::Nothing,
         };
         transaction.judging = false;
         io.user_confirmed |= transaction.claimed;
         park(transaction, batch, self.number, &mut self.parks, io);
         self.judge(io);
-        Outcome::Stay
+        Next::Nothing
     }
 
     pub(super) fn send_probe(&mut self, publish: &[u8], header: &[u8], io: &mut Io) {

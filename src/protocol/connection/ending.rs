@@ -20,8 +20,8 @@ impl Connection {
                 for number in self.channels.keys().copied().collect::<Vec<_>>() {
                     match self.channels.get_mut(&number) {
                         Some(Slot::Tx(channel)) => {
-                            let outcome = channel.lose_upstream(&mut self.io);
-                            self.apply(number, outcome);
+                            let next = channel.lose_upstream(&mut self.io);
+                            self.apply(number, next);
                         }
                         Some(Slot::Half(channel)) => channel.lose_upstream(&mut self.io),
                         Some(Slot::Confirm(_) | Slot::Refused(_)) | None => {}
@@ -90,8 +90,8 @@ impl Connection {
         self.io.hurried = true;
         for number in self.io.timers.iter().map(|(_, number)| *number).collect::<Vec<_>>() {
             if let Some(Slot::Tx(channel)) = self.channels.get_mut(&number) {
-                let outcome = channel.stop_waiting(&mut self.io);
-                self.apply(number, outcome);
+                let next = channel.stop_waiting(&mut self.io);
+                self.apply(number, next);
             }
         }
     }

@@ -6,7 +6,7 @@ use crate::amqp::method::id;
 use crate::amqp::reply_code::ReplyCode;
 use crate::protocol::command::Ticket;
 use crate::protocol::deliveries::Consumers;
-use crate::protocol::ordinary::{self, HalfChannel, Step};
+use crate::protocol::ordinary::{self, HalfChannel};
 
 impl Connection {
     /// Tells in one look what most frames need: to go on. `behind` is what follows the frame.
@@ -93,34 +93,6 @@ impl Connection {
         Vec::new()
     }
 
-    /// Does what a channel with half messages needs.
-    pub(super) fn take(&mut self, number: u16, step: Step) {
-        match step {
-            Step::Taken | Step::Pass => {}
-            Step::Released => {
-                if let Some(Slot::Half(channel)) = self.channels.get_mut(&number) {
-                    let behind = channel.take_behind();
-                    self.congested.remove(&number);
-                    self.replay(&behind);
-                }
-                return self.end_if_idle();
-            }
-            Step::Ask(probes) => {
-                for (ticket, probe) in probes {
-                    if !self.ask(number, ticket, probe) {
-                        return;
-                    }
-                }
-            }
-            Step::Refuse(code, detail, method) => return self.refuse(number, code, &detail, method),
-            Step::Broken => return self.break_off(),
-        }
-        match self.channels.get(&number) {
-            Some(Slot::Half(channel)) if channel.is_congested() => drop(self.congested.insert(number)),
-            _ => drop(self.congested.remove(&number)),
-        }
-    }
-
     /// Asks RabbitMQ about a half message. `false`: it can't be asked, and the channel was closed for that.
     pub(super) fn ask(&mut self, number: u16, ticket: Ticket, probe: Vec<u8>) -> bool {
         match self.judge.ask(number, ticket, probe, &self.open, self.channel_max, &mut self.io) {
@@ -145,12 +117,12 @@ impl Connection {
         if let Some((number, ticket, judgement)) = self.judge.handle(frame, &mut self.io) {
             match self.channels.get_mut(&number) {
                 Some(Slot::Half(channel)) => {
-                    let step = channel.handle_judged(ticket, judgement, &mut self.io);
-                    self.take(number, step);
+                    let next = channel.handle_judged(ticket, judgement, &mut self.io);
+                    self.apply(number, next);
                 }
                 Some(Slot::Tx(channel)) => {
-                    let outcome = channel.handle_judged(ticket, judgement, &mut self.io);
-                    self.apply(number, outcome);
+                    let next = channel.handle_judged(ticket, judgement, &mut self.io);
+                    self.apply(number, next);
                 }
                 Some(Slot::Confirm(_) | Slot::Refused(_)) | None => {}
             }

@@ -2,8 +2,10 @@
 
 use super::super::handshake::LoginRules;
 use super::*;
-use crate::amqp::method::{Publish, Return, Settle, Start, StartOk};
+use crate::amqp::frame::{PROTOCOL_HEADER, Split, kind};
+use crate::amqp::method::{Close, Publish, Return, Settle, Start, StartOk};
 use crate::amqp::properties::tests::{empty, full};
+use crate::amqp::reply_code::ReplyCode;
 use crate::amqp::table;
 use crate::amqp::wire::Write;
 use crate::tx::batch;

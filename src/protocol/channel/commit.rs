@@ -1,0 +1,280 @@
+//! tx.commit, step by step.
+
+use super::{Asker, Channel, leave, park, refuse_store, roll_back};
+use crate::amqp::frame::Frame;
+use crate::amqp::method::{self, id};
+use crate::amqp::reply_code::ReplyCode;
+use crate::protocol::command::{Command, Ended, Io, Next, Ticket};
+use crate::protocol::half;
+use crate::protocol::judge::Judgement;
+use crate::protocol::probe;
+use crate::protocol::transaction::{Transaction, write_return};
+use crate::tx::decision::Verdict;
+use crate::tx::id::TransactionId;
+use crate::tx::name::TransactionName;
+use crate::tx::outcome::{Forwarded, StoreError};
+use std::time::Instant;
+
+/// A commit on its way.
+#[derive(Debug)]
+pub(super) struct Commit {
+    pub(super) transaction: Transaction,
+    pub(super) step: Step,
+    /// When the client sent tx.commit.
+    pub(super) since: Instant,
+    pub(super) forwarded: Option<Forwarded>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Step {
+    Fencing,
+    Fenced,
+    /// RabbitMQ is asked whether the client is who it says, to whom the decisions about other transactions belong.
+    Confirming(Ticket),
+    /// So many decisions about other transactions are being made.
+    DecidingOthers(usize),
+    Deciding,
+    Settling {
+        /// RabbitMQ's commit-ok for acks and native messages is due.
+        upstream: bool,
+        /// The relay is waited for until then.
+        relay_until: Option<Instant>,
+    },
+}
+
+impl Channel {
+    pub(super) fn begin_commit(&mut self, frame: &Frame<'_>, io: &mut Io) -> Next {
+        self.ask_again(io);
+        // RabbitMQ has to find them right before anything is decided.
+        self.redo_acks(io);
+        let transaction = std::mem::take(&mut self.transaction);
+        if transaction.has_no_message() {
+            // Only acks, which are in RabbitMQ's own transaction already: this commit is its business.
+            self.answers.push_back(Asker::Client);
+            io.to_upstream.extend_from_slice(frame.raw);
+            return Next::Nothing;
+        }
+        let is_prepared = transaction.is_prepared() && !self.asked;
+        self.commit = Some(Commit { transaction, step: Step::Fencing, since: io.now, forwarded: None });
+        io.committing += 1;
+        if is_prepared {
+            return self.fenced(io);
+        }
+        self.answers.push_back(Asker::Fence);
+        method::write_bare(&mut io.to_upstream, self.number, id::TX_ROLLBACK);
+        Next::Nothing
+    }
+
+    /// RabbitMQ has judged every probe and dropped them.
+    pub(super) fn fenced(&mut self, io: &mut Io) -> Next {
+        let Some(commit) = &mut self.commit else { return Next::Nothing };
+        let transaction = &mut commit.transaction;
+        if transaction.named.is_some() && !transaction.batch.is_empty() {
+            let batch = std::mem::take(&mut transaction.batch);
+            park(transaction, batch, self.number, &mut self.parks, io);
+        }
+        io.user_confirmed |= transaction.claimed;
+        if !transaction.decisions.is_empty() && !io.user_confirmed {
+            let (ticket, mut probe) = (io.next_ticket(), Vec::new());
+            probe::write_claim_anywhere(&mut probe, self.number, io.user());
+            commit.step = Step::Confirming(ticket);
+            return Next::Ask(vec![(ticket, probe)]);
+        }
+        self.decide_others(io)
+    }
+
+    /// What RabbitMQ says of the client's name.
+    pub fn handle_judged(&mut self, ticket: Ticket, judgement: Judgement, io: &mut Io) -> Next {
+        if self.commit.as_ref().is_none_or(|commit| commit.step != Step::Confirming(ticket)) {
+            return Next::Nothing;
+        }
+        match judgement.confirms(io.user(), io.vhost()) {
+            Ok(()) => {
+                io.user_confirmed = true;
+                self.decide_others(io)
+            }
+            Err(text) => Next::Refuse(ReplyCode::PRECONDITION_FAILED, text, id::TX_COMMIT),
+        }
+    }
+
+    /// First what is decided about others: if that can't be, nothing of this transaction is.
+    fn decide_others(&mut self, io: &mut Io) -> Next {
+        let Some(commit) = &mut self.commit else { return Next::Nothing };
+        let decisions = commit.transaction.decisions.clone();
+        commit.step = if decisions.is_empty() { Step::Fenced } else { Step::DecidingOthers(decisions.len()) };
+        for (decision, name) in decisions {
+            let ticket = io.next_ticket();
+            self.deciding.push(ticket);
+            io.commands.push_back(Command::Decide { channel: self.number, ticket, decision, name });
+        }
+        self.decide(io)
+    }
+
+    /// The store's answer to a decision about another transaction.
+    pub fn handle_decided(
+        &mut self,
+        ticket: Ticket,
+        name: &TransactionName,
+        result: Result<Verdict, StoreError>,
+        io: &mut Io,
+    ) -> Next {
+        let Some(at) = self.deciding.iter().position(|deciding| *deciding == ticket) else { return Next::Nothing };
+        self.deciding.swap_remove(at);
+        let Some(Commit { step: Step::DecidingOthers(left), .. }) = &mut self.commit else { return Next::Nothing };
+        if let Err((code, text)) = half::check_verdict(name, result) {
+            return Next::Refuse(code, text, id::TX_COMMIT);
+        }
+        *left -= 1;
+        if *left == 0
+            && let Some(commit) = &mut self.commit
+        {
+            commit.step = Step::Fenced;
+        }
+        self.decide(io)
+    }
+
+    /// Asks the store to decide, once RabbitMQ has judged and all that was parked before is known to be kept.
+    pub(super) fn decide(&mut self, io: &mut Io) -> Next {
+        let Some(commit) = self.commit.as_mut().filter(|commit| commit.step == Step::Fenced) else {
+            return Next::Nothing;
+        };
+        if commit.transaction.messages == 0 {
+            return self.settle(None, io);
+        }
+        if commit.transaction.id.is_some_and(|id| self.parks.contains(&id)) {
+            return Next::Nothing;
+        }
+        commit.step = Step::Deciding;
+        let transaction = &mut commit.transaction;
+        let id = *transaction.id.get_or_insert_with(io.settings.new_id);
+        io.commands.push_back(Command::Commit {
+            channel: self.number,
+            transaction: id,
+            named: transaction.named.clone(),
+            batch: std::mem::take(&mut transaction.batch),
+            parked: transaction.parked,
+            wait: transaction.mandatory || !transaction.settings(io).forward_wait.is_zero(),
+        });
+        Next::Nothing
+    }
+
+    /// The store has decided, or could not; `true`: just now, so that the messages are on their way.
+    pub fn handle_committed(&mut self, id: TransactionId, result: Result<bool, StoreError>, io: &mut Io) -> Next {
+        let Some(commit) = self.commit.as_ref().filter(|commit| commit.transaction.id == Some(id)) else {
+            return Next::Nothing;
+        };
+        let is_new = match result {
+            Ok(is_new) => is_new,
+            Err(error) => return refuse_store(&error, id::TX_COMMIT),
+        };
+        let settings = commit.transaction.settings(io);
+        let wait = match (commit.transaction.mandatory, io.hurried || !is_new) {
+            (_, true) => None,
+            (true, false) => Some(settings.mandatory_wait),
+            (false, false) => Some(settings.forward_wait).filter(|wait| !wait.is_zero()),
+        };
+        let until = wait.filter(|_| commit.forwarded.is_none()).map(|wait| io.now + wait);
+        self.settle(until, io)
+    }
+
+    /// Lets acks and native messages take effect, and waits for the relay if there is something to wait for.
+    fn settle(&mut self, relay_until: Option<Instant>, io: &mut Io) -> Next {
+        let Some(commit) = &mut self.commit else { return Next::Nothing };
+        let (settlements, native) = (commit.transaction.settlements(), &commit.transaction.native);
+        let upstream = (!settlements.is_empty() || !native.is_empty()) && !io.upstream_lost;
+        if upstream {
+            io.to_upstream.extend_from_slice(settlements);
+            io.to_upstream.extend_from_slice(native);
+            method::write_bare(&mut io.to_upstream, self.number, id::TX_COMMIT);
+            self.answers.push_back(Asker::Settle);
+        }
+        if let Some(until) = relay_until {
+            io.timers.insert((until, self.number));
+        }
+        commit.step = Step::Settling { upstream, relay_until };
+        self.finish_commit(io)
+    }
+
+    /// The relay has an answer of RabbitMQ for every message.
+    pub fn handle_forwarded(&mut self, id: TransactionId, forwarded: Forwarded, io: &mut Io) -> Next {
+        match &mut self.commit {
+            Some(commit) if commit.transaction.id == Some(id) => {
+                commit.forwarded = Some(forwarded);
+                self.stop_waiting(io)
+            }
+            _ => {
+                if self.late.remove(&id) {
+                    self.say_returns(&forwarded, io);
+                }
+                Next::Nothing
+            }
+        }
+    }
+
+    /// Waits for the relay no longer, if it does: the time is up, the answer is there, or the session ends.
+    pub fn stop_waiting(&mut self, io: &mut Io) -> Next {
+        if let Some(Commit { step: Step::Settling { relay_until, .. }, .. }) = &mut self.commit {
+            if let Some(until) = relay_until.take() {
+                io.timers.remove(&(until, self.number));
+            }
+            return self.finish_commit(io);
+        }
+        Next::Nothing
+    }
+
+    /// Answers the client if nothing more is waited for.
+    fn finish_commit(&mut self, io: &mut Io) -> Next {
+        let done = |commit: &mut Commit| commit.step == Step::Settling { upstream: false, relay_until: None };
+        let Some(commit) = self.commit.take_if(done) else { return Next::Nothing };
+        io.commands.push_back(Command::Ended(Ended::Committed(io.now - commit.since)));
+        match (commit.forwarded, commit.transaction.id) {
+            (Some(forwarded), _) => self.say_returns(&forwarded, io),
+            (None, Some(id)) if commit.transaction.mandatory => drop(self.late.insert(id)),
+            _ => {}
+        }
+        let mut answer = Vec::new();
+        method::write_bare(&mut answer, self.number, id::TX_COMMIT_OK);
+        self.say(&answer, io);
+        io.committing -= 1;
+        Next::Release
+    }
+
+    pub(super) fn say_returns(&mut self, forwarded: &Forwarded, io: &mut Io) {
+        let mut out = Vec::new();
+        for returned in &forwarded.returned {
+            let (arguments, header) = (&returned.arguments, &returned.header);
+            write_return(&mut out, self.number, arguments, header, &returned.body, io.frame_max);
+        }
+        self.say(&out, io);
+    }
+
+    pub(super) fn settled(&mut self, io: &mut Io) -> Next {
+        if let Some(Commit { step: Step::Settling { upstream, .. }, .. }) = &mut self.commit {
+            *upstream = false;
+        }
+        self.finish_commit(io)
+    }
+
+    pub(super) fn leave_commit(&mut self, ended: Option<Ended>, reason: Option<String>, io: &mut Io) {
+        let Some(commit) = self.commit.take() else { return };
+        io.committing -= 1;
+        match (commit.step, ended) {
+            // A message of it was refused, or could not be kept: it is incomplete, and nobody may release the rest.
+            (Step::Fencing | Step::Confirming(_) | Step::Fenced | Step::DecidingOthers(_), Some(ended))
+                if reason.is_some() =>
+            {
+                roll_back(&commit.transaction, self.number, ended, reason, io);
+            }
+            (Step::Fencing | Step::Confirming(_) | Step::Fenced | Step::DecidingOthers(_), _)
+            | (Step::Deciding, Some(Ended::Failed)) => {
+                leave(&commit.transaction, self.number, ended.unwrap_or(Ended::RolledBack), io);
+            }
+            (Step::Deciding | Step::Settling { .. }, _) => {
+                if let Step::Settling { relay_until: Some(until), .. } = commit.step {
+                    io.timers.remove(&(until, self.number));
+                }
+                io.commands.push_back(Command::Ended(Ended::Committed(io.now - commit.since)));
+            }
+        }
+    }
+}
