@@ -194,7 +194,7 @@ async fn backlog(options: &Options) {
                 None => ended.push(place),
             }
             read += packs.len();
-            bytes += packs.iter().map(|pack| pack.messages.len()).sum::<usize>();
+            bytes += packs.iter().map(|pack| pack.messages.bytes().len()).sum::<usize>();
             store.delivered(packs.iter().map(|pack| pack.sequence).collect());
         }
         ended.into_iter().rev().for_each(|place| drop(cursors.remove(place)));

@@ -74,7 +74,7 @@ pub struct Metrics {
     relay_connected: Family<VhostLabel, Gauge>,
     relay_blocked: Family<VhostLabel, Gauge>,
     relay_stalled: Family<VhostLabel, Gauge>,
-    /// Transactions of which the store gave the relay bytes that are no messages.
+    /// Times that the store gave the relay messages that are not those it was given.
     pub relay_unreadable: Counter,
     /// Committed transactions that are not delivered yet.
     pub backlog_transactions: Gauge,
@@ -458,7 +458,7 @@ impl Metrics {
         registry.register("relay_blocked", help, self.relay_blocked.clone());
         let help = "1 while messages are in flight and confirms fail to come";
         registry.register("relay_stalled", help, self.relay_stalled.clone());
-        let help = "Transactions of which the store gave the relay bytes that are no messages";
+        let help = "Times that the store gave the relay messages that are not those it was given";
         registry.register("relay_unreadable_transactions", help, self.relay_unreadable.clone());
         let help = "Committed transactions that are not delivered yet";
         registry.register("backlog_transactions", help, self.backlog_transactions.clone());

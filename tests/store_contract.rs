@@ -10,7 +10,7 @@ use halfway::store::memory::MemoryStore;
 use halfway::store::sqlite::{SqliteSettings, SqliteStore};
 use halfway::store::{
     Clock, Commit, Committed, Committing, Cursor, DeadLetter, Lane, Origin, Outlet, Pack, Sequence, Store, StoreError,
-    Strand,
+    Stored, Strand,
 };
 use halfway::tx::batch::{Batch, HalfMessage, iter};
 use halfway::tx::id::{Timestamp, TransactionId};
@@ -58,7 +58,7 @@ fn bodies(messages: &Bytes) -> Vec<String> {
 }
 
 fn page_bodies(packs: &[Pack]) -> Vec<String> {
-    packs.iter().flat_map(|pack| bodies(&pack.messages)).collect()
+    packs.iter().flat_map(|pack| bodies(pack.messages.bytes())).collect()
 }
 
 fn plain(origin: &Origin, bodies: &[&str]) -> Commit {
@@ -73,7 +73,7 @@ fn letter(sequence: Sequence, index: u32) -> DeadLetter {
     DeadLetter {
         sequence,
         index,
-        message: batch(&["dead"]).into_bytes().into(),
+        message: Stored::Sound(batch(&["dead"]).into_bytes().into()),
         reply_code: 404,
         reply_text: "NOT_FOUND - no exchange 'x' in vhost '/'".into(),
         since: Timestamp(2_000),

@@ -50,7 +50,7 @@ impl Messages {
         let mut items = Vec::new();
         for pack in packs {
             let skip = if pack.number == page.pack { page.skip } else { 0 };
-            let messages = (0..).zip(batch::iter(&pack.messages).map_while(Result::ok)).skip(skip as usize);
+            let messages = (0..).zip(batch::iter(pack.messages.bytes()).map_while(Result::ok)).skip(skip as usize);
             for (place, message) in messages {
                 if items.len() == page.limit {
                     return Self { items, next_cursor: Some(message_cursor(pack.number, place)) };

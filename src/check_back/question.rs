@@ -92,7 +92,7 @@ impl Message {
 }
 
 fn messages(packs: &[Pack]) -> impl Iterator<Item = HalfMessage<'_>> {
-    packs.iter().flat_map(|pack| batch::iter(&pack.messages).map_while(Result::ok))
+    packs.iter().flat_map(|pack| batch::iter(pack.messages.bytes()).map_while(Result::ok))
 }
 
 /// The exchange of the first message; `None` if there is no message.
@@ -105,7 +105,7 @@ pub(super) mod tests {
     use super::*;
     use crate::amqp::table;
     use crate::amqp::wire::Write;
-    use crate::store::{Sequence, Strand};
+    use crate::store::{Sequence, Stored, Strand};
     use crate::tx::batch::Batch;
     use crate::tx::id::Timestamp;
     use crate::tx::name::TransactionName;
@@ -146,7 +146,7 @@ pub(super) mod tests {
         let mut batch = Batch::default();
         batch.push(HalfMessage { publish: &publish, header: &header, body });
         let id = TransactionId(Uuid::from_u128(1));
-        let messages = batch.into_bytes().into();
+        let messages = Stored::Sound(batch.into_bytes().into());
         Pack {
             sequence: Sequence(0),
             id,
@@ -203,7 +203,7 @@ pub(super) mod tests {
     #[test]
     fn what_cannot_be_read_does_not_break_it() {
         let mut bad = pack(b"orders", b"", b"");
-        bad.messages = Bytes::from_static(b"\0\x01\0\0\0\x01\0\0\0\0\0\0\0\0xy");
+        bad.messages = Stored::Sound(Bytes::from_static(b"\0\x01\0\0\0\x01\0\0\0\0\0\0\0\0xy"));
         let question = Question::about(&summary(7), &[bad]).expect("a question");
         assert_eq!(json(&question)["messages"][0]["message_id"], Value::Null);
         assert_eq!(first_exchange(&[pack(b"orders", b"", b"")]), Some(&b"orders"[..]));

@@ -258,7 +258,7 @@ impl<A> Context<A> {
     ) {
         let Some(tracer) = self.tracer.as_ref().filter(|tracer| tracer.samples(transaction.id)) else { return };
         let mut about = About::new(&transaction.vhost, transaction.name.as_ref().map(|name| name.as_str()));
-        packs.iter().for_each(|pack| about.read(&pack.messages));
+        packs.iter().for_each(|pack| about.read(pack.messages.bytes()));
         let (result, error) = match asked {
             Ok(Ok(answer)) => (answer.as_str(), None),
             Ok(Err(reason)) => ("no_answer", Some(reason.to_string())),

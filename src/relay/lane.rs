@@ -21,7 +21,7 @@ use crate::amqp::method::{self, Close, Settle, id};
 use crate::amqp::properties::body_size;
 use crate::amqp::reply_code::ReplyCode;
 use crate::amqp::wire::{Malformed, Write};
-use crate::store::{Committed, Cursor, DeadLetter, Forwarded, Pack, Sequence};
+use crate::store::{Committed, Cursor, DeadLetter, Forwarded, Pack, Sequence, Stored};
 use crate::tx::batch;
 use crate::tx::id::{MessageId, Timestamp, TransactionId};
 use bytes::Bytes;
@@ -30,6 +30,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 /// How far a doubled confirm timeout grows.
+/// Why a message is not sent that is not the one that was kept.
+const DAMAGED: &str = "INTERNAL_ERROR - damaged in the store: not sent, and it can't be tried again";
 const CONFIRM_TIMEOUT_MAX: Duration = Duration::from_secs(600);
 /// How long RabbitMQ may take to close a channel before the connection counts as sick.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(10);
@@ -181,8 +183,9 @@ impl Lane {
         }
         let messages = messages.expect("a transaction without its messages is read from the store");
         self.begin(sequence, id, source, decided, waiter);
-        let (possible_duplicate, nacks) = (false, 0);
-        self.add_stretch(Stretch { sequence, source, next_index: 0, last: true, messages, possible_duplicate, nacks });
+        let (possible_duplicate, damaged, nacks) = (false, false, 0);
+        let (next_index, last) = (0, true);
+        self.add_stretch(Stretch { sequence, source, next_index, last, messages, damaged, possible_duplicate, nacks });
     }
 
     /// Takes a part of a transaction of this lane of the store's that was decided at `decided`, read from the store.
@@ -203,12 +206,20 @@ impl Lane {
             let waiter = self.aside.take_waiter(source, sequence);
             self.begin(sequence, id, source, decided, waiter);
         }
-        // The rest of a transaction that can't be read is passed over; so is what came before.
+        let (messages, damaged) = match messages {
+            Stored::Sound(messages) => (messages, false),
+            Stored::Damaged(messages) => (messages, true),
+        };
+        // What comes behind a last pack, from a store that miscounts, is passed over; so is what came before.
         if let Some(transaction) = self.transactions.get_mut(&sequence).filter(|it| it.next_pack == number) {
             transaction.next_pack += 1;
             let (next_index, nacks) = (first_index, forgotten.unwrap_or(0));
-            let mut stretch = Stretch { sequence, source, next_index, last, messages, possible_duplicate, nacks };
+            let mut stretch =
+                Stretch { sequence, source, next_index, last, messages, damaged, possible_duplicate, nacks };
             stretch.skip_to(transaction.cut_to);
+            if damaged && !stretch.messages.is_empty() {
+                self.tell_of_damage(id);
+            }
             self.aside.given(source);
             self.add_stretch(stretch);
         }
@@ -433,14 +444,11 @@ impl Lane {
                 continue;
             };
             let first = batch::iter(&stretch.messages).next().map(|first| first.map(|message| message.stored_bytes()));
+            let is_readable = !matches!(first, Some(Err(Malformed)));
             let length = match first {
                 Some(Ok(length)) => length,
-                Some(Err(Malformed)) => {
-                    tracing::error!(transaction = %transaction.id, "the store gave messages that can't be read; the transaction stays as it is, the lane goes on without it");
-                    add(&self.status.counters.unreadable, 1);
-                    self.transactions.remove(&sequence);
-                    continue;
-                }
+                // Where the next message begins nobody knows: the rest goes together.
+                Some(Err(Malformed)) => stretch.messages.len(),
                 None => {
                     transaction.cut |= stretch.last;
                     self.drop_stretch(now);
@@ -450,7 +458,7 @@ impl Lane {
             };
             let bytes = stretch.messages.split_to(length);
             let id = MessageId { transaction: transaction.id, index: stretch.next_index };
-            let Stretch { source, possible_duplicate, nacks, .. } = *stretch;
+            let Stretch { source, possible_duplicate, damaged, nacks, .. } = *stretch;
             stretch.next_index += 1;
             transaction.cut_to = stretch.next_index;
             transaction.unanswered += 1;
@@ -459,7 +467,14 @@ impl Lane {
                 transaction.cut |= stretch.last;
                 self.drop_stretch(now);
             }
-            return Some(Message { sequence, source, id, bytes, possible_duplicate, nacks, returned: None });
+            if is_readable && !damaged {
+                return Some(Message { sequence, source, id, bytes, possible_duplicate, nacks, returned: None });
+            }
+            if !damaged {
+                self.tell_of_damage(id.transaction);
+            }
+            let (message, code) = (Stored::Damaged(bytes), ReplyCode::INTERNAL_ERROR);
+            self.keep_letter(sequence, id.index, message, code, DAMAGED.to_owned());
         }
     }
 
@@ -668,15 +683,24 @@ impl Lane {
     /// Makes a message that RabbitMQ can't take a dead letter.
     fn bury(&mut self, message: Message, code: ReplyCode, reply_text: String) {
         tracing::warn!(message = %message.id, code = code.0, reason = %reply_text, "RabbitMQ can't take a committed message; it becomes a dead letter");
+        self.keep_letter(message.sequence, message.id.index, Stored::Sound(message.bytes), code, reply_text);
+    }
+
+    fn tell_of_damage(&self, transaction: TransactionId) {
+        tracing::error!(%transaction, "the store gave other bytes than it was given; they become dead letters");
+        add(&self.status.counters.unreadable, 1);
+    }
+
+    fn keep_letter(&mut self, sequence: Sequence, index: u32, message: Stored, code: ReplyCode, reply_text: String) {
         add(&self.status.counters.dead_lettered, 1);
-        if let Some(transaction) = self.transactions.get_mut(&message.sequence) {
+        if let Some(transaction) = self.transactions.get_mut(&sequence) {
             transaction.burying += 1;
         }
         let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
         self.dead_letters.push(DeadLetter {
-            sequence: message.sequence,
-            index: message.id.index,
-            message: message.bytes,
+            sequence,
+            index,
+            message,
             reply_code: code.0,
             reply_text,
             since: Timestamp(i64::try_from(since.as_millis()).unwrap_or(i64::MAX)),

@@ -44,6 +44,8 @@ pub(super) struct Stretch {
     pub(super) next_index: u32,
     pub(super) last: bool,
     pub(super) messages: Bytes,
+    /// Whether they are not what the store was given: none of them must be sent.
+    pub(super) damaged: bool,
     /// Whether they may have been sent before.
     pub(super) possible_duplicate: bool,
     /// How often RabbitMQ nacked them, as far as is remembered.
@@ -55,7 +57,8 @@ impl Stretch {
     pub(super) fn skip_to(&mut self, index: u32) {
         while self.next_index < index {
             let first = batch::iter(&self.messages).find_map(Result::ok);
-            let Some(length) = first.map(|message| message.stored_bytes()) else { return };
+            // What can't be read goes together.
+            let length = first.map_or(self.messages.len(), |message| message.stored_bytes());
             drop(self.messages.split_to(length));
             self.next_index += 1;
         }

@@ -133,7 +133,7 @@ impl Queue {
         if let Some(last) = packs.last() {
             self.given = Some(Cursor { sequence: last.sequence, pack: last.number });
         }
-        let short = packs.iter().map(|pack| pack.messages.len()).sum::<usize>() < bytes_max / 2;
+        let short = packs.iter().map(|pack| pack.messages.bytes().len()).sum::<usize>() < bytes_max / 2;
         match self.mode {
             Mode::Far if short => {
                 self.mode = Mode::Near;
@@ -243,7 +243,7 @@ mod tests {
                 last: number == 1,
                 decided_at: None,
                 retried: false,
-                messages: Bytes::from_static(&[0; BYTES / 2]),
+                messages: crate::store::Stored::Sound(Bytes::from_static(&[0; BYTES / 2])),
             };
             packs
                 .map(pack)

@@ -55,7 +55,7 @@ pub(super) struct Counters {
     pub(super) unroutable: AtomicU64,
     /// Messages that became dead letters.
     pub(super) dead_lettered: AtomicU64,
-    /// Transactions of which the store gave bytes that are no messages.
+    /// Times that the store gave messages that are not those it was given.
     pub(super) unreadable: AtomicU64,
     /// Connections made after the first.
     pub(super) reconnects: AtomicU64,
@@ -158,7 +158,7 @@ pub struct VhostSnapshot {
     pub unroutable: u64,
     /// Messages that became dead letters.
     pub dead_lettered: u64,
-    /// Transactions of which the store gave bytes that are no messages.
+    /// Times that the store gave messages that are not those it was given.
     pub unreadable: u64,
     /// Connections made after the first.
     pub reconnects: u64,

@@ -7,7 +7,7 @@ use super::clock::{Moment, Reading, Time};
 use super::{
     COMMITTED_BEFORE, Check, Clock, Commit, Committed, Committing, Cursor, DeadLetter, Due, DueNow, Event, Filter,
     Lane, Letter, LetterFilter, LetterId, LetterMessage, Listing, Messages, Named, Origin, Outlet, Pack, Reply,
-    Sequence, Store, StoreError, Strand, Summary,
+    Sequence, Store, StoreError, Stored, Strand, Summary,
 };
 use crate::amqp::properties::Properties;
 use crate::tx::batch::{self, Batch};
@@ -245,7 +245,7 @@ impl Row {
 
     fn packs(&self, sequence: Sequence) -> impl Iterator<Item = Pack> {
         let mut first_index = 0;
-        (0..).zip(&self.packs).map(move |(number, Messages { bytes, count })| {
+        (0..).zip(&self.packs).map(move |(number, Messages { bytes, count, .. })| {
             let last = number as usize + 1 == self.packs.len();
             let pack = Pack {
                 sequence,
@@ -256,7 +256,7 @@ impl Row {
                 last,
                 decided_at: self.decided.as_ref().map(|(at, _)| at.wall),
                 retried: false,
-                messages: bytes.clone(),
+                messages: Stored::Sound(bytes.clone()),
             };
             first_index += count;
             pack
@@ -629,7 +629,7 @@ fn until(bytes_max: usize, packs: impl Iterator<Item = Pack>) -> Vec<Pack> {
     packs
         .take_while(|pack| {
             let has_room = bytes < bytes_max || bytes == 0;
-            bytes += pack.messages.len();
+            bytes += pack.messages.bytes().len();
             has_room
         })
         .collect()

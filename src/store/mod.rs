@@ -9,15 +9,19 @@
 //! - What is committed is handed to the [`Outlet`] once, in commit order, after it is durable. After a restart it is
 //!   read again with [`Store::page`].
 //! - What is to be waited for comes after as much time as was said, however the wall clock is set meanwhile.
+//! - What is read back for the relay is what was kept, or says that it is not.
 //! - An error means that nothing of the call took effect, and the store goes on: when space returns, so do commits.
 
 mod clock;
 mod letter;
 pub mod memory;
 pub mod sqlite;
+mod stored;
 
 pub use self::clock::{Clock, system_clock};
 pub use self::letter::{Envelope, Letter, LetterFilter, LetterId, LetterMessage};
+use self::stored::Messages;
+pub use self::stored::Stored;
 use crate::amqp::method::Publish;
 use crate::tx::batch::{self, Batch};
 pub use crate::tx::checker::Named;
@@ -138,8 +142,8 @@ pub struct Pack {
     pub decided_at: Option<Timestamp>,
     /// Whether it is a dead letter's once more: RabbitMQ may have some copies of it.
     pub retried: bool,
-    /// The messages: see [`crate::tx::batch::iter`].
-    pub messages: Bytes,
+    /// The messages.
+    pub messages: Stored,
 }
 
 /// How far a lane has been read: up to and including this pack.
@@ -151,7 +155,7 @@ pub struct Cursor {
     pub pack: u32,
 }
 
-/// A committed message that RabbitMQ can't take, as the relay tells of it.
+/// A committed message that RabbitMQ can't take, or must not be given, as the relay tells of it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct DeadLetter {
     /// Its transaction.
@@ -159,7 +163,7 @@ pub struct DeadLetter {
     /// Its place in the transaction.
     pub index: u32,
     /// The one message, as a batch.
-    pub message: Bytes,
+    pub message: Stored,
     /// RabbitMQ's reply code.
     pub reply_code: u16,
     /// RabbitMQ's words.
@@ -170,19 +174,6 @@ pub struct DeadLetter {
 
 /// Why the one is rolled back that comes second under a name.
 const COMMITTED_BEFORE: &str = "its name was committed before";
-
-/// A batch that is whole, in the form in which a store keeps it and the relay takes it.
-#[derive(Debug, Clone, Default)]
-struct Messages {
-    bytes: Bytes,
-    count: u32,
-}
-
-impl From<Batch> for Messages {
-    fn from(batch: Batch) -> Self {
-        Self { count: batch.messages(), bytes: batch.into_bytes().into() }
-    }
-}
 
 /// What a commit came to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -253,7 +253,7 @@ impl Store for TracedStore {
             for pack in packs.iter().flatten().filter(|pack| pack.number == 0 && tracer.samples(pack.id)) {
                 let about = tracer.about(pack.id).unwrap_or_else(|| {
                     let mut about = About::new(&vhost, None);
-                    about.read(&pack.messages);
+                    about.read(pack.messages.bytes());
                     Arc::new(about)
                 });
                 tracer.began_forwarding(pack.sequence, pack.id, Some(about));
@@ -282,6 +282,6 @@ fn about(
 ) -> Option<About> {
     let (summary, _) = transaction.ok()??;
     let mut about = About::new(&summary.vhost, summary.name.as_ref().map(|name| name.as_str()));
-    packs.iter().flatten().for_each(|pack| about.read(&pack.messages));
+    packs.iter().flatten().for_each(|pack| about.read(pack.messages.bytes()));
     Some(about)
 }

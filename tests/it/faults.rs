@@ -260,6 +260,42 @@ fn a_store_has_one_process() {
     second.resume();
 }
 
+/// The flipped bit went out to the consumers, and `halfway store check` found nothing.
+#[test]
+fn a_message_in_which_a_bit_flipped_becomes_a_dead_letter() {
+    let (mut proxy, account) = prepared(&[]);
+    proxy.resume();
+    let queue = unique("fault-flipped");
+    broker().lock_out(&account);
+    let mut raw = transactional(proxy.port, &queue);
+    for body in ["before", "flipped", "after"] {
+        raw.publish(1, &queue, body);
+        raw.commit(1);
+    }
+    proxy.kill();
+    let store = rusqlite::Connection::open(proxy.folder().join("halfway.db")).expect("the store");
+    let second = "FROM transactions WHERE state = 'committed' ORDER BY sequence LIMIT 1 OFFSET 1";
+    let mut body: Vec<u8> =
+        store.query_row(&format!("SELECT body {second}"), [], |row| row.get(0)).expect("the second");
+    *body.last_mut().expect("it has a body") ^= 1;
+    let flip = format!("UPDATE transactions SET body = ?1 WHERE sequence = (SELECT sequence {second})");
+    store.execute(&flip, [body]).expect("written");
+    drop(store);
+    let check = proxy.command(&["store", "check"]);
+    let report = String::from_utf8_lossy(&check.stdout).into_owned() + &String::from_utf8_lossy(&check.stderr);
+    assert!(!check.status.success() && report.contains("other bytes than were kept"), "{report}");
+    broker().let_in(&account);
+    proxy.resume();
+    let mut raw = transactional(proxy.port, &queue);
+    assert_eq!(raw.get_soon(2, &queue).text(), "before");
+    assert_eq!(raw.get_soon(2, &queue).text(), "after");
+    wait_until(deadline(PATIENCE), "the dead letter", || proxy.metric("halfway_dead_letters") == 1.0);
+    let list = proxy.command(&["dead", "list", "--json"]);
+    let list = String::from_utf8_lossy(&list.stdout).into_owned();
+    assert!(list.contains("541") && list.contains("damaged in the store"), "{list}");
+    assert_eq!(proxy.metric("halfway_relay_unreadable_transactions_total"), 1.0);
+}
+
 #[test]
 fn the_store_can_be_looked_at_and_copied() {
     let (mut proxy, account) = prepared(&[]);

@@ -4,7 +4,7 @@ use super::named::Stage;
 use super::{Relay, all, batch, commit, lane, letter, origin, page_bodies, parked, plain, wait_for};
 use halfway::store::sqlite::{SqliteSettings, SqliteStore, check, stats};
 use halfway::store::{
-    Clock, DeadLetter, Filter, Letter, LetterFilter, LetterId, Origin, Sequence, Store, StoreError, Summary,
+    Clock, DeadLetter, Filter, Letter, LetterFilter, LetterId, Origin, Sequence, Store, StoreError, Stored, Summary,
 };
 use halfway::tx::decision::{Actor, Decision, Target, Verdict};
 use halfway::tx::id::Timestamp;
@@ -80,7 +80,7 @@ async fn letters_are_listed_and_found(Stage { store, relay, .. }: Stage<'_>) {
     assert!(found.reply_text.starts_with("NOT_FOUND"), "{found:?}");
     assert_eq!(of(store, "listed").await[0], found);
     let kept = store.dead_letter_message(first).await.unwrap().expect("it was listed");
-    assert_eq!((kept.index, kept.message), (1, letter(Sequence(1), 1).message));
+    assert_eq!((kept.index, &kept.message), (1, letter(Sequence(1), 1).message.bytes()));
     assert_eq!(store.dead_letter_message(LetterId(i64::MAX)).await.unwrap(), None);
 
     let by = |vhost: Option<&str>, exchange: Option<&str>| LetterFilter {
@@ -209,11 +209,30 @@ async fn a_discarded_letter_is_gone_for_good(Stage { store, relay, .. }: Stage<'
 }
 
 /// All chapters, one after the other, on one store.
+async fn what_came_damaged_stays_so(stage: Stage<'_>) {
+    let Stage { store, relay, .. } = stage;
+    let tx = origin(lane("damaged", 0));
+    let sequence = commit(store, plain(&tx, &["a"])).await;
+    let bytes = letter(sequence, 0).message.bytes().clone();
+    store.dead_letter(DeadLetter { message: Stored::Damaged(bytes.clone()), ..letter(sequence, 0) }).await.unwrap();
+    store.delivered(vec![sequence]);
+    wait_for(store, &tx.lane, &[]).await;
+    let id = ids(store, "damaged").await[0];
+    assert_eq!(store.dead_letter_message(id).await.unwrap().expect("it waits").message, bytes, "for people");
+    store.retry(id, eve(), "try".into()).await.unwrap().expect("it waits");
+    let again = all(store, &tx.lane).await.remove(0);
+    assert_eq!(again.messages, Stored::Damaged(bytes), "but not for the relay");
+    store.dead_letter(DeadLetter { message: again.messages, ..letter(again.sequence, 0) }).await.unwrap();
+    assert_eq!(store.discard(id, eve(), "lost".into()).await.unwrap(), Some(tx.id));
+    relay.told();
+}
+
 pub(crate) async fn story(stage: Stage<'_>) {
     letters_are_listed_and_found(stage).await;
     a_letter_is_tried_again_as_itself_until_rabbitmq_has_it(stage, false).await;
     a_letter_is_tried_again_as_itself_until_rabbitmq_has_it(stage, true).await;
     a_discarded_letter_is_gone_for_good(stage).await;
+    what_came_damaged_stays_so(stage).await;
 }
 
 #[tokio::test]

@@ -182,7 +182,7 @@ impl Store for FakeStore {
         self.answer(|_| {
             let is_there = self.letters.lock().unwrap().iter().any(|other| other.id == letter);
             let pack = self.packs.lock().unwrap().first().cloned().filter(|_| is_there)?;
-            Some(LetterMessage { index: pack.first_index, message: pack.messages })
+            Some(LetterMessage { index: pack.first_index, message: pack.messages.bytes().clone() })
         })
     }
 

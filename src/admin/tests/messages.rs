@@ -5,7 +5,7 @@ use super::*;
 use crate::amqp::properties::tests::full;
 use crate::amqp::table;
 use crate::amqp::wire::Write;
-use crate::store::{Pack, Sequence, Strand};
+use crate::store::{Pack, Sequence, Stored, Strand};
 use crate::tx::batch::{Batch, HalfMessage};
 use crate::tx::state::State;
 
@@ -22,7 +22,7 @@ pub(super) fn pack(number: u32, first_index: u32, last: bool, bodies: &[&[u8]]) 
     for body in bodies {
         batch.push(HalfMessage { publish: &publish, header: &full(body.len() as u64, &headers), body });
     }
-    let messages = batch.into_bytes().into();
+    let messages = Stored::Sound(batch.into_bytes().into());
     Pack {
         sequence: Sequence(1),
         id: id(1),

@@ -1,5 +1,7 @@
 //! A lane against a RabbitMQ that is played: frames in, frames out, and a clock that is set by hand.
 
+mod damage;
+
 use super::*;
 use crate::amqp::frame::{Split, split};
 use crate::amqp::method::{Publish, Return};
@@ -70,7 +72,7 @@ fn messages(count: u32, mandatory: bool) -> Bytes {
 }
 
 fn pack(sequence: i64, number: u32, count: u32, last: bool) -> Pack {
-    let messages = messages(count, false);
+    let messages = Stored::Sound(messages(count, false));
     let first_index = number * count;
     Pack {
         sequence: Sequence(sequence),
@@ -685,36 +687,6 @@ fn a_mandatory_message_whose_publisher_is_gone_is_kept_too() {
     rabbit.give_back(&got[0]);
     rabbit.ack_all();
     assert_eq!(rabbit.dead_letters(), [(1, 0, 312)]);
-}
-
-#[test]
-fn what_can_not_be_sent_is_kept_and_what_can_not_be_read_is_passed_over() {
-    let mut rabbit = Rabbit::new(policy(100, false));
-    let mut large = empty(0);
-    large[12..14].copy_from_slice(&(1u16 << 13).to_be_bytes());
-    let mut headers = Vec::new();
-    table::write_string(&mut headers, b"k", &[b'v'; FRAME_BYTES_MAX as usize]);
-    large.put_u32(headers.len() as u32);
-    copy_entries(&mut large, Some(&headers), |_| true);
-    let mut batch = Batch::default();
-    batch.push(HalfMessage { publish: b"\0\0\0\0\0", header: &large, body: b"" });
-    let messages = batch.into_bytes().into();
-    rabbit.lane.add_pack(LANE, Pack { messages, ..pack(1, 0, 1, true) }, false, rabbit.now);
-    let messages = messages_cut_short();
-    rabbit.lane.add_pack(LANE, Pack { messages, last: false, ..pack(2, 0, 1, true) }, false, rabbit.now);
-    rabbit.lane.add_pack(LANE, pack(2, 1, 1, true), false, rabbit.now);
-    rabbit.lane.add_pack(LANE, pack(3, 0, 1, true), false, rabbit.now);
-    assert_eq!(rabbit.got(), [(2, 0, false), (3, 0, false)]);
-    rabbit.ack_all();
-    assert_eq!(rabbit.dead_letters(), [(1, 0, 501)]);
-    assert_eq!((rabbit.delivered(), rabbit.count(|it| &it.unreadable)), (vec![3], 1));
-    assert_eq!(rabbit.lane.unsent_bytes(), 0);
-}
-
-/// A message, and a part of another.
-fn messages_cut_short() -> Bytes {
-    let two = messages(2, false);
-    two.slice(..two.len() - 1)
 }
 
 /// One queue of RabbitMQ's: the copies that it took.

@@ -153,7 +153,7 @@ impl Held {
 
     pub(super) fn letter_message(&self, letter: LetterId) -> Option<LetterMessage> {
         let DeadLetter { index, message, .. } = self.waits(letter)?.letter.clone();
-        Some(LetterMessage { index, message })
+        Some(LetterMessage { index, message: message.bytes().clone() })
     }
 
     fn waits(&self, letter: LetterId) -> Option<&Kept> {
@@ -166,7 +166,7 @@ impl Held {
             id: kept.id,
             transaction: origin.id,
             vhost: origin.lane.vhost.clone(),
-            envelope: Envelope::of(&kept.letter.message),
+            envelope: Envelope::of(kept.letter.message.bytes()),
             reply_code: kept.letter.reply_code,
             reply_text: kept.letter.reply_text.clone(),
             since: kept.letter.since,

@@ -56,13 +56,14 @@ impl Rows<'_> {
         };
         self.sql
             .prepare_cached(
-                "INSERT INTO dead_letters (sequence, message_index, message, reply_code, reply_text, since)
-                 VALUES (?1, ?2, ?3, ?4, ?5, ?6)",
+                "INSERT INTO dead_letters (sequence, message_index, message, checksum, reply_code, reply_text, since)
+                 VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)",
             )?
             .execute(params![
                 letter.sequence.0,
                 letter.index,
-                &letter.message[..],
+                &letter.message.bytes()[..],
+                letter.message.checksum(),
                 letter.reply_code,
                 letter.reply_text,
                 letter.since.0,
@@ -120,7 +121,8 @@ impl Rows<'_> {
             })?;
         self.sql
             .prepare_cached(
-                "INSERT INTO packs (key, first_index, body) SELECT ?1, message_index, message FROM dead_letters
+                "INSERT INTO packs (key, first_index, body, checksum)
+                     SELECT ?1, message_index, message, checksum FROM dead_letters
                  WHERE letter = ?2",
             )?
             .execute(params![super::rows::pack_keys(sequence).start(), letter.0])?;

@@ -11,7 +11,6 @@ use crate::tx::decision::Actor;
 use crate::tx::id::{Timestamp, TransactionId};
 use crate::tx::name::TransactionName;
 use crate::tx::state::State;
-use bytes::Bytes;
 use rusqlite::blob::Blob;
 use rusqlite::ffi;
 use rusqlite::{Connection, OptionalExtension, Row, ToSql, Transaction, TransactionBehavior, named_params, params};
@@ -336,7 +335,7 @@ pub(super) fn messages(
     let sql = Transaction::new_unchecked(sql, TransactionBehavior::Deferred)?;
     let Some(place) = place(&sql, id)? else { return Ok(Vec::new()) };
     let mut statement = sql.prepare_cached(
-        "SELECT number, packs, body, decided_at, strand FROM transactions NOT INDEXED
+        "SELECT number, packs, body, decided_at, strand, checksum FROM transactions NOT INDEXED
          WHERE sequence = ?1 AND state IN ('open', 'in_doubt', 'committed')",
     )?;
     let mut rows = statement.query([place])?;
@@ -346,9 +345,6 @@ pub(super) fn messages(
     match row.get::<_, Option<i64>>(0)? {
         Some(number) => packs::of(&sql, transaction, number, row.get(1)?, from, bytes_max),
         None if from > 0 => Ok(Vec::new()),
-        None => {
-            let messages = Bytes::copy_from_slice(row.get_ref(2)?.as_blob()?);
-            Ok(vec![transaction.whole(messages)])
-        }
+        None => Ok(vec![transaction.whole(packs::stored(row, 2, 5)?)]),
     }
 }

@@ -360,7 +360,7 @@ impl Rows<'_> {
             return Ok(messages.clone());
         }
         kept.extend_from_slice(&messages.bytes[copied..]);
-        Ok(Messages { bytes: kept.into(), count })
+        Ok(Messages::new(kept.into(), count))
     }
 }
 

@@ -2,10 +2,10 @@
 
 use super::letters;
 use super::rows::{lane_number, pack_keys};
-use crate::store::{Cursor, Lane, Pack, Sequence, Strand};
+use crate::store::{Cursor, Lane, Pack, Sequence, Stored, Strand};
 use crate::tx::id::{Timestamp, TransactionId};
 use bytes::Bytes;
-use rusqlite::{Connection, Transaction, TransactionBehavior, params};
+use rusqlite::{Connection, Row, Transaction, TransactionBehavior, params};
 use uuid::Uuid;
 
 /// What is committed for a lane, behind `after`, until it adds up to `bytes_max`.
@@ -22,7 +22,7 @@ pub(super) fn page(
     };
     let from = after.map_or(0, |cursor| cursor.sequence.0);
     let mut statement = sql.prepare_cached(
-        "SELECT sequence, id, number, packs, body, decided_at, strand FROM transactions INDEXED BY committed
+        "SELECT sequence, id, number, packs, body, decided_at, strand, checksum FROM transactions INDEXED BY committed
          WHERE state = 'committed' AND lane = ?1 AND sequence >= ?2 ORDER BY sequence",
     )?;
     let mut rows = statement.query([lane, from])?;
@@ -36,10 +36,7 @@ pub(super) fn page(
         let has_room = match row.get::<_, Option<i64>>(2)? {
             Some(number) => page.add_packs(&sql, transaction, number, row.get(3)?, read)?,
             None if read.is_some() => true,
-            None => {
-                let messages = Bytes::copy_from_slice(row.get_ref(4)?.as_blob()?);
-                page.add(transaction.whole(messages))
-            }
+            None => page.add(transaction.whole(stored(row, 4, 7)?)),
         };
         if !has_room {
             break;
@@ -62,6 +59,12 @@ pub(super) fn of(
     Ok(page.packs)
 }
 
+/// The messages in one column, and their checksum in another.
+pub(super) fn stored(row: &Row<'_>, messages: usize, checksum: usize) -> rusqlite::Result<Stored> {
+    let bytes = Bytes::copy_from_slice(row.get_ref(messages)?.as_blob()?);
+    Ok(Stored::verified(bytes, row.get(checksum)?))
+}
+
 /// Whose packs are read.
 #[derive(Clone, Copy)]
 pub(super) struct Of {
@@ -73,7 +76,7 @@ pub(super) struct Of {
 
 impl Of {
     /// All of its messages, which stand in its row.
-    pub(super) fn whole(self, messages: Bytes) -> Pack {
+    pub(super) fn whole(self, messages: Stored) -> Pack {
         let Of { sequence, id, strand, decided_at } = self;
         Pack { sequence, id, strand, number: 0, first_index: 0, last: true, decided_at, retried: false, messages }
     }
@@ -88,7 +91,7 @@ struct Page {
 impl Page {
     /// Says whether there is room for more.
     fn add(&mut self, pack: Pack) -> bool {
-        self.bytes += pack.messages.len();
+        self.bytes += pack.messages.bytes().len();
         self.packs.push(pack);
         self.bytes < self.bytes_max
     }
@@ -105,8 +108,9 @@ impl Page {
         let (first, last) = pack_keys(number).into_inner();
         let retried = letters::is_retry(sql, sequence)?;
         let from = read.map_or(0, |pack| i64::from(pack) + 1);
-        let mut statement =
-            sql.prepare_cached("SELECT key, first_index, body FROM packs WHERE key BETWEEN ?1 AND ?2 ORDER BY key")?;
+        let mut statement = sql.prepare_cached(
+            "SELECT key, first_index, body, checksum FROM packs WHERE key BETWEEN ?1 AND ?2 ORDER BY key",
+        )?;
         let mut rows = statement.query(params![first + from, last])?;
         while let Some(row) = rows.next()? {
             let place = (row.get::<_, i64>(0)? - first) as u32;
@@ -119,7 +123,7 @@ impl Page {
                 last: place + 1 == packs,
                 decided_at,
                 retried,
-                messages: Bytes::copy_from_slice(row.get_ref(2)?.as_blob()?),
+                messages: stored(row, 2, 3)?,
             };
             if !self.add(pack) {
                 return Ok(false);

@@ -338,8 +338,8 @@ impl<'a> Rows<'a> {
         self.sql
             .prepare_cached(
                 "INSERT INTO transactions (sequence, id, state, lane, user, created_at, decided_at, messages, bytes, body,
-                     strand)
-                 VALUES (?1, ?2, 'committed', ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10)",
+                     strand, checksum)
+                 VALUES (?1, ?2, 'committed', ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11)",
             )?
             .execute(params![
                 sequence,
@@ -352,6 +352,7 @@ impl<'a> Rows<'a> {
                 messages.bytes.len() as i64,
                 &messages.bytes[..],
                 origin.strand.0,
+                messages.checksum,
             ])?;
         let Origin { id, strand, .. } = *origin;
         let sequence = Sequence(sequence);
@@ -566,11 +567,14 @@ impl<'a> Rows<'a> {
     }
 
     fn pack(&self, number: i64, place: i64, first_index: u32, messages: &Messages) -> rusqlite::Result<()> {
-        self.sql.prepare_cached("INSERT INTO packs (key, first_index, body) VALUES (?1, ?2, ?3)")?.execute(params![
-            *pack_keys(number).start() + place,
-            first_index,
-            &messages.bytes[..],
-        ])?;
+        self.sql
+            .prepare_cached("INSERT INTO packs (key, first_index, body, checksum) VALUES (?1, ?2, ?3, ?4)")?
+            .execute(params![
+                *pack_keys(number).start() + place,
+                first_index,
+                &messages.bytes[..],
+                messages.checksum
+            ])?;
         Ok(())
     }
 

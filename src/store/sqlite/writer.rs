@@ -122,7 +122,7 @@ impl Request {
     fn bytes(&self) -> usize {
         match self {
             Self::Park { messages, .. } | Self::Commit { messages, .. } => messages.bytes.len(),
-            Self::DeadLetter { letter, .. } => letter.message.len(),
+            Self::DeadLetter { letter, .. } => letter.message.bytes().len(),
             Self::Rollback { .. }
             | Self::Abandon { .. }
             | Self::Decide { .. }
