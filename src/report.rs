@@ -180,7 +180,10 @@ fn trouble(vhost: &VhostSnapshot) -> Option<String> {
                      one for exchange '{exchange}' with routing key '{routing_key}' was nacked {nacks} times"
                 )
             });
-            let troubles: Vec<_> = [refused, stalled, channels].into_iter().flatten().collect();
+            let trial = vhost.trial.as_ref().map(|why| {
+                format!("messages that have to be tried on a connection of their own, and there is none: {why}")
+            });
+            let troubles: Vec<_> = [refused, trial, stalled, channels].into_iter().flatten().collect();
             (!troubles.is_empty()).then(|| troubles.join(", and "))
         }
     }
@@ -235,6 +238,7 @@ mod tests {
             in_flight: 0,
             stalled_lanes: 0,
             refused: None,
+            trial: None,
             shared_channels: 0,
             confirmed: 0,
             nacked: 0,

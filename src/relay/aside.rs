@@ -9,6 +9,8 @@
 //!     └─── the store has no more ── reading ◄─────────────────────────────────────────────────────────────────┘
 //! ```
 //!
+//! Those of which a message may have made RabbitMQ close the channel wait here too: their messages are tried first.
+//!
 //! Kept in memory is what was in flight when the nack came, within bounds. All else stays in the store, where it is told
 //! to stand beside the lane, and is read from there.
 
@@ -43,6 +45,9 @@ pub(super) struct Aside {
     to_read: VecDeque<Source>,
     /// Whether the store owes a page.
     reading: bool,
+    /// What is to be tried, and the bytes of what is being tried.
+    suspects: Vec<Message>,
+    tried_bytes: usize,
 }
 
 #[derive(Debug, Default)]
@@ -52,6 +57,9 @@ struct Waiting {
     /// Whether what is in flight is a single message that goes again.
     trying: bool,
     not_before: Option<Instant>,
+    /// Whether what is in memory is tried before it goes with others, and until when all that comes is.
+    suspect: bool,
+    guilty_until: Option<Instant>,
     /// What stands in `due` and `nacked` for it.
     due: Option<Instant>,
     nacks: Option<u32>,
@@ -71,6 +79,12 @@ struct Waiting {
     waiters: BTreeMap<Sequence, Waiter>,
     /// Up to where it was forgotten, and how often RabbitMQ had nacked it at most.
     forgotten: Option<(Sequence, u32)>,
+}
+
+impl Waiting {
+    fn is_suspect(&self) -> bool {
+        self.suspect || self.guilty_until.is_some()
+    }
 }
 
 impl Aside {
@@ -115,8 +129,7 @@ impl Aside {
     /// A source steps aside, or what was read of it goes back: so many of its messages are in flight, `held` of its
     /// transactions are in memory, and what was not sent, from `unsent` on, is left to the store.
     pub(super) fn step(&mut self, source: Source, in_flight: usize, held: Vec<Sequence>, unsent: Option<Sequence>) {
-        let waiting = self.sources.entry(source).or_default();
-        waiting.in_flight = in_flight;
+        let waiting = self.sources.entry(source).or_insert_with(|| Waiting { in_flight, ..Waiting::default() });
         let all = held.iter().max().map(|last| Cursor { sequence: *last, pack: u32::MAX });
         waiting.read = match unsent {
             Some(first) => Some(before(first)),
@@ -207,10 +220,29 @@ impl Aside {
     /// Looks what a source waits for now; it may be for nothing more.
     pub(super) fn settle(&mut self, source: Source, now: Instant) {
         let Some(waiting) = self.sources.get_mut(&source) else { return };
-        waiting.trying &= waiting.in_flight > 0;
+        if waiting.in_flight == 0 {
+            waiting.trying = false;
+            waiting.suspect &= !waiting.again.is_empty();
+        }
+        waiting.guilty_until = waiting.guilty_until.filter(|until| now < *until);
+        if waiting.is_suspect() {
+            // What was nacked goes alone; what was not goes at once.
+            while waiting.not_before.is_none()
+                && let Some(first) = waiting.again.first_entry().filter(|first| first.get().nacks == 0)
+            {
+                let message = first.remove();
+                waiting.in_flight += 1;
+                self.bytes -= message.bytes.len() + MESSAGE_COST;
+                self.tried_bytes += message.bytes.len() + MESSAGE_COST;
+                self.suspects.push(message);
+            }
+        }
         let may_go = match waiting.again.is_empty() {
             false => waiting.in_flight == 0,
-            true => waiting.more && !waiting.dry && !waiting.queued && !waiting.trying,
+            true => {
+                let reads = waiting.more && !waiting.dry && !waiting.queued;
+                reads && !waiting.trying && (waiting.in_flight == 0 || !waiting.is_suspect())
+            }
         };
         let due = may_go.then_some(waiting.not_before);
         let nacks = waiting.again.values().next().map(|first| first.nacks).filter(|nacks| *nacks > 0);
@@ -236,8 +268,15 @@ impl Aside {
                 let owes = waiting.more || waiting.queued || waiting.marking || !waiting.to_mark.is_empty();
                 // What is remembered of those that were forgotten is needed until they are done with.
                 let remembers = waiting.forgotten.is_some() && (waiting.in_flight > 0 || waiting.unsent > 0);
-                if waiting.again.is_empty() && !waiting.trying && !owes && !remembers {
-                    self.sources.remove(&source);
+                if !waiting.again.is_empty() || waiting.trying || waiting.suspect || owes || remembers {
+                    return;
+                }
+                match waiting.guilty_until {
+                    Some(until) => {
+                        waiting.due = Some(until);
+                        self.due.insert((until, source));
+                    }
+                    None => drop(self.sources.remove(&source)),
                 }
             }
         }
@@ -257,31 +296,55 @@ impl Aside {
             (waiting.due, waiting.not_before) = (None, None);
             if let Some((_, message)) = waiting.again.pop_first() {
                 waiting.trying = true;
+                let is_suspect = waiting.is_suspect();
+                waiting.in_flight += usize::from(is_suspect);
                 self.let_go(&message);
-                return Some(message);
+                if !is_suspect {
+                    return Some(message);
+                }
+                self.tried_bytes += message.bytes.len() + MESSAGE_COST;
+                self.suspects.push(message);
+                continue;
             }
             self.settle(source, now);
         }
     }
 
-    /// The next message of a source, whatever it waits for.
-    pub(super) fn first_of(&mut self, source: Source) -> Option<Message> {
-        let waiting = self.sources.get_mut(&source)?;
-        let (_, message) = waiting.again.pop_first()?;
-        waiting.trying = true;
-        if let Some(due) = waiting.due.take() {
-            self.due.remove(&(due, source));
+    /// One of what this source had in flight may be guilty: all of it is tried first.
+    pub(super) fn suspect(&mut self, source: Source) {
+        if let Some(waiting) = self.sources.get_mut(&source) {
+            waiting.suspect = true;
         }
-        self.let_go(&message);
-        Some(message)
     }
 
-    /// Takes a message out that waits.
-    pub(super) fn take(&mut self, place: (Sequence, u32), now: Instant) -> Option<Message> {
-        let found = self.sources.values_mut().find_map(|waiting| waiting.again.remove(&place))?;
-        self.let_go(&found);
-        self.settle(found.source, now);
-        Some(found)
+    /// One of this source was guilty: what it commits is tried first, until then.
+    pub(super) fn convict(&mut self, source: Source, until: Instant) {
+        if let Some(waiting) = self.sources.get_mut(&source) {
+            waiting.guilty_until = Some(until);
+        }
+    }
+
+    /// This source has nothing to do with it.
+    pub(super) fn acquit(&mut self, source: Source) {
+        if let Some(waiting) = self.sources.get_mut(&source) {
+            (waiting.suspect, waiting.guilty_until) = (false, None);
+        }
+    }
+
+    /// Whether what comes of this source is tried first.
+    pub(super) fn is_suspect(&self, source: Source) -> bool {
+        self.sources.get(&source).is_some_and(Waiting::is_suspect)
+    }
+
+    /// What is to be tried now. Each counts as in flight, until [`Aside::tried`].
+    pub(super) fn take_suspects(&mut self) -> Vec<Message> {
+        std::mem::take(&mut self.suspects)
+    }
+
+    /// A message that was tried is here again.
+    pub(super) fn tried(&mut self, message: &Message) {
+        self.tried_bytes -= message.bytes.len() + MESSAGE_COST;
+        self.answered(message.source);
     }
 
     /// What the store is to be told, and has not been yet. Each is answered with [`Aside::marked`].
@@ -314,15 +377,20 @@ impl Aside {
         if self.reading {
             return None;
         }
-        loop {
+        for _ in 0..self.to_read.len() {
             let source = self.to_read.pop_front()?;
             if let Some(waiting) = self.sources.get_mut(&source) {
+                if waiting.is_suspect() && self.tried_bytes > KEPT_BYTES_MAX {
+                    self.to_read.push_back(source);
+                    continue;
+                }
                 self.reading = true;
                 // What the store is only being told of may be missing from the page.
                 waiting.more = waiting.marking || !waiting.to_mark.is_empty();
                 return Some((source, waiting.read));
             }
         }
+        None
     }
 
     /// The store has answered with packs up to `last`, or with none, or not at all. Says whether they are the next ones;
@@ -372,6 +440,8 @@ impl Aside {
         self.to_mark.extend(other.to_mark);
         self.to_read.extend(other.to_read);
         self.reading |= other.reading;
+        self.suspects.extend(other.suspects);
+        self.tried_bytes += other.tried_bytes;
     }
 }
 

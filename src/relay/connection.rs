@@ -4,9 +4,10 @@ use super::Settings;
 use super::channels::Channels;
 use super::lane::{DEAD_LETTERS_WAITING_MAX, Fault, Lane, Policy};
 use super::login::{Connection, LoginError};
-use super::message::Source;
+use super::message::{Message, Source};
 use super::queue::{Budget, Next, Queue};
 use super::status::{Link, Refused, VhostStatus, add};
+use super::trial::{self, Verdict};
 use super::wire::{WRITE_BYTES, Wire};
 use crate::amqp::frame::{self, Frame};
 use crate::amqp::method::{self, Close, id};
@@ -22,6 +23,7 @@ use std::pin::pin;
 use std::sync::atomic::{AtomicI64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
+use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use tokio::sync::{Notify, watch};
 use tokio::time::{sleep, sleep_until, timeout};
 
@@ -38,17 +40,13 @@ const DELIVERED_WAIT: Duration = Duration::from_millis(10);
 const STORE_PAUSE: Duration = Duration::from_secs(1);
 /// A connection that held this long, or confirmed something, was no failure.
 const USEFUL_AFTER: Duration = Duration::from_secs(30);
-/// Connections in a row that RabbitMQ may close before a message of ours is suspected.
-const CLOSES_BORNE: u32 = 2;
-/// How often a message that is alone in flight may cost the connection before it is given up.
-const STRIKES_MAX: u32 = 5;
 /// The timer is never set to less, should a lane's deadline have passed while it may not act.
 const TIMER_MIN: Duration = Duration::from_millis(1);
 /// How long after a write a transaction that nobody waits for may wait for company: RabbitMQ spends several times as much
 /// on a message that comes alone.
 const COMPANY_WAIT: Duration = Duration::from_millis(1);
 /// How long RabbitMQ may take for a polite goodbye.
-const GOODBYE_TIMEOUT: Duration = Duration::from_secs(1);
+pub(super) const GOODBYE_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Where the store's writer thread leaves what a virtual host's task takes.
 #[derive(Debug)]
@@ -133,17 +131,10 @@ pub(super) struct Vhost {
     blocked: bool,
     /// Until then what nobody waits for does not wake this.
     company_until: Option<Instant>,
-    suspicion: Suspicion,
-}
-
-/// A message can make RabbitMQ close the whole connection, each time it is sent. After some such closes one message at a
-/// time is sent, over all lanes, until nothing has to be sent again; one that was alone in flight each time is given up.
-#[derive(Default)]
-struct Suspicion {
-    /// Connections in a row that RabbitMQ closed because of an error.
-    closes: u32,
-    /// The lane and the message that was alone in flight, and how often.
-    suspect: Option<(u16, (Sequence, u32), u32)>,
+    /// Where messages are tried, from the first one on that had to be.
+    trial: Option<UnboundedSender<Vec<Message>>>,
+    verdicts: UnboundedReceiver<(Message, Verdict)>,
+    verdicts_sender: UnboundedSender<(Message, Verdict)>,
 }
 
 /// What the store said.
@@ -158,7 +149,7 @@ enum Answer {
 
 /// Why a connection ended.
 #[derive(Debug, thiserror::Error)]
-enum Lost {
+pub(super) enum Lost {
     #[error(transparent)]
     Connect(#[from] ConnectError),
     #[error(transparent)]
@@ -177,6 +168,13 @@ enum Lost {
     Lane(#[from] Fault),
 }
 
+impl Lost {
+    /// Whether a message that was in flight may be why. An operator's word and an account's limits are no message's fault.
+    pub(super) fn accuses(&self) -> bool {
+        matches!(self, Self::Closed(code, _) if ![ReplyCode::CONNECTION_FORCED, ReplyCode::NOT_ALLOWED].contains(code))
+    }
+}
+
 impl From<Malformed> for Lost {
     fn from(Malformed: Malformed) -> Self {
         Self::Malformed
@@ -185,6 +183,7 @@ impl From<Malformed> for Lost {
 
 impl Vhost {
     pub(super) fn new(name: Arc<str>, shared: Arc<Shared>, inbox: Arc<Inbox>, status: Arc<VhostStatus>) -> Self {
+        let (verdicts_sender, verdicts) = unbounded_channel();
         Self {
             name,
             draining: shared.draining.clone(),
@@ -202,7 +201,9 @@ impl Vhost {
             confirmed_something: false,
             blocked: false,
             company_until: None,
-            suspicion: Suspicion::default(),
+            trial: None,
+            verdicts,
+            verdicts_sender,
         }
     }
 
@@ -224,23 +225,17 @@ impl Vhost {
                     add(&self.status.counters.reconnects, u64::from(connections > 0));
                     connections += 1;
                     let end = self.converse(connection).await;
-                    let lone = self.lone_message();
                     let opened = self.lanes.values().filter(|lane| lane.is_opened()).count();
                     let was_opening = self.lanes.values().any(|lane| !lane.is_down() && !lane.is_opened());
-                    self.disconnected();
+                    self.disconnected(end.as_ref().is_err_and(Lost::accuses));
                     let Err(lost) = end else { break };
-                    if began.elapsed() > USEFUL_AFTER {
-                        self.suspicion = Suspicion::default();
-                    }
                     let mut useful = self.confirmed_something || began.elapsed() > USEFUL_AFTER;
-                    match &lost {
-                        Lost::Closed(ReplyCode::NOT_ALLOWED, text) if was_opening => {
-                            // The account's limit. No message has to do with it; what is open will do.
-                            useful |= self.channels.refused(opened, Instant::now());
-                            tracing::warn!(vhost = %self.name, opened, reason = %text, "RabbitMQ allows the relay fewer channels than it has lanes; they share them");
-                        }
-                        Lost::Closed(code, text) => self.suspect(lone, *code, text),
-                        _ => {}
+                    if let Lost::Closed(ReplyCode::NOT_ALLOWED, text) = &lost
+                        && was_opening
+                    {
+                        // The account's limit. What is open will do.
+                        useful |= self.channels.refused(opened, Instant::now());
+                        tracing::warn!(vhost = %self.name, opened, reason = %text, "RabbitMQ allows the relay fewer channels than it has lanes; they share them");
                     }
                     (failures, node) = if useful { (0, 0) } else { (failures, number + 1) };
                     lost
@@ -264,33 +259,6 @@ impl Vhost {
         self.status.set_link(Link::Connecting(None));
     }
 
-    /// The lane and the message that is alone in flight.
-    fn lone_message(&self) -> Option<(u16, (Sequence, u32))> {
-        let mut busy = self.lanes.iter().filter(|(_, lane)| lane.in_flight() > 0);
-        let (number, lane) = busy.next()?;
-        lane.lone_message().filter(|_| busy.next().is_none()).map(|message| (*number, message))
-    }
-
-    /// RabbitMQ closed the connection while `lone` was alone in flight, or nothing, or more.
-    fn suspect(&mut self, lone: Option<(u16, (Sequence, u32))>, code: ReplyCode, text: &str) {
-        if code == ReplyCode::CONNECTION_FORCED {
-            return;
-        }
-        self.suspicion.closes += 1;
-        let Some((lane, message)) = lone else { return };
-        let strikes = match self.suspicion.suspect {
-            Some((_, suspect, strikes)) if suspect == message => strikes + 1,
-            _ => 1,
-        };
-        self.suspicion.suspect = Some((lane, message, strikes));
-        if strikes >= STRIKES_MAX
-            && let Some(lane) = self.lanes.get_mut(&lane)
-        {
-            self.suspicion.suspect = None;
-            lane.give_up(message, code, text.to_owned(), Instant::now());
-        }
-    }
-
     /// `None`: the relay drains.
     async fn connect(&mut self, node: usize) -> Option<Result<(Connection, usize), Lost>> {
         let Self { name, shared, settings, draining, .. } = self;
@@ -311,25 +279,25 @@ impl Vhost {
         let mut draining = self.draining.clone();
         let mut pause = pin!(sleep(pause));
         loop {
+            self.collect();
+            self.report_delivered();
             tokio::select! {
                 () = &mut pause => return,
                 _ = draining.wait_for(|draining| *draining) => return,
-                Some(answer) = self.questions.next() => {
-                    self.hear(answer);
-                    self.collect();
-                    self.report_delivered();
-                }
+                Some(answer) = self.questions.next() => self.hear(answer),
+                Some((message, verdict)) = self.verdicts.recv() => self.tried(message, verdict),
             }
         }
     }
 
-    fn disconnected(&mut self) {
+    /// There is no connection any more; `accused`: because of a message that was in flight.
+    fn disconnected(&mut self, accused: bool) {
         for queue in self.inbox.queues().values_mut() {
             queue.spill();
         }
         let now = Instant::now();
         for lane in self.lanes.values_mut() {
-            lane.disconnected(now);
+            lane.disconnected(accused, now);
         }
         self.status.counters.in_flight.store(0, Ordering::Relaxed);
         self.report_delivered();
@@ -418,6 +386,7 @@ impl Vhost {
                 () = inbox.wake.notified() => {}
                 () = inbox.wake_soon.notified(), if alone => {}
                 Some(answer) = self.questions.next() => self.hear(answer),
+                Some((message, verdict)) = self.verdicts.recv() => self.tried(message, verdict),
                 _ = draining.changed() => {}
                 () = &mut timer => self.handle_timeout(wire)?,
             }
@@ -482,19 +451,6 @@ impl Vhost {
         if self.letters_waiting >= DEAD_LETTERS_WAITING_MAX {
             return;
         }
-        if self.suspicion.closes >= CLOSES_BORNE {
-            if self.lanes.values().any(|lane| lane.in_flight() > 0) {
-                return;
-            }
-            let mut send = |(_, lane): (&u16, &mut Lane)| lane.send_again(out, frame_bytes_max, now);
-            if self.lanes.range_mut(first..).any(&mut send) || self.lanes.range_mut(..first).any(&mut send) {
-                return;
-            }
-            if self.lanes.values().any(Lane::owes) {
-                return;
-            }
-            self.suspicion = Suspicion::default();
-        }
         let mut fill = |(_, lane): (&u16, &mut Lane)| lane.fill(out, WRITE_BYTES, frame_bytes_max, now);
         self.lanes.range_mut(first..).for_each(&mut fill);
         self.lanes.range_mut(..first).for_each(&mut fill);
@@ -502,7 +458,7 @@ impl Vhost {
 
     /// Takes what the lanes have for the store.
     fn collect(&mut self) {
-        let (mut in_flight, mut marks) = (0, Vec::new());
+        let (mut in_flight, mut marks, mut suspects) = (0, Vec::new(), Vec::new());
         for lane in self.lanes.values_mut() {
             in_flight += lane.in_flight() as u64;
             self.delivered.append(&mut lane.delivered);
@@ -510,6 +466,7 @@ impl Vhost {
                 self.letters_waiting += 1;
                 self.questions.push(Box::pin(keep(Arc::clone(&self.shared.store), letter)));
             }
+            suspects.append(&mut lane.take_suspects());
             while let Some((source, transactions)) = lane.next_marks() {
                 marks.push((source, transactions));
             }
@@ -517,12 +474,32 @@ impl Vhost {
         for (source, transactions) in marks {
             self.mark(source, transactions);
         }
+        if !suspects.is_empty() {
+            self.try_first(suspects);
+        }
         self.status.counters.in_flight.store(in_flight, Ordering::Relaxed);
         self.status.set_refused(self.lanes.values().filter_map(Lane::refused).reduce(Refused::and));
         if !self.delivered.is_empty() {
             self.delivered_since.get_or_insert_with(Instant::now);
             self.confirmed_something = true;
         }
+    }
+
+    /// Has messages tried on a connection of their own.
+    fn try_first(&mut self, suspects: Vec<Message>) {
+        let trial = self.trial.get_or_insert_with(|| {
+            let (sender, messages) = unbounded_channel();
+            let (shared, status) = (Arc::clone(&self.shared), Arc::clone(&self.status));
+            tokio::spawn(trial::start(Arc::clone(&self.name), shared, status, messages, self.verdicts_sender.clone()));
+            sender
+        });
+        // It ends with this sender.
+        let _ = trial.send(suspects);
+    }
+
+    fn tried(&mut self, message: Message, verdict: Verdict) {
+        let channel = self.channels.of(message.source.lane);
+        self.lane(channel).tried(message, verdict, Instant::now());
     }
 
     /// Where the store keeps what waits of this source.

@@ -7,24 +7,25 @@
 //!   that channel has in flight is awaited; then the refused messages are sent again, one at a time with growing pauses,
 //!   until RabbitMQ takes them. A copy may be in one of several queues, so it is a possible duplicate; and each try may make
 //!   a copy, so their number is bounded: then it becomes a dead letter.
-//! - *channel error*: which message caused it shows only when each is sent alone. That one becomes a dead letter.
+//! - *channel error*: which message caused it is not said. What was in flight steps aside too, and is tried on a connection
+//!   of its own ([`super::trial`]); the guilty one becomes a dead letter, and its channel's next messages are tried first for
+//!   a while. A message that was alone in flight needs no trial.
+//! - *connection error*: the same, for what was in flight on all lanes.
 //! - *lost connection, or no confirm in time*: everything unconfirmed is sent again in order.
 
 use super::aside::Aside;
-use super::forward::{self, Returned, Unsendable};
+use super::forward;
 use super::message::{Message, Source, Stretch, Transaction};
+use super::outgoing::{Closed, Heard, Outgoing};
 use super::queue::Waiter;
 use super::status::{Refused, VhostStatus, add};
-use crate::amqp::confirms::Confirms;
-use crate::amqp::frame::{self, Frame, kind};
-use crate::amqp::method::{self, Close, Settle, id};
-use crate::amqp::properties::body_size;
+use super::trial::Verdict;
+use crate::amqp::frame::Frame;
 use crate::amqp::reply_code::ReplyCode;
-use crate::amqp::wire::{Malformed, Write};
+use crate::amqp::wire::Malformed;
 use crate::store::{Committed, Cursor, DeadLetter, Forwarded, Pack, Sequence, Stored};
 use crate::tx::batch;
 use crate::tx::id::{MessageId, Timestamp, TransactionId};
-use bytes::Bytes;
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
@@ -37,6 +38,8 @@ const CONFIRM_TIMEOUT_MAX: Duration = Duration::from_secs(600);
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(10);
 /// Bytes of messages that may be unconfirmed in a lane, whatever their number; a single message may be larger.
 const IN_FLIGHT_BYTES_MAX: usize = 4 << 20;
+/// How long the messages of a client channel are tried first, from the last one on that was guilty.
+const PROBATION: Duration = Duration::from_secs(60);
 /// Dead letters that may wait for the store before more is sent.
 pub(super) const DEAD_LETTERS_WAITING_MAX: usize = 1000;
 
@@ -80,14 +83,6 @@ impl From<Malformed> for Fault {
     }
 }
 
-/// A message on its way back to us: basic.return, content header, body.
-#[derive(Debug)]
-struct Returning {
-    arguments: Bytes,
-    header: Option<Bytes>,
-    body_bytes_to_come: u64,
-}
-
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Phase {
     /// There is no connection.
@@ -99,13 +94,6 @@ enum Phase {
     },
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Pace {
-    Pipelined,
-    /// What is to be sent again goes one by one.
-    OneByOne,
-}
-
 /// See the module.
 #[derive(Debug)]
 pub(super) struct Lane {
@@ -115,22 +103,13 @@ pub(super) struct Lane {
     phase: Phase,
     /// Whether RabbitMQ has not answered channel.open yet.
     opening: bool,
-    pace: Pace,
     transactions: BTreeMap<Sequence, Transaction>,
     unsent: VecDeque<Stretch>,
     unsent_bytes: usize,
     /// What was sent and is to be sent again, before anything that was not.
     again: BTreeMap<(Sequence, u32), Message>,
     aside: Aside,
-    /// Sources beside the lane that had something in flight when RabbitMQ closed the channel.
-    suspects: Vec<Source>,
-    confirms: Confirms<Message>,
-    in_flight_bytes: usize,
-    returning: Option<Returning>,
-    /// Returns come in the order of publishing: where to look for the next.
-    return_tag: u64,
-    /// Since when the oldest unconfirmed message is the oldest.
-    oldest_since: Option<Instant>,
+    outgoing: Outgoing,
     confirm_timeout: Duration,
     stalled: bool,
     blocked: bool,
@@ -149,18 +128,12 @@ impl Lane {
             status,
             phase: Phase::Down,
             opening: false,
-            pace: Pace::Pipelined,
             transactions: BTreeMap::new(),
             unsent: VecDeque::new(),
             unsent_bytes: 0,
             again: BTreeMap::new(),
             aside: Aside::default(),
-            suspects: Vec::new(),
-            confirms: Confirms::default(),
-            in_flight_bytes: 0,
-            returning: None,
-            return_tag: 0,
-            oldest_since: None,
+            outgoing: Outgoing::new(channel),
             stalled: false,
             blocked: false,
             delivered: Vec::new(),
@@ -306,12 +279,12 @@ impl Lane {
 
     /// Messages published and not answered.
     pub(super) fn in_flight(&self) -> usize {
-        self.confirms.len()
+        self.outgoing.len()
     }
 
     /// Whether nothing is under way: no confirm, no dead letter that the caller has not taken.
     pub(super) fn is_settled(&self) -> bool {
-        self.confirms.is_empty() && self.dead_letters.is_empty()
+        self.outgoing.is_empty() && self.dead_letters.is_empty()
     }
 
     /// Whether it holds no part of any transaction.
@@ -346,20 +319,17 @@ impl Lane {
         self.aside.take_over(std::mem::take(&mut other.aside));
         self.delivered.append(&mut other.delivered);
         self.dead_letters.append(&mut other.dead_letters);
-        if self.pace == Pace::Pipelined {
-            self.pace = other.pace;
-        }
     }
 
     /// There is a connection: opens the channel.
     pub(super) fn connected(&mut self, out: &mut Vec<u8>) {
-        debug_assert!(self.confirms.is_empty() && self.phase == Phase::Down);
+        debug_assert!(self.phase == Phase::Down);
         self.open(out);
     }
 
-    /// The connection is gone.
-    pub(super) fn disconnected(&mut self, now: Instant) {
-        self.take_back(now);
+    /// The connection is gone; `accused`: because of a message that was in flight, here or on another lane.
+    pub(super) fn disconnected(&mut self, accused: bool, now: Instant) {
+        self.take_back(accused, now);
         self.phase = Phase::Down;
         self.blocked = false;
     }
@@ -367,7 +337,7 @@ impl Lane {
     /// RabbitMQ stops, or goes on, to take messages from this connection: no confirm is owed meanwhile.
     pub(super) fn set_blocked(&mut self, blocked: bool, now: Instant) {
         self.blocked = blocked;
-        self.oldest_since = self.oldest_since.map(|_| now);
+        self.outgoing.excuse(now);
         if let Phase::Closing { since } = &mut self.phase {
             *since = now;
         }
@@ -381,57 +351,26 @@ impl Lane {
         }
     }
 
-    /// Sends the next message that has to go again, and nothing else; says whether there was one that may go.
-    pub(super) fn send_again(&mut self, out: &mut Vec<u8>, frame_bytes_max: u32, now: Instant) -> bool {
-        let message = if self.again.is_empty() { None } else { self.next_message(now) };
-        message.map(|message| self.send(message, out, frame_bytes_max, now)).is_some()
-    }
-
-    /// Whether something has to go again.
-    pub(super) fn owes(&self) -> bool {
-        !self.again.is_empty()
-    }
-
-    /// The one message in flight, if it is the only one.
-    pub(super) fn lone_message(&self) -> Option<(Sequence, u32)> {
-        self.confirms.only().map(|message| (message.sequence, message.id.index))
-    }
-
-    /// Gives up a message that has to go again: it makes RabbitMQ close the connection.
-    pub(super) fn give_up(&mut self, message: (Sequence, u32), code: ReplyCode, text: String, now: Instant) {
-        if let Some(message) = self.again.remove(&message).or_else(|| self.aside.take(message, now)) {
-            self.bury(message, code, text);
-        }
-    }
-
     fn next_message(&mut self, now: Instant) -> Option<Message> {
         if self.phase != Phase::Open || self.blocked {
             return None;
         }
-        if self.pace == Pace::OneByOne {
-            if !self.confirms.is_empty() {
-                return None;
-            }
-            if let Some((_, message)) = self.again.pop_first() {
+        while !self.is_full() {
+            let again = |lane: &mut Self| lane.again.pop_first().map(|(_, message)| message);
+            let message = self.aside.next_message(now).or_else(|| again(self)).or_else(|| self.cut(now))?;
+            if !self.aside.is_suspect(message.source) {
                 return Some(message);
             }
-            while let Some(suspect) = self.suspects.pop() {
-                if let Some(message) = self.aside.first_of(suspect) {
-                    return Some(message);
-                }
-            }
-            self.pace = Pace::Pipelined;
+            let source = message.source;
+            self.aside.put_back(message, None);
+            self.settle(source, now);
         }
-        if self.is_full() {
-            return None;
-        }
-        let again = |lane: &mut Self| lane.again.pop_first().map(|(_, message)| message);
-        self.aside.next_message(now).or_else(|| again(self)).or_else(|| self.cut(now))
+        None
     }
 
     /// Whether as much is in flight as may be.
     fn is_full(&self) -> bool {
-        self.confirms.len() >= self.policy.window || self.in_flight_bytes >= IN_FLIGHT_BYTES_MAX
+        self.outgoing.len() >= self.policy.window || self.outgoing.bytes() >= IN_FLIGHT_BYTES_MAX
     }
 
     /// Cuts the next message that was never sent.
@@ -486,15 +425,10 @@ impl Lane {
     }
 
     fn send(&mut self, message: Message, out: &mut Vec<u8>, frame_bytes_max: u32, now: Instant) {
-        let Message { id, source, possible_duplicate, .. } = message;
-        match forward::write(out, self.channel, message.parse(), id, possible_duplicate, frame_bytes_max) {
-            Ok(()) => {
-                self.oldest_since.get_or_insert(now);
-                self.in_flight_bytes += message.bytes.len();
-                self.aside.sent(source);
-                self.confirms.push(message);
-            }
-            Err(unsendable @ (Unsendable::Malformed | Unsendable::HeaderTooLarge)) => {
+        let source = message.source;
+        match self.outgoing.send(message, out, frame_bytes_max, now) {
+            Ok(()) => self.aside.sent(source),
+            Err((message, unsendable)) => {
                 let code = unsendable.reply_code();
                 self.bury(message, code, code.text(&unsendable.to_string()));
                 self.settle(source, now);
@@ -504,62 +438,71 @@ impl Lane {
 
     /// Takes a frame of this channel.
     pub(super) fn handle_frame(&mut self, frame: Frame<'_>, out: &mut Vec<u8>, now: Instant) -> Result<(), Fault> {
-        match (frame.kind, frame.method_id()) {
-            (_, Some(id::BASIC_ACK)) => self.confirmed(Settle::parse(frame.arguments())?, true, now),
-            (_, Some(id::BASIC_NACK)) => self.confirmed(Settle::parse(frame.arguments())?, false, now),
-            (_, Some(id::BASIC_RETURN)) => {
-                let arguments = Bytes::copy_from_slice(frame.arguments());
-                self.returning = Some(Returning { arguments, header: None, body_bytes_to_come: 0 });
+        match self.outgoing.handle_frame(frame, out, now)? {
+            Heard::Settled { messages, taken, oldest } => {
+                for message in &messages {
+                    self.aside.answered(message.source);
+                }
+                let verdict = if taken { Verdict::Taken } else { Verdict::Nacked };
+                for message in messages {
+                    self.judged(message, verdict.clone(), now);
+                }
+                if oldest {
+                    self.confirm_timeout = self.policy.confirm_timeout;
+                    self.set_stalled(false);
+                }
             }
-            (kind::HEADER, _) => {
-                let returning = self.returning.as_mut().ok_or(Fault::Malformed)?;
-                returning.body_bytes_to_come = body_size(frame.payload)?;
-                returning.header = Some(Bytes::copy_from_slice(frame.payload));
-                self.returned_if_whole();
-            }
-            (kind::BODY, _) => {
-                let returning = self.returning.as_mut().ok_or(Fault::Malformed)?;
-                let rest = returning.body_bytes_to_come.checked_sub(frame.payload.len() as u64);
-                returning.body_bytes_to_come = rest.ok_or(Fault::Malformed)?;
-                self.returned_if_whole();
-            }
-            (_, Some(id::CHANNEL_OPEN_OK)) => self.opening = false,
-            (_, Some(id::CHANNEL_CLOSE)) => self.closed(&Close::parse(frame.arguments())?, out, now)?,
-            (_, Some(id::CHANNEL_CLOSE_OK)) if matches!(self.phase, Phase::Closing { .. }) => {
-                self.take_back(now);
+            Heard::Opened => self.opening = false,
+            Heard::Closed(closed) => self.closed(closed, out, now)?,
+            Heard::CloseOk if matches!(self.phase, Phase::Closing { .. }) => {
+                self.take_back(false, now);
                 self.open(out);
             }
-            _ => {}
+            Heard::CloseOk | Heard::Nothing => {}
         }
         Ok(())
     }
 
-    fn confirmed(&mut self, Settle { tag, multiple }: Settle, taken: bool, now: Instant) {
-        let oldest = self.confirms.oldest();
-        let settled: Vec<Message> = self.confirms.take(tag, multiple).collect();
-        if settled.is_empty() {
-            return;
-        }
-        let counters = &self.status.counters;
-        add(if taken { &counters.confirmed } else { &counters.nacked }, settled.len() as u64);
-        for message in &settled {
-            self.in_flight_bytes -= message.bytes.len();
-            self.aside.answered(message.source);
-        }
-        for message in settled {
-            let source = message.source;
-            if taken {
+    /// Messages that are to be tried on a connection of their own; each is answered with [`Lane::tried`].
+    pub(super) fn take_suspects(&mut self) -> Vec<Message> {
+        self.aside.take_suspects()
+    }
+
+    /// What came of it.
+    pub(super) fn tried(&mut self, message: Message, verdict: Verdict, now: Instant) {
+        self.aside.tried(&message);
+        self.judged(message, verdict, now);
+    }
+
+    /// RabbitMQ's word on a message that is in flight no more.
+    fn judged(&mut self, message: Message, verdict: Verdict, now: Instant) {
+        let source = message.source;
+        match verdict {
+            Verdict::Taken => {
+                add(&self.status.counters.confirmed, 1);
                 self.answered(message, now);
-            } else {
+            }
+            Verdict::Nacked => {
+                add(&self.status.counters.nacked, 1);
                 self.nacked(message, now);
             }
-            self.settle(source, now);
+            Verdict::Guilty(code, text) => {
+                self.bury(message, code, text);
+                self.convict(source, now);
+            }
+            Verdict::Untried => self.aside.put_back(message, None),
+            Verdict::Acquitted => {
+                self.aside.put_back(message, None);
+                self.aside.acquit(source);
+            }
         }
-        if self.confirms.oldest() != oldest {
-            self.oldest_since = (!self.confirms.is_empty()).then_some(now);
-            self.confirm_timeout = self.policy.confirm_timeout;
-            self.set_stalled(false);
-        }
+        self.settle(source, now);
+    }
+
+    /// A message of this source made RabbitMQ close its channel, or its connection: the next ones are tried first.
+    fn convict(&mut self, source: Source, now: Instant) {
+        self.step_aside(source);
+        self.aside.convict(source, now + PROBATION);
     }
 
     /// RabbitMQ did not take a message: it goes again, beside the lane; or it has gone too often.
@@ -584,6 +527,8 @@ impl Lane {
         if !self.aside.flows(source) {
             return;
         }
+        let again: Vec<_> =
+            self.again.iter().filter(|(_, message)| message.source == source).map(|(place, _)| *place).collect();
         let (mut held, mut unsent, mut waiters) = (Vec::new(), None, Vec::new());
         self.transactions.retain(|sequence, transaction| {
             if transaction.source != source {
@@ -602,8 +547,11 @@ impl Lane {
         });
         self.unsent.retain(|stretch| stretch.source != source);
         self.unsent_bytes = self.unsent.iter().map(|stretch| stretch.messages.len()).sum();
-        let in_flight = self.confirms.iter().filter(|message| message.source == source).count();
+        let in_flight = self.outgoing.iter().filter(|message| message.source == source).count();
         self.aside.step(source, in_flight, held, unsent);
+        for message in again.iter().filter_map(|place| self.again.remove(place)) {
+            self.aside.put_back(message, None);
+        }
         for (sequence, waiter) in waiters {
             self.aside.wait(source, sequence, Some(waiter));
         }
@@ -721,79 +669,57 @@ impl Lane {
         self.settle(source, now);
     }
 
-    fn returned_if_whole(&mut self) {
-        let whole = |it: &mut Returning| it.header.is_some() && it.body_bytes_to_come == 0;
-        let Some(Returning { arguments, header: Some(header), .. }) = self.returning.take_if(whole) else { return };
-        let Some(id) = forward::read_id(&header) else { return };
-        let returned = Some(Box::new(Returned { arguments, header }));
-        // From the last one on; from the start only if that fails, which it does not as long as RabbitMQ keeps its order.
-        for tag in [self.return_tag, 0] {
-            if let Some((tag, message)) = self.confirms.from_tag(tag).find(|(_, message)| message.id == id) {
-                message.returned = returned;
-                self.return_tag = tag;
-                return;
+    /// RabbitMQ closed the channel.
+    fn closed(&mut self, closed: Closed, out: &mut Vec<u8>, now: Instant) -> Result<(), Fault> {
+        let Closed { code, text, by_publish } = closed;
+        if !by_publish {
+            return Err(Fault::Channel(code, text));
+        }
+        if self.outgoing.len() == 1 {
+            for culprit in self.outgoing.take_back() {
+                self.aside.answered(culprit.source);
+                self.judged(culprit, Verdict::Guilty(code, text.clone()), now);
             }
         }
-    }
-
-    /// RabbitMQ closed the channel; it reads nothing on it until our close-ok.
-    fn closed(&mut self, close: &Close<'_>, out: &mut Vec<u8>, now: Instant) -> Result<(), Fault> {
-        method::write_bare(out, self.channel, id::CHANNEL_CLOSE_OK);
-        let text = String::from_utf8_lossy(close.text).into_owned();
-        if close.method != id::BASIC_PUBLISH {
-            return Err(Fault::Channel(close.code, text));
-        }
-        let culprit = if self.confirms.len() == 1 { self.confirms.restart().next() } else { None };
-        match culprit {
-            Some(culprit) => {
-                let source = culprit.source;
-                self.aside.answered(source);
-                self.bury(culprit, close.code, text);
-                self.settle(source, now);
-            }
-            None => self.pace = Pace::OneByOne,
-        }
-        self.take_back(now);
+        self.take_back(true, now);
         if self.phase == Phase::Open {
             self.open(out);
         }
         Ok(())
     }
 
-    /// Everything unconfirmed may be there or not: it has to be sent again.
-    fn take_back(&mut self, now: Instant) {
-        for mut message in self.confirms.restart() {
-            message.possible_duplicate = true;
-            message.returned = None;
+    /// What is in flight has to go again; if one of it is accused of what happened, all of it is tried first.
+    fn take_back(&mut self, accused: bool, now: Instant) {
+        let messages = self.outgoing.take_back();
+        for message in &messages {
+            self.aside.answered(message.source);
+        }
+        if accused {
+            for message in &messages {
+                self.step_aside(message.source);
+                self.aside.suspect(message.source);
+            }
+        }
+        for message in messages {
             let source = message.source;
             if self.aside.contains(source) {
-                self.aside.answered(source);
                 self.aside.put_back(message, None);
-                self.aside.settle(source, now);
-                if self.suspects.last() != Some(&source) {
-                    self.suspects.push(source);
-                }
+                self.settle(source, now);
             } else {
                 self.again.insert(message.place(), message);
             }
         }
-        self.in_flight_bytes = 0;
-        self.returning = None;
-        self.return_tag = 0;
-        self.oldest_since = None;
     }
 
-    /// Opens the channel in confirm mode. Publishes may follow at once: RabbitMQ takes them in order.
     fn open(&mut self, out: &mut Vec<u8>) {
-        frame::write_method(out, self.channel, id::CHANNEL_OPEN, |out| out.put_short_string(b""));
-        frame::write_method(out, self.channel, id::CONFIRM_SELECT, |out| out.put_u8(0));
+        self.outgoing.open(out);
         self.phase = Phase::Open;
         self.opening = true;
     }
 
     /// When [`Lane::handle_timeout`] wants to be called, or a message may go that had to wait.
     pub(super) fn deadline(&self) -> Option<Instant> {
-        let may_send = self.phase == Phase::Open && !self.blocked && self.pace == Pace::Pipelined && !self.is_full();
+        let may_send = self.phase == Phase::Open && !self.blocked && !self.is_full();
         let due = self.aside.deadline().filter(|_| may_send);
         self.patience().into_iter().chain(due).min()
     }
@@ -803,7 +729,7 @@ impl Lane {
         match self.phase {
             _ if self.blocked => None,
             Phase::Closing { since } => Some(since + CLOSE_TIMEOUT),
-            Phase::Open => self.oldest_since.map(|since| since + self.confirm_timeout),
+            Phase::Open => self.outgoing.oldest_since().map(|since| since + self.confirm_timeout),
             Phase::Down => None,
         }
     }
@@ -819,13 +745,12 @@ impl Lane {
         tracing::warn!(
             lane = self.channel - 1,
             waited = ?self.confirm_timeout,
-            unconfirmed = self.confirms.len(),
+            unconfirmed = self.outgoing.len(),
             "RabbitMQ confirms nothing; the messages are sent again"
         );
         self.set_stalled(true);
         self.confirm_timeout = (self.confirm_timeout * 2).min(CONFIRM_TIMEOUT_MAX.max(self.policy.confirm_timeout));
-        let close = Close { code: ReplyCode::SUCCESS, text: b"no confirm in time", method: (0, 0) };
-        close.write(out, self.channel);
+        self.outgoing.close(out);
         self.phase = Phase::Closing { since: now };
         Ok(())
     }

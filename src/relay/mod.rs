@@ -14,9 +14,11 @@ mod forward;
 mod lane;
 mod login;
 mod message;
+mod outgoing;
 mod probe;
 mod queue;
 mod status;
+mod trial;
 mod wire;
 
 pub use backoff::Backoff;

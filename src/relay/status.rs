@@ -72,6 +72,7 @@ pub(super) struct Counters {
 pub(super) struct VhostStatus {
     link: Mutex<Link>,
     refused: Mutex<Option<Refused>>,
+    trial: Mutex<Option<String>>,
     pub(super) counters: Counters,
     /// From the decision of a transaction to RabbitMQ's last answer, of all virtual hosts.
     pub(super) forwarded: Histogram,
@@ -82,6 +83,7 @@ impl VhostStatus {
         Self {
             link: Mutex::new(Link::Connecting(None)),
             refused: Mutex::default(),
+            trial: Mutex::default(),
             counters: Counters::default(),
             forwarded,
         }
@@ -89,6 +91,10 @@ impl VhostStatus {
 
     pub(super) fn set_refused(&self, refused: Option<Refused>) {
         *self.refused.lock().unwrap_or_else(PoisonError::into_inner) = refused;
+    }
+
+    pub(super) fn set_trial(&self, trouble: Option<String>) {
+        *self.trial.lock().unwrap_or_else(PoisonError::into_inner) = trouble;
     }
 
     pub(super) fn set_link(&self, link: Link) {
@@ -146,6 +152,8 @@ pub struct VhostSnapshot {
     pub stalled_lanes: u64,
     /// What RabbitMQ nacked and has not taken since.
     pub refused: Option<Refused>,
+    /// Why there is no connection for messages that have to be tried before they go with others.
+    pub trial: Option<String>,
     /// Channels that RabbitMQ allows, where lanes have to share them; else 0.
     pub shared_channels: u64,
     /// Messages that RabbitMQ confirmed.
@@ -174,6 +182,7 @@ impl VhostSnapshot {
             in_flight: read(&counters.in_flight),
             stalled_lanes: read(&counters.stalled_lanes),
             refused: status.refused.lock().unwrap_or_else(PoisonError::into_inner).clone(),
+            trial: status.trial.lock().unwrap_or_else(PoisonError::into_inner).clone(),
             shared_channels: read(&counters.channels),
             confirmed: read(&counters.confirmed),
             nacked: read(&counters.nacked),

@@ -11,6 +11,7 @@ use halfway::store::{Commit, Committed, Forwarded, Lane, Origin, Outlet, Store, 
 use halfway::tx::batch::{Batch, HalfMessage};
 use halfway::tx::id::{Timestamp, TransactionId};
 use halfway::upstream::{Upstream, UpstreamUrl};
+use std::collections::BTreeSet;
 use std::net::TcpListener;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -71,6 +72,17 @@ impl Alone {
 
     /// Commits one message on a lane, with the bits mandatory and immediate.
     fn commit_with(&self, vhost: &str, queue: &str, body: &str, lane: u16, bits: u8) -> oneshot::Receiver<Forwarded> {
+        self.commit_of(0, (vhost, queue, body), lane, bits)
+    }
+
+    /// The same, of a client channel.
+    fn commit_of(
+        &self,
+        strand: u32,
+        (vhost, queue, body): (&str, &str, &str),
+        lane: u16,
+        bits: u8,
+    ) -> oneshot::Receiver<Forwarded> {
         let mut publish = vec![0, 0, 0, queue.len() as u8];
         publish.extend_from_slice(queue.as_bytes());
         publish.push(bits);
@@ -82,7 +94,7 @@ impl Alone {
             id: TransactionId(Uuid::now_v7()),
             user: "guest".into(),
             lane: Lane::new(vhost.into(), lane),
-            strand: Strand(0),
+            strand: Strand(strand),
             created_at: Timestamp(0),
             named: None,
         };
@@ -202,9 +214,39 @@ fn a_node_that_accepts_and_says_nothing_sensible_is_passed_over() {
     alone.runtime.block_on(relay.drain(PATIENCE));
 }
 
+/// RabbitMQ answers 540 to it, and closes the connection.
+const IMMEDIATE: u8 = 2;
+
+#[test]
+fn a_channel_whose_messages_cost_the_connection_costs_the_others_one() {
+    let (alone, queue) = (Alone::new(), unique("alone-suspects"));
+    let mut raw = reader(broker(), "/", &queue);
+    broker().add_relay_account(&alone.account);
+    let relay = alone.start(&[broker().port]);
+    raw.consume(1, &queue, "reader", true);
+    let mut seen = BTreeSet::new();
+    // 15 poisonous ones, all of one client channel, among those of everybody else.
+    for number in 0..300 {
+        let poisonous = number % 20 == 7;
+        let (strand, lane, bits) = if poisonous { (1000, 1, IMMEDIATE) } else { (number, (number % 3) as u16, 0) };
+        let text = number.to_string();
+        drop(alone.commit_of(strand, ("/", &queue, &text), lane, bits));
+        // Each is there before the next one goes.
+        while !poisonous && !seen.contains(&text) {
+            seen.insert(raw.expect_content(1, id::DELIVER).text());
+        }
+    }
+    assert_eq!(seen.len(), 285);
+    alone.wait_for_empty_store();
+    let letters = alone.store.letters();
+    assert_eq!(letters.len(), 15);
+    assert!(letters.iter().all(|(letter, _)| letter.reply_code == 540));
+    assert_eq!(relay.status().snapshot()[0].reconnects, 1);
+    alone.runtime.block_on(relay.drain(PATIENCE));
+}
+
 #[test]
 fn a_message_that_costs_the_connection_each_time_is_found_and_given_up() {
-    const IMMEDIATE: u8 = 2;
     let (alone, queue) = (Alone::new(), unique("alone-poison"));
     let mut raw = reader(broker(), "/", &queue);
     broker().add_relay_account(&alone.account);

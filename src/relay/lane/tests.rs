@@ -1,17 +1,21 @@
 //! A lane against a RabbitMQ that is played: frames in, frames out, and a clock that is set by hand.
 
+mod aside;
 mod damage;
 
 use super::*;
-use crate::amqp::frame::{Split, split};
-use crate::amqp::method::{Publish, Return};
+use crate::amqp::frame::{self, Split, kind, split};
+use crate::amqp::method::{self, Close, Publish, Return, id};
 use crate::amqp::properties::tests::empty;
 use crate::amqp::properties::{Properties, copy_entries};
 use crate::amqp::table;
+use crate::amqp::wire::Write;
 use crate::histogram::{Histogram, LATENCIES};
 use crate::relay::status::Counters;
+use crate::relay::trial::tests::{Answer, Court};
 use crate::store::{Lane as LaneName, Strand};
 use crate::tx::batch::{Batch, HalfMessage};
+use bytes::Bytes;
 use proptest::prelude::*;
 use std::sync::atomic::{AtomicU64, Ordering};
 use tokio::sync::oneshot;
@@ -109,7 +113,7 @@ impl Rabbit {
     }
 
     fn disconnect(&mut self) {
-        self.lane.disconnected(self.now);
+        self.lane.disconnected(false, self.now);
         self.out.clear();
         self.tag = 0;
     }
@@ -164,6 +168,23 @@ impl Rabbit {
                 for pack in packs {
                     self.lane.add_aside(source, pack, false, self.now);
                 }
+            }
+        }
+    }
+
+    /// Has tried what is under suspicion; what RabbitMQ got.
+    fn try_suspects(&mut self, answer: impl Fn(MessageId) -> Answer) -> Vec<(i64, u32)> {
+        let (mut court, mut got) = (Court::new(), Vec::new());
+        loop {
+            self.ask_store();
+            self.lane.fill(&mut self.out, 1 << 20, FRAME_BYTES_MAX, self.now);
+            court.trial.add(self.lane.take_suspects());
+            if court.trial.is_idle() {
+                return got;
+            }
+            got.extend(court.round(self.now, &answer).into_iter().map(|id| (sequence_of_id(id), id.index)));
+            for (message, verdict) in std::mem::take(&mut court.trial.verdicts) {
+                self.lane.tried(message, verdict, self.now);
             }
         }
     }
@@ -286,7 +307,11 @@ impl Rabbit {
 }
 
 fn sequence_of(got: &Got) -> i64 {
-    (got.id.transaction.0.as_u128() & 0xffff_ffff) as i64
+    sequence_of_id(got.id)
+}
+
+fn sequence_of_id(id: MessageId) -> i64 {
+    (id.transaction.0.as_u128() & 0xffff_ffff) as i64
 }
 
 #[test]
@@ -303,7 +328,7 @@ fn messages_leave_pipelined_in_order_up_to_the_window() {
     assert_eq!(rabbit.delivered(), [1, 2]);
     assert_eq!(rabbit.receivers.get_mut(&2).unwrap().try_recv(), Ok(Forwarded::default()));
     assert!(rabbit.lane.is_settled() && rabbit.lane.transactions.is_empty());
-    assert_eq!((rabbit.lane.unsent_bytes(), rabbit.lane.in_flight_bytes), (0, 0));
+    assert_eq!((rabbit.lane.unsent_bytes(), rabbit.lane.outgoing.bytes()), (0, 0));
 }
 
 #[test]
@@ -410,123 +435,66 @@ fn what_is_nacked_too_often_becomes_a_dead_letter_and_the_rest_goes_on() {
 }
 
 #[test]
-fn beside_a_stuck_channel_all_others_go_on() {
-    let mut rabbit = Rabbit::new(policy(4, false));
-    rabbit.commit_from(7, 1, 1, false);
-    rabbit.commit_from(8, 2, 1, false);
-    assert_eq!(rabbit.got(), [(1, 0, false), (2, 0, false)]);
-    rabbit.nack(1);
-    rabbit.ack(2);
-    for sequence in 3..100 {
-        rabbit.commit_from(if sequence % 2 == 0 { 7 } else { 8 }, sequence, 1, false);
-        let mine = (sequence % 2 == 1).then_some((sequence, 0, false));
-        assert_eq!(rabbit.got(), mine.into_iter().collect::<Vec<_>>(), "{sequence}");
-        rabbit.ack_all();
-    }
-    assert_eq!(rabbit.delivered().len(), 50);
-    assert_eq!(rabbit.lane.unsent_bytes(), 0, "what waits is in the store");
-    rabbit.wait(NACK_PAUSES[0]);
-    assert_eq!(rabbit.got(), [(1, 0, true)]);
-    rabbit.commit_from(7, 100, 1, false);
-    assert_eq!(rabbit.got(), []);
+fn the_message_that_closes_the_channel_is_looked_for_elsewhere_and_the_rest_goes_on() {
+    let mut rabbit = Rabbit::new(policy(100, false));
+    rabbit.commit_from(7, 1, 2, false);
+    rabbit.commit_from(8, 2, 2, false);
+    rabbit.read();
+    rabbit.ack(1);
+    rabbit.refuse();
+    assert_eq!(rabbit.read(), (vec![id::CHANNEL_CLOSE_OK, id::CHANNEL_OPEN, id::CONFIRM_SELECT], Vec::new()));
+    // Others have nothing to do with it; those who had something in flight wait.
+    rabbit.commit_from(9, 3, 1, false);
+    rabbit.commit_from(8, 4, 1, false);
+    assert_eq!(rabbit.got(), [(3, 0, false)]);
     rabbit.ack_all();
-    let mut sequences = Vec::new();
-    while !rabbit.store.is_empty() {
-        rabbit.delivered();
-        sequences.extend(rabbit.got().into_iter().map(|(sequence, ..)| sequence));
-        rabbit.ack_all();
-    }
-    assert_eq!(sequences, (4..=100).step_by(2).collect::<Vec<_>>());
-    rabbit.delivered();
-    assert!(rabbit.lane.is_empty(), "{:?}", rabbit.lane.aside);
-    rabbit.commit_from(7, 101, 1, false);
-    assert_eq!(rabbit.got(), [(101, 0, false)], "it flows again");
-}
-
-#[test]
-fn what_an_earlier_process_left_beside_the_lane_goes_before_what_is_new() {
-    let mut rabbit = Rabbit::new(policy(10, false));
-    for sequence in [1, 2, 3] {
-        rabbit.store.insert(sequence, (7, 1, true));
-    }
-    rabbit.lane.found_aside(source(7), rabbit.now);
-    rabbit.commit_from(7, 4, 1, false);
-    rabbit.commit_from(8, 5, 1, false);
+    assert_eq!(rabbit.delivered(), [3]);
+    let poison = |id: MessageId| match (id.transaction == transaction_id(2), id.index) {
+        (true, 0) => Answer::CloseChannel,
+        _ => Answer::Ack,
+    };
+    // What the guilty channel has committed since is tried as well.
+    assert_eq!(rabbit.try_suspects(poison), [(1, 1), (2, 0), (2, 0), (2, 1), (4, 0)]);
+    assert_eq!(rabbit.delivered(), [1, 4]);
+    assert_eq!(rabbit.dead_letters(), [(2, 0, 404)]);
+    rabbit.lane.dead_letter_kept(Sequence(2), rabbit.now);
+    assert_eq!(rabbit.delivered(), [2]);
+    // The innocent goes with the others again, the guilty is tried for a while.
+    rabbit.commit_from(7, 5, 1, false);
     assert_eq!(rabbit.got(), [(5, 0, false)]);
-    let mut sequences = Vec::new();
-    while !rabbit.store.is_empty() {
-        rabbit.ack_all();
-        rabbit.delivered();
-        sequences.extend(rabbit.got().into_iter().map(|(sequence, ..)| sequence));
-    }
-    assert_eq!(sequences, [1, 2, 3, 4]);
-}
-
-#[test]
-fn what_memory_has_no_room_for_is_read_again_and_its_nacks_are_remembered() {
-    let mut rabbit = Rabbit::new(policy(1000, false));
-    let mut sequence = 0;
-    for strand in 1..=30 {
-        for _ in 0..1000 {
-            sequence += 1;
-            rabbit.commit_from(strand, sequence, 1, false);
-        }
-        let first = rabbit.tag + 1;
-        assert_eq!(rabbit.got().len(), 1000, "{strand}");
-        rabbit.ask_store();
-        for tag in first..first + 1000 {
-            rabbit.nack(tag);
-        }
-    }
+    rabbit.ack_all();
+    rabbit.commit_from(8, 6, 1, false);
     rabbit.ask_store();
-    assert!(rabbit.lane.transactions.len() < 17_000, "{} are in memory", rabbit.lane.transactions.len());
-    let (mut tries, mut dead) = (BTreeMap::<i64, u32>::new(), 0);
-    while !rabbit.store.is_empty() {
-        rabbit.wait(NACK_PAUSES[1]);
-        rabbit.ask_store();
-        let first = rabbit.tag + 1;
-        for (tag, (sequence, _, duplicate)) in (first..).zip(rabbit.got()) {
-            assert!(duplicate);
-            *tries.entry(sequence).or_insert(1) += 1;
-            rabbit.nack(tag);
-        }
-        for (sequence, ..) in rabbit.dead_letters() {
-            dead += 1;
-            rabbit.lane.dead_letter_kept(Sequence(sequence), rabbit.now);
-        }
-        rabbit.delivered();
-    }
-    assert_eq!((dead, tries.len()), (30_000, 30_000));
-    assert!(tries.values().all(|tries| *tries <= 3), "{:?}", tries.values().max());
+    assert_eq!(rabbit.got(), []);
+    assert_eq!(rabbit.try_suspects(poison), [(6, 0)]);
+    rabbit.wait(PROBATION);
+    rabbit.commit_from(8, 7, 1, false);
     rabbit.ask_store();
+    assert_eq!(rabbit.got(), [(7, 0, false)]);
+    rabbit.ack_all();
+    assert_eq!(rabbit.delivered(), [5, 6, 7]);
     assert!(rabbit.lane.is_empty());
 }
 
 #[test]
-fn the_message_that_closes_the_channel_is_found_and_the_rest_goes_on() {
+fn of_a_connection_that_rabbitmq_closes_all_that_was_in_flight_is_tried() {
     let mut rabbit = Rabbit::new(policy(100, false));
-    rabbit.commit(1, 2);
-    rabbit.commit(2, 2);
+    rabbit.commit_from(7, 1, 1, false);
+    rabbit.commit_from(8, 2, 1, false);
     rabbit.read();
-    rabbit.ack(1);
-    rabbit.refuse();
-    let (methods, got) = rabbit.read();
-    assert_eq!(methods, [id::CHANNEL_CLOSE_OK, id::CHANNEL_OPEN, id::CONFIRM_SELECT]);
-    assert_eq!(got.len(), 1, "one by one");
-    assert_eq!((sequence_of(&got[0]), got[0].id.index, got[0].possible_duplicate), (1, 1, true));
-    rabbit.ack(1);
-    assert_eq!(rabbit.delivered(), [1]);
-    assert_eq!(rabbit.got(), [(2, 0, true)]);
-    rabbit.refuse();
-    assert_eq!(rabbit.dead_letters(), [(2, 0, 404)]);
+    rabbit.lane.disconnected(true, rabbit.now);
+    rabbit.out.clear();
+    rabbit.tag = 0;
+    rabbit.connect();
+    rabbit.commit_from(9, 3, 1, false);
     let (_, got) = rabbit.read();
-    assert_eq!((sequence_of(&got[0]), got[0].id.index), (2, 1));
-    rabbit.ack(1);
-    assert!(rabbit.delivered().is_empty(), "the dead letter is not durable yet");
-    rabbit.lane.dead_letter_kept(Sequence(2), rabbit.now);
-    assert_eq!(rabbit.delivered(), [2]);
-    rabbit.commit(3, 3);
-    assert_eq!(rabbit.got().len(), 3, "pipelined again");
+    assert_eq!(got.iter().map(sequence_of).collect::<Vec<_>>(), [3]);
+    let poison = |id: MessageId| match id.transaction == transaction_id(1) {
+        true => Answer::CloseConnection,
+        false => Answer::Ack,
+    };
+    assert_eq!(rabbit.try_suspects(poison), [(1, 0), (1, 0), (2, 0)]);
+    assert_eq!(rabbit.dead_letters(), [(1, 0, 541)]);
 }
 
 #[test]
@@ -536,23 +504,6 @@ fn a_lonely_message_that_closes_the_channel_needs_no_second_look() {
     rabbit.read();
     rabbit.refuse();
     assert_eq!(rabbit.dead_letters(), [(1, 0, 404)]);
-}
-
-#[test]
-fn a_whole_window_that_is_refused_costs_a_round_trip_a_message() {
-    let mut rabbit = Rabbit::new(policy(100, false));
-    rabbit.commit(1, 1000);
-    let mut rounds = 0;
-    while !rabbit.lane.transactions.is_empty() {
-        rabbit.read();
-        rabbit.refuse();
-        for (sequence, ..) in rabbit.dead_letters() {
-            rabbit.lane.dead_letter_kept(Sequence(sequence), rabbit.now);
-        }
-        rounds += 1;
-    }
-    assert_eq!(rabbit.delivered(), [1]);
-    assert_eq!(rounds, 1000 + 10);
 }
 
 #[test]
@@ -689,73 +640,7 @@ fn a_mandatory_message_whose_publisher_is_gone_is_kept_too() {
     assert_eq!(rabbit.dead_letters(), [(1, 0, 312)]);
 }
 
-/// One queue of RabbitMQ's: the copies that it took.
-#[derive(Default)]
-struct QueueModel {
-    taken: Vec<Got>,
-}
-
 proptest! {
-    /// Of each client channel nothing is sent while something before it was nacked and is not answered for; those without a
-    /// nack wait for nobody; and each message is delivered, or a dead letter after so many tries.
-    #[test]
-    fn order_binds_the_messages_of_a_client_channel_and_no_others(
-        steps in proptest::collection::vec((0u8..10, 0u32..4, 1u32..4), 1..150),
-        full in 0u32..3,
-    ) {
-        let mut rabbit = Rabbit::new(policy(1000, false));
-        let (mut sequence, mut delivered) = (0, Vec::new());
-        let mut in_flight: BTreeMap<u64, (u32, (i64, u32))> = BTreeMap::new();
-        let mut nacked: BTreeMap<(i64, u32), u32> = BTreeMap::new();
-        let settle = [(7u8, 0u32, 1u32), (8, 0, 1), (9, 0, 1)].repeat(300);
-        for (turn, (step, strand, count)) in steps.into_iter().map(|it| (true, it)).chain(settle.into_iter().map(|it| (false, it))) {
-            match step {
-                0..=3 => {
-                    sequence += 1;
-                    rabbit.commit_from(strand, sequence, count, false);
-                }
-                4 if turn => {
-                    rabbit.disconnect();
-                    in_flight.clear();
-                    rabbit.connect();
-                }
-                // The queue of those below `full` is full as long as there are steps.
-                5..=7 => for (tag, (strand, place)) in std::mem::take(&mut in_flight) {
-                    if strand < full && turn {
-                        *nacked.entry(place).or_default() += 1;
-                        rabbit.nack(tag);
-                    } else {
-                        nacked.remove(&place);
-                        rabbit.ack(tag);
-                    }
-                },
-                8 => rabbit.ask_store(),
-                _ => rabbit.wait(NACK_PAUSES[1]),
-            }
-            for (sequence, index, _) in rabbit.dead_letters() {
-                prop_assert_eq!(nacked.remove(&(sequence, index)), Some(3));
-                rabbit.lane.dead_letter_kept(Sequence(sequence), rabbit.now);
-            }
-            let strands: BTreeMap<i64, u32> = rabbit.store.iter().map(|(sequence, row)| (*sequence, row.0)).collect();
-            let first = rabbit.tag + 1;
-            let (_, got) = rabbit.read();
-            for (tag, got) in (first..).zip(got) {
-                let place = (sequence_of(&got), got.id.index);
-                let strand = strands[&place.0];
-                let owed = nacked.keys().find(|it| strands[&it.0] == strand && **it < place);
-                prop_assert_eq!(owed, None, "{:?} went before it", place);
-                in_flight.insert(tag, (strand, place));
-            }
-            if full == 0 {
-                prop_assert_eq!(rabbit.lane.unsent_bytes(), 0);
-            }
-            delivered.extend(rabbit.delivered());
-        }
-        delivered.sort_unstable();
-        prop_assert_eq!(delivered, (1..=sequence).collect::<Vec<_>>());
-        prop_assert!(rabbit.lane.is_empty());
-    }
-
     /// Whatever goes wrong: everything arrives, in order by first arrival, and only marked copies arrive twice. What is
     /// nacked may be overtaken by what was in flight with it, so there are no nacks here.
     #[test]
@@ -764,7 +649,7 @@ proptest! {
         poison in proptest::collection::btree_set((1i64..12, 0u32..4), 0..4),
     ) {
         let mut rabbit = Rabbit::new(policy(5, false));
-        let (mut queue, mut unconfirmed, mut sequence) = (QueueModel::default(), Vec::new(), 0);
+        let (mut taken, mut unconfirmed, mut sequence) = (Vec::new(), Vec::new(), 0);
         let (mut committed, mut delivered, mut dead) = (Vec::new(), Vec::new(), Vec::new());
         let settle = std::iter::repeat_n((9u8, 20u64), 400);
         for (step, number) in steps.into_iter().chain(settle) {
@@ -797,11 +682,12 @@ proptest! {
                 }
             }
             for got in got {
-                if poison.contains(&(sequence_of(&got), got.id.index)) {
+                let place = (sequence_of(&got), got.id.index);
+                if poison.contains(&place) {
                     refused = true;
                     break;
                 }
-                queue.taken.push(got.clone());
+                taken.push((place, got.possible_duplicate));
                 unconfirmed.push(got);
             }
             if refused {
@@ -813,6 +699,11 @@ proptest! {
                 rabbit.settle(id::BASIC_ACK, (first + number - 1).min(last), true);
                 unconfirmed.drain(..(number as usize).min(unconfirmed.len()));
             }
+            let tried = rabbit.try_suspects(|id| match poison.contains(&(sequence_of_id(id), id.index)) {
+                    true => Answer::CloseChannel,
+                    false => Answer::Ack,
+                });
+            taken.extend(tried.into_iter().filter(|place| !poison.contains(place)).map(|place| (place, true)));
             for (sequence, index, _) in rabbit.dead_letters() {
                 dead.push((sequence, index));
                 rabbit.lane.dead_letter_kept(Sequence(sequence), rabbit.now);
@@ -822,10 +713,9 @@ proptest! {
         delivered.sort_unstable();
         prop_assert_eq!(delivered, (1..=sequence).collect::<Vec<_>>());
         let mut seen: Vec<(i64, u32)> = Vec::new();
-        for got in &queue.taken {
-            let key = (sequence_of(got), got.id.index);
+        for (key, possible_duplicate) in taken {
             if seen.contains(&key) {
-                prop_assert!(got.possible_duplicate, "{key:?} came twice, unmarked");
+                prop_assert!(possible_duplicate, "{key:?} came twice, unmarked");
             } else {
                 seen.push(key);
             }
