@@ -5,7 +5,8 @@
 //! that may be forgotten, stands in a count of its own, which goes on by as much as passes.
 
 use crate::tx::id::Timestamp;
-use std::sync::LazyLock;
+use std::sync::atomic::{AtomicI64, Ordering};
+use std::sync::{Arc, LazyLock};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 /// The wall clock.
@@ -48,25 +49,37 @@ impl Moment {
     }
 }
 
+/// What the wall clock may differ from the count without having been set.
+pub(super) const SLACK: Duration = Duration::from_secs(1);
+
 /// A store's count, and the wall clock beside it.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub(super) struct Time {
     clock: Clock,
     /// The count when nothing had passed.
     zero: i64,
+    /// By how much the wall clock is ahead of the count, as of the last time that it was seen to be set: two readings
+    /// differ by a millisecond, and a time that is shown twice has to be the same.
+    ahead: Arc<AtomicI64>,
 }
 
 impl Time {
     /// A count that begins as the wall clock's.
     pub(super) fn new(clock: Clock) -> Self {
-        Self { clock, zero: (clock.wall)().0.saturating_sub((clock.passed)()) }
+        Self::from_zero(clock, (clock.wall)().0.saturating_sub((clock.passed)()))
     }
 
     /// Goes on with a count that stood at `count` when the wall clock showed `wall`. How long nobody counted only the wall
     /// clock can tell; one that was set back meanwhile tells nothing.
     pub(super) fn go_on(clock: Clock, Reading { count, wall }: Reading) -> Self {
         let away = (clock.wall)().0.saturating_sub(wall.0).max(0);
-        Self { clock, zero: count.0.saturating_add(away).saturating_sub((clock.passed)()) }
+        Self::from_zero(clock, count.0.saturating_add(away).saturating_sub((clock.passed)()))
+    }
+
+    fn from_zero(clock: Clock, zero: i64) -> Self {
+        let time = Self { clock, zero, ahead: Arc::default() };
+        time.ahead.store(time.read().ahead(), Ordering::Relaxed);
+        time
     }
 
     pub(super) fn now(&self) -> Moment {
@@ -79,8 +92,12 @@ impl Time {
 
     /// What the wall clock will show at a moment, if it is not set before.
     pub(super) fn shown(&self, at: Moment) -> Timestamp {
-        let Reading { count, wall } = self.read();
-        Timestamp(wall.0.saturating_add(at.0.saturating_sub(count.0)))
+        let (now, seen) = (self.read().ahead(), self.ahead.load(Ordering::Relaxed));
+        let is_set = Duration::from_millis(now.abs_diff(seen)) > SLACK;
+        if is_set {
+            self.ahead.store(now, Ordering::Relaxed);
+        }
+        Timestamp(at.0.saturating_add(if is_set { now } else { seen }))
     }
 }
 
@@ -92,10 +109,13 @@ pub(super) struct Reading {
 }
 
 impl Reading {
+    fn ahead(&self) -> i64 {
+        self.wall.0.saturating_sub(self.count.0)
+    }
+
     /// By how much the wall clock was set, forward or back, since `earlier`.
     pub(super) fn set_since(&self, earlier: &Self) -> Duration {
-        let ahead = |reading: &Self| reading.wall.0.saturating_sub(reading.count.0);
-        Duration::from_millis(ahead(self).abs_diff(ahead(earlier)))
+        Duration::from_millis(self.ahead().abs_diff(earlier.ahead()))
     }
 
     pub(super) fn passed_since(&self, earlier: &Self) -> Duration {
@@ -110,7 +130,6 @@ fn milliseconds(duration: Duration) -> i64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::sync::atomic::{AtomicI64, Ordering};
 
     static WALL: AtomicI64 = AtomicI64::new(1_000_000);
     static PASSED: AtomicI64 = AtomicI64::new(5);
@@ -139,6 +158,10 @@ mod tests {
             pass(10);
             assert_eq!(time.now().0, before.count.0 + 10);
             assert_eq!(time.read().passed_since(&before), Duration::from_millis(10));
+            let shown = time.shown(due);
+            WALL.fetch_add(1, Ordering::Relaxed);
+            assert_eq!(time.shown(due), shown, "two clocks are never read at one moment");
+            WALL.fetch_sub(1, Ordering::Relaxed);
         }
         // The next process counts from anywhere, and the wall clock tells how long nobody counted.
         let last = time.read();

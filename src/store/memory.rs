@@ -69,7 +69,7 @@ impl MemoryStore {
     pub fn with_clock(outlet: Arc<dyn Outlet>, clock: Clock) -> Arc<Self> {
         let time = Time::new(clock);
         let held = Held {
-            time,
+            time: time.clone(),
             last_sequence: 0,
             rows: BTreeMap::new(),
             places: HashMap::new(),
@@ -218,7 +218,7 @@ impl Row {
         Fate { id: self.origin.id, state: self.state, decided_at, decided_by }
     }
 
-    fn summary(&self, time: Time) -> Summary {
+    fn summary(&self, time: &Time) -> Summary {
         Summary {
             id: self.origin.id,
             name: self.name().cloned(),
@@ -575,7 +575,7 @@ impl Held {
 
     fn list(&self, after: i64, limit: usize, fits: impl Fn(&Row) -> bool) -> Listing<Summary> {
         let fitting = self.rows.range(after.saturating_add(1)..).filter(|(_, row)| fits(row)).take(limit.max(1));
-        let found: Vec<_> = fitting.map(|(place, row)| (*place, row.summary(self.time))).collect();
+        let found: Vec<_> = fitting.map(|(place, row)| (*place, row.summary(&self.time))).collect();
         let next = found.last().filter(|_| found.len() >= limit.max(1)).map(|(place, _)| *place);
         Listing { items: found.into_iter().map(|(_, summary)| summary).collect(), next }
     }
@@ -701,12 +701,12 @@ impl Store for MemoryStore {
     fn transaction(&self, id: TransactionId) -> Reply<Option<(Summary, Vec<Event>)>> {
         let held = self.held();
         let row = held.find(id).map(|place| &held.rows[&place]);
-        answered(Ok(row.map(|row| (row.summary(held.time), row.history.clone()))))
+        answered(Ok(row.map(|row| (row.summary(&held.time), row.history.clone()))))
     }
 
     fn transactions(&self, filter: Filter, after: i64, limit: usize) -> Reply<Listing<Summary>> {
         let held = self.held();
-        let fits = |row: &Row| filter.fits(&row.summary(held.time)) && row.fits_front(&filter);
+        let fits = |row: &Row| filter.fits(&row.summary(&held.time)) && row.fits_front(&filter);
         answered(Ok(held.list(after, limit, fits)))
     }
 

@@ -99,13 +99,13 @@ impl SqliteStore {
     /// See [`OpenError`]. Nothing has been changed then, unless a migration failed half-way through several versions.
     pub fn open(settings: SqliteSettings, outlet: Arc<dyn Outlet>) -> Result<Arc<Self>, OpenError> {
         let Opened { own, readers } = open::open(&settings)?;
-        let time = own.time;
+        let time = own.time.clone();
         let (full_sender, full) = watch::channel(false);
         let stats = Arc::new(Stats::default());
         let (writer, calls) = mpsc::channel();
         let [(pager, pager_thread), (lister, lister_thread)] = readers.map(|sql| {
             let (sender, questions) = mpsc::channel();
-            (sender, Reader::new(sql, time, questions))
+            (sender, Reader::new(sql, time.clone(), questions))
         });
         let writer_thread = Writer::new(own, calls, &settings, Arc::clone(&stats), full_sender, outlet)
             .map_err(|error| OpenError::from_sqlite(&settings.path, &error))?;

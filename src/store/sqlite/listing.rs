@@ -35,7 +35,7 @@ const NO_RETRY: &str = "NOT EXISTS (SELECT 1 FROM dead_letters AS d INDEXED BY r
 /// Rows that a look at a transaction's first message counts for.
 const FRONT_ROWS: usize = 10;
 
-fn summary(row: &Row<'_>, time: Time) -> rusqlite::Result<(Place, Summary)> {
+fn summary(row: &Row<'_>, time: &Time) -> rusqlite::Result<(Place, Summary)> {
     let decided_at = row.get::<_, Option<i64>>(8)?;
     let decided_by = row.get::<_, Option<String>>(9)?;
     let name = row.get_ref(2)?.as_bytes_or_null()?;
@@ -64,16 +64,16 @@ fn summary(row: &Row<'_>, time: Time) -> rusqlite::Result<(Place, Summary)> {
 }
 
 /// A list that is being made.
-struct Rows {
-    time: Time,
+struct Rows<'a> {
+    time: &'a Time,
     items: Vec<(i64, Summary)>,
     limit: usize,
     /// The last that was looked at, if there may be more behind it.
     next: Option<i64>,
 }
 
-impl Rows {
-    fn new(time: Time, limit: usize) -> Self {
+impl<'a> Rows<'a> {
+    fn new(time: &'a Time, limit: usize) -> Self {
         Self { time, items: Vec::new(), limit: limit.max(1), next: None }
     }
 
@@ -161,7 +161,7 @@ impl<'a> Fronts<'a> {
 
 pub(super) fn transactions(
     sql: &Connection,
-    time: Time,
+    time: &Time,
     filter: &Filter,
     after: i64,
     limit: usize,
@@ -209,7 +209,7 @@ fn lanes_of(sql: &Connection, vhost: Option<&str>) -> rusqlite::Result<Vec<i64>>
 
 pub(super) fn unasked(
     sql: &Connection,
-    time: Time,
+    time: &Time,
     known: &[Arc<str>],
     after: i64,
     limit: usize,
@@ -310,7 +310,7 @@ fn place_of_plain(sql: &Connection, id: TransactionId) -> rusqlite::Result<Optio
 
 pub(super) fn transaction(
     sql: &Connection,
-    time: Time,
+    time: &Time,
     id: TransactionId,
 ) -> rusqlite::Result<Option<(Summary, Vec<Event>)>> {
     let sql = Transaction::new_unchecked(sql, TransactionBehavior::Deferred)?;

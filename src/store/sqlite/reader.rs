@@ -41,7 +41,7 @@ impl Reader {
     }
 
     pub(super) fn run(self) {
-        let (sql, time) = (&self.sql, self.time);
+        let (sql, time) = (&self.sql, &self.time);
         while let Ok(question) = self.questions.recv() {
             match question {
                 Question::Lanes { answer } => tell(answer, lanes(sql)),

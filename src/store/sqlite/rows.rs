@@ -1,7 +1,7 @@
 //! The rows that make a transaction, and the statements that change them. The only home of SQL that writes, but for the
 //! purge.
 
-use crate::store::clock::{Moment, Reading, Time};
+use crate::store::clock::{Moment, Reading, SLACK, Time};
 use crate::store::{Lane, Messages, Origin, Sequence, StoreError, Strand};
 use crate::tx::decision::{Actor, Decision, Verdict};
 use crate::tx::id::{Timestamp, TransactionId};
@@ -19,9 +19,6 @@ const PACK_BITS: u32 = 20;
 
 /// How old the count of time in the file may be, when something is written.
 const TIME_KEPT: Duration = Duration::from_secs(10);
-
-/// What the wall clock may differ from the count without having been set.
-const CLOCK_SLACK: Duration = Duration::from_secs(1);
 
 /// Sequences taken at a time. What is left of a block at the end of the process is skipped.
 const SEQUENCES: i64 = 1 << 16;
@@ -66,7 +63,7 @@ impl Book {
 
     /// Whether the wall clock was set since its time was written down.
     pub(super) fn is_clock_set(&self, now: Reading) -> bool {
-        self.time.is_some_and(|written| now.set_since(&written) > CLOCK_SLACK)
+        self.time.is_some_and(|written| now.set_since(&written) > SLACK)
     }
 }
 
@@ -217,7 +214,7 @@ pub(super) struct Rows<'a> {
 }
 
 impl<'a> Rows<'a> {
-    pub(super) fn new(sql: &'a Connection, book: &'a mut Book, time: Time) -> rusqlite::Result<Self> {
+    pub(super) fn new(sql: &'a Connection, book: &'a mut Book, time: &Time) -> rusqlite::Result<Self> {
         let read = time.read();
         let rows = Self { sql, book, now: read.wall, moment: read.count, tally: Tally::default() };
         rows.keep_time(read)

@@ -184,7 +184,7 @@ impl Writer {
         let Own { mut sql, time, lock } = own;
         let mut book = Book::read(&sql)?;
         let sql_tx = Transaction::new_unchecked(&sql, TransactionBehavior::Immediate)?;
-        let mut rows = Rows::new(&sql_tx, &mut book, time)?;
+        let mut rows = Rows::new(&sql_tx, &mut book, &time)?;
         let (rolled_back, in_doubt) = rows.after_restart()?;
         rows.forget_asides()?;
         let tally = rows.tally;
@@ -324,7 +324,7 @@ impl Writer {
 
     fn try_attempt(&mut self, requests: &[Request], deletes: &[i64]) -> rusqlite::Result<Attempt> {
         let sql_tx = Transaction::new_unchecked(&self.sql, TransactionBehavior::Immediate)?;
-        let mut rows = Rows::new(&sql_tx, &mut self.book, self.time)?;
+        let mut rows = Rows::new(&sql_tx, &mut self.book, &self.time)?;
         let outcomes = requests.iter().map(|request| write(&mut rows, &mut self.broken, request));
         let outcomes = outcomes.collect::<rusqlite::Result<Vec<_>>>()?;
         if self.stats.failing.load(Ordering::Relaxed) {
