@@ -13,6 +13,8 @@ mod aside;
 mod clock;
 #[path = "store_sqlite/damage.rs"]
 mod damage;
+#[path = "store_sqlite/file.rs"]
+mod file;
 #[path = "store_sqlite/history.rs"]
 mod history;
 

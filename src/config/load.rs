@@ -256,11 +256,16 @@ fn read_secret(path: &Path, key: &str) -> Result<Secret, ConfigError> {
     }
 }
 
-/// Files with secrets that everybody on the machine can read, each by its key and what is wrong with it. What can't be
+/// Files with secrets, and with everybody's messages, that everybody on the machine can read, each by its key and what is wrong with it. What can't be
 /// looked at is told where it is read.
 fn open_secrets(config: &Config) -> Vec<(String, String)> {
-    let Config { listen, relay, checker, admin, .. } = config;
-    let keys = [("listen.tls.key", listen.tls.key.as_ref()), ("relay.password_file", relay.password_file.as_ref())];
+    let Config { listen, relay, store, checker, admin, .. } = config;
+    let super::StoreUrl::Sqlite(store) = &store.url;
+    let keys = [
+        ("listen.tls.key", listen.tls.key.as_ref()),
+        ("relay.password_file", relay.password_file.as_ref()),
+        ("store.url", Some(store)),
+    ];
     let checkers = checker.iter().enumerate().map(|(n, one)| (format!("{CHECKER}.{n}.secret_file"), &one.secret_file));
     let tokens =
         admin.tokens.iter().enumerate().map(|(n, one)| (format!("admin.tokens.{n}.token_file"), &one.token_file));

@@ -194,21 +194,23 @@ fn the_variables_of_a_kubernetes_service_are_not_ours() {
 }
 
 #[test]
-fn a_secret_that_everybody_can_read_is_worth_a_warning() {
+fn a_secret_or_a_store_that_everybody_can_read_is_worth_a_warning() {
     let folder = tempfile::tempdir().expect("a folder");
     let path = folder.path().join("password");
     fs::write(&path, "hare\n").expect("written");
     let warnings = |mode| {
         fs::set_permissions(&path, fs::Permissions::from_mode(mode)).expect("changed");
         let text = format!(
-            "relay.password_file = {path:?}\nadmin.tokens = [{{ token_file = {path:?}, role = 'viewer' }}]\n\
-             [[checker]]\nname = 'a'\nurl = 'http://a'\nsecret_file = {path:?}"
+            "relay.password_file = {path:?}\nstore.url = 'sqlite:{store}'\nadmin.tokens = [{{ token_file = {path:?}, role = 'viewer' }}]\n\
+             [[checker]]\nname = 'a'\nurl = 'http://a'\nsecret_file = {path:?}",
+            store = path.display(),
         );
         load_text(&text, &[]).expect("valid").warnings.iter().map(|found| found.key.clone()).collect::<Vec<_>>()
     };
     assert!(warnings(0o600).is_empty());
     assert!(warnings(0o640).is_empty(), "a group was chosen on purpose");
-    assert_eq!(warnings(0o644), ["relay.password_file", "checker.0.secret_file", "admin.tokens.0.token_file"]);
+    let keys = ["relay.password_file", "store.url", "checker.0.secret_file", "admin.tokens.0.token_file"];
+    assert_eq!(warnings(0o644), keys);
 }
 
 #[test]

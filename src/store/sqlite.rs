@@ -14,6 +14,7 @@
 //! The queues have no bound of their own. A session has at most one unanswered call for a channel, and the messages in
 //! it were in the session's memory before: what bounds a session's memory bounds its share of the queue.
 
+mod file;
 mod history;
 mod letters;
 mod listing;

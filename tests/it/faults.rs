@@ -163,6 +163,35 @@ fn an_io_error_fails_commits_and_passes() {
     fill_and_heal(&proxy, &account, 541, || limit("unlimited"));
 }
 
+/// Commits were answered, and lost with the process.
+#[test]
+fn a_store_that_is_deleted_takes_no_commits() {
+    let (mut proxy, account) = prepared(&[]);
+    proxy.resume();
+    let queue = unique("fault-deleted");
+    broker().lock_out(&account);
+    let mut raw = transactional(proxy.port, &queue);
+    raw.publish(1, &queue, "before");
+    raw.commit(1);
+    let path = proxy.folder().join("halfway.db");
+    std::fs::remove_file(&path).expect("it is there");
+    assert_eq!(try_commit(&mut raw, &queue, b"lost".to_vec()), Err(541));
+    wait_until(deadline(PATIENCE), "word of it", || {
+        let (_, body) = proxy.http("/readyz").expect("the admin port answers");
+        body.contains("deleted, moved or replaced")
+    });
+    broker().let_in(&account);
+    assert_eq!(raw.get_soon(2, &queue).text(), "before", "what was committed is forwarded all the same");
+    assert_eq!(try_commit(&mut raw, &queue, b"lost".to_vec()), Err(541));
+    assert!(!path.exists(), "nothing is made in its place");
+    proxy.kill();
+    proxy.resume();
+    let mut raw = transactional(proxy.port, &queue);
+    assert_eq!(try_commit(&mut raw, &queue, b"after".to_vec()), Ok(()));
+    assert_eq!(raw.get_soon(2, &queue).text(), "after");
+    assert_eq!(raw.get(2, &queue), None);
+}
+
 #[test]
 fn a_store_past_its_size_blocks_publishers_of_transactions() {
     let (mut proxy, account) = prepared(&[("store.max_size", "'2MiB'"), ("transaction.max_size", "'1MiB'")]);

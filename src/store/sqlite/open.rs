@@ -1,13 +1,12 @@
 //! Opening the file: is it ours, is it whole, does somebody else have it?
 
 use super::SqliteSettings;
+use super::file::{Held, Place};
 use crate::store::clock::{Clock, Moment, Reading, Time};
 use crate::tx::id::Timestamp;
 use rusqlite::config::DbConfig;
 use rusqlite::{Connection, ErrorCode, OpenFlags, Transaction, TransactionBehavior};
-use std::fs::{File, OpenOptions, TryLockError};
-use std::io::{ErrorKind, Read, Seek, Write};
-use std::os::unix::fs::OpenOptionsExt;
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -127,7 +126,7 @@ impl OpenError {
         }
     }
 
-    fn from_io(path: &Path, error: &std::io::Error) -> Self {
+    pub(super) fn from_io(path: &Path, error: &std::io::Error) -> Self {
         let (path, reason) = (path.to_path_buf(), error.to_string());
         match error.kind() {
             ErrorKind::PermissionDenied | ErrorKind::ReadOnlyFilesystem => Self::ReadOnly { path, reason },
@@ -148,8 +147,9 @@ pub(super) struct Opened {
 pub(super) struct Own {
     pub(super) sql: Connection,
     pub(super) time: Time,
-    /// Held as long as the file is ours.
-    pub(super) lock: File,
+    pub(super) place: Place,
+    /// As long as the file is ours; dropped last.
+    pub(super) held: Held,
 }
 
 pub(super) fn open(settings: &SqliteSettings) -> Result<Opened, OpenError> {
@@ -161,57 +161,18 @@ pub(super) fn open(settings: &SqliteSettings) -> Result<Opened, OpenError> {
     if let Some(folder) = folder.filter(|folder| !folder.is_dir()) {
         return Err(OpenError::Missing { path: folder.into() });
     }
-    let lock = lock(path)?;
+    let held = Held::take(path)?;
     let sql = open_writer(path)?;
     let readers = [open_reader(path)?, open_reader(path)?];
     let time = time(&sql, settings.clock).map_err(|error| OpenError::from_sqlite(path, &error))?;
-    Ok(Opened { own: Own { sql, time, lock }, readers })
-}
-
-/// SQLite's own locks would let two proxies take turns on one file, and both would forward what is in it. So one
-/// process owns the store as long as it holds this lock, which the system takes back however the process ends.
-fn lock(path: &Path) -> Result<File, OpenError> {
-    let lock = beside(path, ".lock");
-    let failed = |error: std::io::Error| OpenError::from_io(&lock, &error);
-    let mut file = private().read(true).write(true).create(true).truncate(false).open(&lock).map_err(failed)?;
-    match file.try_lock() {
-        Ok(()) => {}
-        Err(TryLockError::WouldBlock) => {
-            let mut holder = String::new();
-            let _ = file.read_to_string(&mut holder);
-            let holder = (!holder.trim().is_empty()).then(|| format!(" ({})", holder.trim()));
-            return Err(OpenError::Locked { path: path.into(), lock, holder });
-        }
-        Err(TryLockError::Error(error)) => return Err(failed(error)),
-    }
-    // Who has it is told to the second comer as a help; a full disk is no reason to refuse the start.
-    let _ =
-        file.set_len(0).and_then(|()| file.rewind()).and_then(|()| writeln!(file, "process {}", std::process::id()));
-    Ok(file)
-}
-
-/// Makes files that only their owner may read: they hold what everybody's messages say.
-pub(super) fn private() -> OpenOptions {
-    let mut options = OpenOptions::new();
-    options.mode(0o600);
-    options
-}
-
-/// The path with something put behind its name.
-pub(super) fn beside(path: &Path, suffix: &str) -> PathBuf {
-    let mut name = path.as_os_str().to_owned();
-    name.push(suffix);
-    name.into()
+    let place = Place::of(path).map_err(|error| OpenError::from_io(path, &error))?;
+    Ok(Opened { own: Own { sql, time, place, held }, readers })
 }
 
 fn open_writer(path: &Path) -> Result<Connection, OpenError> {
     let failed = |error: rusqlite::Error| OpenError::from_sqlite(path, &error);
-    // Its log and index get the permissions that the file has. One that is there keeps those that it was given.
-    match private().write(true).create_new(true).open(path) {
-        Err(error) if error.kind() != ErrorKind::AlreadyExists => return Err(OpenError::from_io(path, &error)),
-        _ => {}
-    }
-    let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_CREATE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+    // The file is there, and its log and index get the permissions that it has.
+    let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
     let mut sql = Connection::open_with_flags(path, flags).map_err(failed)?;
     sql.busy_timeout(BUSY_TIME_MAX).map_err(failed)?;
     // SQLite opens a file that it may not write for reading.
@@ -331,6 +292,8 @@ pub(super) fn open_reader(path: &Path) -> Result<Connection, OpenError> {
         .map_err(failed)?;
     sql.busy_timeout(BUSY_TIME_MAX).map_err(failed)?;
     keep_statements(&sql).map_err(failed)?;
+    // SQLite would put off opening the log to the first question, and it might be gone by then.
+    sql.query_row("SELECT count(*) FROM sqlite_schema", [], |_| Ok(())).map_err(failed)?;
     Ok(sql)
 }
 
@@ -344,7 +307,7 @@ mod tests {
     fn what_the_store_makes_is_for_its_owner_alone() {
         let folder = tempfile::tempdir().expect("a folder");
         let path = folder.path().join("halfway.db");
-        let lock = lock(&path).expect("locked");
+        let held = Held::take(&path).expect("locked");
         let sql = open_writer(&path).expect("opened");
         backup(&path, &folder.path().join("copy.db")).expect("a backup");
         let mut seen = 0;
@@ -355,7 +318,8 @@ mod tests {
             assert_eq!(mode, 0o600, "{}", file.path().display());
         }
         assert!(seen >= 4, "the store, its log, its lock and the copy, not {seen}");
-        drop((sql, lock));
+        drop(sql);
+        held.release();
     }
 
     #[test]

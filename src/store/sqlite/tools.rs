@@ -1,7 +1,8 @@
 //! What an operator can do with the file while a proxy has it, or none: look whether it is right, copy it, count.
 
+use super::file::{beside, private};
 use super::letters::count_waiting;
-use super::open::{OpenError, beside, open_reader, private, schema_version};
+use super::open::{OpenError, open_reader, schema_version};
 use super::rows::pack_keys;
 use crate::amqp::wire::Malformed;
 use crate::store::stored::is_sound;

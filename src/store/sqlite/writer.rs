@@ -1,5 +1,6 @@
 //! The one thread that writes: it drains its queue into one SQL transaction, syncs, and answers everybody.
 
+use super::file::{Held, Place};
 use super::open::Own;
 use super::recent::Recent;
 use super::rows::{Book, Outcome, Released, Rows, Tally};
@@ -15,7 +16,6 @@ use crate::tx::id::TransactionId;
 use bytes::Bytes;
 use rusqlite::{Connection, ErrorCode, Transaction, TransactionBehavior};
 use std::collections::HashMap;
-use std::fs::File;
 use std::ops::RangeInclusive;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -168,8 +168,9 @@ pub(super) struct Writer {
     /// When to write unasked, if no request comes before: to delete, or to see whether the disk is well again.
     write_at: Option<Instant>,
     upkeep: Upkeep,
-    /// Held as long as the file is ours; dropped last.
-    lock: File,
+    place: Place,
+    /// As long as the file is ours; dropped last.
+    held: Held,
 }
 
 impl Writer {
@@ -181,7 +182,7 @@ impl Writer {
         full: watch::Sender<bool>,
         outlet: Arc<dyn Outlet>,
     ) -> rusqlite::Result<Self> {
-        let Own { mut sql, time, lock } = own;
+        let Own { mut sql, time, place, held } = own;
         let mut book = Book::read(&sql)?;
         let sql_tx = Transaction::new_unchecked(&sql, TransactionBehavior::Immediate)?;
         let mut rows = Rows::new(&sql_tx, &mut book, &time)?;
@@ -208,7 +209,8 @@ impl Writer {
             unfinished: Vec::new(),
             write_at: None,
             upkeep,
-            lock,
+            place,
+            held,
         })
     }
 
@@ -235,6 +237,10 @@ impl Writer {
             }
             if self.upkeep.due() <= now {
                 self.upkeep.work(&self.sql, self.time.now());
+                // A store that nobody writes to has to notice as well.
+                if self.place.check().is_err() {
+                    self.write_at.get_or_insert(now);
+                }
             }
             self.upkeep.checkpoint(&self.sql);
         }
@@ -336,6 +342,7 @@ impl Writer {
             forgotten += rows.forget(run)?;
         }
         let tally = rows.tally;
+        self.place.check()?;
         sql_tx.commit()?;
         Ok(Attempt { outcomes, forgotten, tally })
     }
@@ -488,11 +495,9 @@ impl Writer {
     fn close(mut self) {
         while !self.delivered.is_empty() && self.attempt(&[], true).is_ok() {}
         self.upkeep.empty_log(&self.sql);
-        let Self { sql, lock, .. } = self;
+        let Self { sql, held, .. } = self;
         drop(sql);
-        // Said, not left to the end of `lock`: a child of this process that is just being started has a copy of it until
-        // it runs its own program. Should it fail, the end of the process does it.
-        let _ = lock.unlock();
+        held.release();
     }
 }
 
