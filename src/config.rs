@@ -204,6 +204,10 @@ pub struct Transaction {
     /// The same for a transaction with a mandatory message, whose return must come before `tx.commit-ok`.
     #[serde(with = "value::duration")]
     pub mandatory_wait: Duration,
+    /// How long RabbitMQ's yes to a publish counts for the next ones of its kind on the channel; zero: each transaction
+    /// is judged anew.
+    #[serde(with = "value::duration")]
+    pub judgement: Duration,
     /// Messages in one transaction.
     pub max_messages: u64,
     /// Bytes (bodies and headers) in one transaction.
@@ -375,6 +379,7 @@ impl Default for Transaction {
         Transaction {
             forward_wait: Duration::from_secs(1),
             mandatory_wait: Duration::from_secs(30),
+            judgement: Duration::from_secs(1),
             max_messages: 1_000_000,
             max_size: GIB,
             max_message_size: MessageSizeLimit::Auto,

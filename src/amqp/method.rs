@@ -25,12 +25,21 @@ pub mod id {
         CONNECTION_CLOSE_OK = 10, 51;
         CONNECTION_BLOCKED = 10, 60;
         CONNECTION_UNBLOCKED = 10, 61;
+        CONNECTION_UPDATE_SECRET = 10, 70;
         CHANNEL_OPEN = 20, 10;
         CHANNEL_OPEN_OK = 20, 11;
         CHANNEL_FLOW = 20, 20;
         CHANNEL_FLOW_OK = 20, 21;
         CHANNEL_CLOSE = 20, 40;
         CHANNEL_CLOSE_OK = 20, 41;
+        EXCHANGE_DELETE = 40, 20;
+        EXCHANGE_DELETE_OK = 40, 21;
+        EXCHANGE_UNBIND = 40, 40;
+        EXCHANGE_UNBIND_OK = 40, 51;
+        QUEUE_DELETE = 50, 40;
+        QUEUE_DELETE_OK = 50, 41;
+        QUEUE_UNBIND = 50, 50;
+        QUEUE_UNBIND_OK = 50, 51;
         BASIC_CONSUME = 60, 20;
         BASIC_CONSUME_OK = 60, 21;
         BASIC_CANCEL = 60, 30;
@@ -56,6 +65,21 @@ pub mod id {
         TX_ROLLBACK = 90, 30;
         TX_ROLLBACK_OK = 90, 31;
     }
+}
+
+/// Whether a method takes something away on which RabbitMQ's judgement of a message may rest, or says that it is away.
+pub fn takes_away(method: (u16, u16)) -> bool {
+    matches!(
+        method,
+        id::EXCHANGE_DELETE
+            | id::EXCHANGE_DELETE_OK
+            | id::EXCHANGE_UNBIND
+            | id::EXCHANGE_UNBIND_OK
+            | id::QUEUE_DELETE
+            | id::QUEUE_DELETE_OK
+            | id::QUEUE_UNBIND
+            | id::QUEUE_UNBIND_OK
+    )
 }
 
 /// The class of basic.*, the only one with content.

@@ -21,6 +21,7 @@ pub(super) use self::judgement::PROBES_MAX;
 use self::receiving::{Body, Receiving};
 use super::command::{Command, Ended, Io, Next, Ticket};
 use super::deliveries::{Consumers, Content};
+use super::leases::Leases;
 use super::transaction::Transaction;
 use crate::amqp::frame::{Frame, kind};
 use crate::amqp::method::{self, Close, Publish, Settle, id};
@@ -69,6 +70,7 @@ struct RollingBack {
 pub struct Channel {
     number: u16,
     transaction: Transaction,
+    leases: Leases,
     receiving: Option<Receiving>,
     commit: Option<Commit>,
     /// The prepare barrier: a repeated tx.select in a named transaction; and whether RabbitMQ has answered it.
@@ -103,7 +105,12 @@ pub struct Channel {
 impl Channel {
     /// A channel whose client has just sent tx.select.
     pub fn new(number: u16, consumers: Consumers) -> Self {
-        Self { number, consumers, selects: 1, content: Content::Unknown, ..Self::default() }
+        Self { number, consumers, selects: 1, asked: true, content: Content::Unknown, ..Self::default() }
+    }
+
+    /// RabbitMQ is asked anew about the next message of each kind.
+    pub fn end_leases(&mut self) {
+        self.leases.forget();
     }
 
     /// Whether a commit is on its way.
@@ -187,7 +194,8 @@ impl Channel {
                 self.late.clear();
                 self.closing = true;
             }
-            _ => self.transaction.forget_judgements(),
+            _ if method::takes_away(method) => self.leases.take_away(),
+            _ => self.leases.forget(),
         }
         if !matches!(method, id::BASIC_ACK | id::BASIC_NACK | id::BASIC_REJECT) {
             self.asked = self.barrier.is_none();
@@ -227,6 +235,7 @@ impl Channel {
 
     fn roll_back(&mut self, io: &mut Io) {
         let mut transaction = std::mem::take(&mut self.transaction);
+        self.leases.next_transaction(io);
         if let Some(unacked) = transaction.take_unsettled() {
             self.unacked = unacked;
         }
@@ -286,9 +295,18 @@ impl Channel {
                     }
                     return self.pass_rollback(io);
                 }
-                Some(Asker::Trim) => return Next::Nothing,
-                Some(Asker::Judge(id, batch)) => return self.judged(id, batch, io),
-                Some(Asker::Fence) => return self.fenced(io),
+                Some(Asker::Trim) => {
+                    self.leases.fenced();
+                    return Next::Nothing;
+                }
+                Some(Asker::Judge(id, batch)) => {
+                    self.leases.fenced();
+                    return self.judged(id, batch, io);
+                }
+                Some(Asker::Fence) => {
+                    self.leases.fenced();
+                    return self.fenced(io);
+                }
                 Some(Asker::Settle) => return self.settled(io),
             },
             Some(id::TX_SELECT_OK) if self.selects > 0 => {
@@ -305,6 +323,9 @@ impl Channel {
                     // A refused publish decides its transaction: nobody may release half of it later.
                     Ok(Close { code, text, method: id::BASIC_PUBLISH }) => {
                         let text = String::from_utf8_lossy(text);
+                        if self.leases.has_words() {
+                            io.commands.push_back(Command::EndLeases);
+                        }
                         self.abandon(Ended::Refused, Some(format!("refused by RabbitMQ: {code} {text}")), io);
                     }
                     _ => self.leave(io),

@@ -12,6 +12,10 @@ use std::collections::{BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+/// How long RabbitMQ's word counts within a transaction where it counts for no other: about as long as RabbitMQ's own
+/// channel goes by it when it is silent.
+const JUDGEMENT_HOLDS: Duration = Duration::from_secs(1);
+
 /// Limits and waits: see `config.toml` for what users may set.
 #[derive(Debug, Clone)]
 pub struct Settings {
@@ -21,6 +25,8 @@ pub struct Settings {
     pub forward_wait: Duration,
     /// The same where a message is mandatory and its return has to come first.
     pub mandatory_wait: Duration,
+    /// How long RabbitMQ's yes to a kind of message counts for the next transactions; zero: for none.
+    pub judgement: Duration,
     /// Messages in a transaction.
     pub messages_max: u64,
     /// Bytes in a transaction.
@@ -50,6 +56,8 @@ pub enum Next {
     Release,
     /// Ask RabbitMQ about these probes.
     Ask(Vec<(Ticket, Vec<u8>)>),
+    /// Ask RabbitMQ about this probe, if there is a channel for that: nothing waits for the answer.
+    Renew(Ticket, Vec<u8>),
     /// Close it, with this text behind the code's name, about this method.
     Refuse(ReplyCode, String, (u16, u16)),
     /// Pass everything through: the client broke the framing, and what it sent was passed on, so RabbitMQ will close the
@@ -119,6 +127,11 @@ pub enum Command {
         /// Whose.
         name: TransactionName,
     },
+    /// RabbitMQ lets the user open no channel beside its own: remember that for its next connections, see
+    /// [`Io::spare_channel`].
+    NoSpareChannel,
+    /// Let no session of the virtual host go by what RabbitMQ said before, see [`Io::routing`].
+    EndLeases,
     /// The client is refused, or given up, before its connection is open.
     Refused(Refusal),
     /// A transaction has its first message.
@@ -220,6 +233,11 @@ pub struct Io {
     pub published: bool,
     /// What time it is, as the session last said.
     pub now: Instant,
+    /// Whether RabbitMQ may be asked on a channel of the connection that is not the client's.
+    pub spare_channel: bool,
+    /// Another number since an exchange or a queue of the virtual host was deleted or unbound by anybody, or a message
+    /// refused: what RabbitMQ said before counts no more.
+    pub routing: u64,
     last_ticket: u64,
 }
 
@@ -242,8 +260,15 @@ impl Io {
             upstream_lost: false,
             published: false,
             now,
+            spare_channel: true,
+            routing: 0,
             last_ticket: 0,
         }
+    }
+
+    /// How long RabbitMQ's word counts within a transaction.
+    pub fn judgement_holds(&self) -> Duration {
+        Some(self.settings.judgement).filter(|holds| !holds.is_zero()).unwrap_or(JUDGEMENT_HOLDS)
     }
 
     /// The virtual host; none is open, and no channel, before open-ok.

@@ -20,7 +20,7 @@ use self::slots::Slots;
 use super::channel::Channel;
 use super::command::{Command, Io, Next, Refusal, Settings, Stage, Ticket};
 use super::deliveries::Consumers;
-use super::judge::Judge;
+use super::judge::{Judge, Question};
 use super::ordinary::HalfChannel;
 use crate::amqp::frame::{self};
 use crate::amqp::method::{self, id};
@@ -182,6 +182,18 @@ impl Connection {
         let old = &self.io.settings;
         let (login, control_exchange) = (old.login.clone(), Arc::clone(&old.control_exchange));
         self.io.settings = Arc::new(Settings { login, control_exchange, ..settings });
+        self.end_leases();
+    }
+
+    /// RabbitMQ is asked anew about the next message of each kind.
+    fn end_leases(&mut self) {
+        for slot in self.channels.values_mut() {
+            match slot {
+                Slot::Tx(channel) => channel.end_leases(),
+                Slot::Half(channel) => channel.end_leases(),
+                Slot::Confirm(_) | Slot::Refused(_) => {}
+            }
+        }
     }
 
     /// How far it is, for people to look at.
@@ -284,10 +296,13 @@ impl Connection {
             }
             Next::Ask(probes) => {
                 for (ticket, probe) in probes {
-                    if !self.ask(number, ticket, probe) {
+                    if !self.ask(Question { channel: number, ticket, probe, is_renewal: false }) {
                         return;
                     }
                 }
+            }
+            Next::Renew(ticket, probe) => {
+                self.ask(Question { channel: number, ticket, probe, is_renewal: true });
             }
             Next::Refuse(code, detail, method) => return self.refuse(number, code, &detail, method),
             Next::BreakOff => return self.break_off(),

@@ -9,6 +9,7 @@ pub mod deliveries;
 pub mod half;
 pub mod handshake;
 pub mod judge;
+pub mod leases;
 pub mod numbering;
 pub mod ordinary;
 pub mod probe;

@@ -18,6 +18,7 @@ use super::command::{Command, Io, Next, Ticket};
 use super::deliveries::Content;
 use super::half;
 use super::judge::Judgement;
+use super::leases::Leases;
 use super::numbering::Numbering;
 use super::probe;
 use crate::amqp::frame::{self, Frame, kind};
@@ -33,6 +34,7 @@ use crate::tx::name::TransactionName;
 use crate::tx::outcome::StoreError;
 use std::collections::VecDeque;
 use std::sync::Arc;
+use std::time::Instant;
 
 /// Bytes of half messages on their way, and of frames behind them, past which the client has to wait.
 const WAITING_BYTES_MAX: usize = 1 << 20;
@@ -80,11 +82,12 @@ struct Waiting {
 
 impl Waiting {
     /// Has a half message judged, now that it is in order.
-    fn ask(&mut self) -> Option<(Ticket, Vec<u8>)> {
+    fn ask(&mut self, now: Instant) -> Option<(Ticket, Vec<u8>)> {
         let Stage::Ordering { probe, half } = &mut self.stage else { return None };
         let probe = std::mem::take(probe);
-        let half = Half { named: Arc::clone(&half.named), batch: std::mem::take(&mut half.batch) };
-        self.stage = Stage::Judging(half);
+        let Half { named, batch, kind } = half;
+        let half = Half { named: Arc::clone(named), batch: std::mem::take(batch), kind: kind.take() };
+        self.stage = Stage::Judging(half, now);
         Some((self.ticket, probe))
     }
 }
@@ -95,7 +98,8 @@ enum Stage {
         probe: Vec<u8>,
         half: Half,
     },
-    Judging(Half),
+    /// Since then.
+    Judging(Half, Instant),
     /// A decision: RabbitMQ is asked whether the client is who it says, to whom the transaction belongs.
     Confirming(Decision, TransactionName),
     Parking(TransactionId),
@@ -107,6 +111,8 @@ enum Stage {
 struct Half {
     named: Arc<Named>,
     batch: Batch,
+    /// See [`probe::kind`].
+    kind: Option<Vec<u8>>,
 }
 
 /// See the module.
@@ -122,6 +128,8 @@ pub struct HalfChannel {
     waiting_bytes: usize,
     /// Frames of the client that wait until nothing is on its way.
     behind: Vec<u8>,
+    /// What RabbitMQ has said to the judge.
+    leases: Leases,
     /// Whether a method that may change RabbitMQ's judgement went out since the last flow-ok was asked for.
     unordered: bool,
     /// Who waits for the next flow-ok: this (`true`), or the client.
@@ -147,6 +155,7 @@ impl HalfChannel {
             waiting_bytes: 0,
             behind: Vec::new(),
             // What the client did before this was not looked at.
+            leases: Leases::default(),
             unordered: true,
             flows: vec![false; flows].into(),
             content: Content::Unknown,
@@ -271,7 +280,10 @@ impl HalfChannel {
             }
             Some(id::CHANNEL_FLOW) => self.flows.push_back(false),
             Some(id::CONFIRM_SELECT) => drop(self.numbering.get_or_insert_with(|| Numbering::new(0))),
-            _ => self.unordered = true,
+            _ => {
+                self.unordered = true;
+                self.leases.forget();
+            }
         }
         Next::Pass
     }
@@ -306,17 +318,18 @@ impl HalfChannel {
             What::Wrong(text) => return Next::Refuse(ReplyCode::PRECONDITION_FAILED, text, id::BASIC_PUBLISH),
             What::Decision(decision, name) => Stage::Decision(decision, name),
             What::Half(named) => {
-                let mut probe = Vec::new();
+                let (mut probe, mut kind) = (Vec::new(), None);
                 let read = (Publish::parse(&publish), Properties::parse(&header));
                 if let (Ok(publish), Ok(properties)) = read {
                     if !io.user_confirmed {
                         probe::write_claim(&mut probe, self.number, &publish, io.user());
                     }
                     probe::write(&mut probe, self.number, &publish, &properties);
+                    kind = probe::kind(&publish, &properties);
                 }
                 let mut batch = Batch::default();
                 batch.push(HalfMessage { publish: &publish, header: &header, body: &body });
-                Stage::Ordering { probe, half: Half { named: Arc::new(named), batch } }
+                Stage::Ordering { probe, half: Half { named: Arc::new(named), batch, kind } }
             }
         };
         let tag = self.numbering.as_mut().map(Numbering::park);
@@ -337,7 +350,14 @@ impl HalfChannel {
         if self.flows.contains(&true) {
             return Next::Nothing;
         }
-        self.waiting.back_mut().and_then(Waiting::ask).map_or(Next::Nothing, |asked| Next::Ask(vec![asked]))
+        if let Some(Waiting { ticket, stage: Stage::Ordering { half, .. }, .. }) = self.waiting.back()
+            && half.kind.as_ref().is_some_and(|kind| self.leases.look(kind, io).holds())
+            && self.is_next_to_be_parked()
+        {
+            return self.handle_judged(*ticket, Judgement::Fine, io);
+        }
+        let asked = self.waiting.back_mut().and_then(|waiting| waiting.ask(io.now));
+        asked.map_or(Next::Nothing, |asked| Next::Ask(vec![asked]))
     }
 
     /// Asks the store for a decision, if all before it are through and the client may make it.
@@ -368,16 +388,18 @@ impl HalfChannel {
             io.user_confirmed = true;
             return self.decide_first(io);
         }
-        let Stage::Judging(half) = &mut waiting.stage else { return Next::Nothing };
+        let (half, asked) = match &mut waiting.stage {
+            Stage::Judging(half, asked) => (half, Some(*asked)),
+            Stage::Ordering { half, .. } => (half, None),
+            _ => return Next::Nothing,
+        };
         match judgement {
-            Judgement::Refused { code, text, method } => {
-                let text = String::from_utf8_lossy(&text).into_owned();
-                // The channel's error is written with the code's name in front, which RabbitMQ has done already.
-                let detail = text.strip_prefix(&format!("{} - ", code.name())).unwrap_or(&text).to_owned();
-                Next::Refuse(code, detail, method)
-            }
+            refused @ Judgement::Refused { .. } => refused.refuse(),
             Judgement::Fine => {
                 io.user_confirmed = true;
+                if let (Some(kind), Some(asked)) = (half.kind.take(), asked) {
+                    self.leases.confirmed(kind, asked, io);
+                }
                 let (named, batch) = (Arc::clone(&half.named), std::mem::take(&mut half.batch));
                 let transaction = (io.settings.new_id)();
                 waiting.stage = Stage::Parking(transaction);
@@ -405,6 +427,17 @@ impl HalfChannel {
             Ok(()) => self.done(place, io),
             Err((code, text)) => Next::Refuse(code, text, id::BASIC_PUBLISH),
         }
+    }
+
+    /// Whether all before the last one that came are being parked: what has one name goes to the store in order.
+    fn is_next_to_be_parked(&self) -> bool {
+        let before = self.waiting.len().checked_sub(2).and_then(|place| self.waiting.get(place));
+        before.is_none_or(|before| matches!(before.stage, Stage::Parking(_)))
+    }
+
+    /// RabbitMQ is asked anew about the next message of each kind.
+    pub fn end_leases(&mut self) {
+        self.leases.forget();
     }
 
     fn place(&self, ticket: Ticket) -> Option<usize> {
@@ -453,7 +486,7 @@ impl HalfChannel {
         match frame.method_id() {
             Some(id::CHANNEL_FLOW_OK) if self.flows.pop_front() == Some(true) => match self.is_busy() {
                 true if self.flows.contains(&true) => Next::Nothing,
-                true => Next::Ask(self.waiting.iter_mut().filter_map(Waiting::ask).collect()),
+                true => Next::Ask(self.waiting.iter_mut().filter_map(|waiting| waiting.ask(io.now)).collect()),
                 false => Next::Release,
             },
             Some(method @ (id::BASIC_ACK | id::BASIC_NACK)) => {

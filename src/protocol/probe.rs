@@ -103,27 +103,30 @@ pub fn write_claim_anywhere(out: &mut Vec<u8>, channel: u16, user: &str) {
 }
 
 /// Everything that RabbitMQ's judgement of a publish can depend on, or `None` if the judgement of another message says
-/// nothing about this one. Messages of one transaction with equal keys need one probe.
-pub fn key(publish: &Publish<'_>, properties: &Properties<'_>) -> Option<Vec<u8>> {
+/// nothing about this one. Of messages of one kind RabbitMQ is asked about one.
+pub fn kind(publish: &Publish<'_>, properties: &Properties<'_>) -> Option<Vec<u8>> {
     let headers = properties.headers().unwrap_or_default();
     if properties.reply_to == Some(REPLY_TO) {
         return None;
     }
-    let mut key = Vec::with_capacity(64);
-    key.put_u8(publish.flags & !Publish::MANDATORY);
-    key.put_u16(properties.delivery_mode.map_or(u16::MAX, u16::from));
-    key.put_short_string(publish.exchange);
-    key.put_short_string(publish.routing_key);
+    let mut kind = Vec::with_capacity(64);
+    kind.put_u8(publish.flags & !Publish::MANDATORY);
+    kind.put_u16(properties.delivery_mode.map_or(u16::MAX, u16::from));
+    kind.put_short_string(publish.exchange);
+    // RabbitMQ asks nobody about a routing key to the default exchange.
+    if !publish.exchange.is_empty() {
+        kind.put_short_string(publish.routing_key);
+    }
     for text in [properties.user_id, properties.expiration] {
-        key.put_u8(text.is_some().into());
-        key.put_short_string(text.unwrap_or_default());
+        kind.put_u8(text.is_some().into());
+        kind.put_short_string(text.unwrap_or_default());
     }
     for name in [&b"CC"[..], b"BCC"] {
         if let Some(entry) = table::find(headers, name) {
-            key.put_long_string(entry.raw);
+            kind.put_long_string(entry.raw);
         }
     }
-    Some(key)
+    Some(kind)
 }
 
 #[cfg(test)]
@@ -198,7 +201,7 @@ mod tests {
 
     #[test]
     fn only_what_is_judged_alike_shares_a_probe() {
-        let of = |publish: &Publish<'_>, header: &[u8]| key(publish, &Properties::parse(header).unwrap());
+        let of = |publish: &Publish<'_>, header: &[u8]| kind(publish, &Properties::parse(header).unwrap());
         let base = of(&PUBLISH, &full(1, b""));
         assert!(base.is_some());
         assert_eq!(base, of(&PUBLISH, &full(2, b"")), "the body is not judged");

@@ -11,33 +11,7 @@ use crate::tx::checker::Named;
 use crate::tx::decision::Decision;
 use crate::tx::id::TransactionId;
 use crate::tx::name::TransactionName;
-use std::collections::HashMap;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
-
-/// Probe keys that are remembered. Messages with others are probed each, and not again at the decision.
-const PROBE_KEYS_MAX: usize = 1_000;
-
-/// How long RabbitMQ's word counts. It keeps its own yes to a user's permission in the channel's process, until the
-/// channel has been silent for about so long.
-const JUDGEMENT_HOLDS: Duration = Duration::from_secs(1);
-
-/// What RabbitMQ was asked about all messages of one kind.
-#[derive(Debug)]
-struct Judged {
-    /// The probe, in frames, to ask once more.
-    probe: Vec<u8>,
-    /// When it was sent last.
-    at: Instant,
-    /// Nothing was sent on the channel since that could change the answer.
-    is_fresh: bool,
-}
-
-impl Judged {
-    fn holds(&self, now: Instant) -> bool {
-        now.saturating_duration_since(self.at) < JUDGEMENT_HOLDS
-    }
-}
 
 /// Messages and acknowledgements between two decisions of a channel.
 #[derive(Debug, Default)]
@@ -66,12 +40,10 @@ pub struct Transaction {
     pub mandatory: bool,
     /// Frames of messages that live and die with the connection, to be published on it at commit.
     pub native: Vec<u8>,
-    /// Probes sent since RabbitMQ's word was last asked for.
-    pub probes: usize,
-    /// Those of them that RabbitMQ may still hold.
+    /// Whether RabbitMQ has been asked about something of it and has not answered.
+    pub unjudged: bool,
+    /// Probes that RabbitMQ may still hold.
     pub pending: usize,
-    /// What RabbitMQ has been asked about already.
-    judged: HashMap<Vec<u8>, Judged>,
     /// Frames of acks, nacks and rejects, to be sent again after the fence.
     settlements: Vec<u8>,
     /// Whether a fence has undone them in RabbitMQ's own transaction.
@@ -112,9 +84,10 @@ impl Transaction {
         }
     }
 
-    /// Whether all of it is durable and nothing is left to be done at RabbitMQ.
-    pub fn is_prepared(&self) -> bool {
-        self.is_parked() && self.probes == 0 && self.settlements.is_empty() && self.native.is_empty()
+    /// Whether RabbitMQ has nothing left to judge, and nothing to do for it.
+    pub fn is_judged(&self) -> bool {
+        let is_parked = self.named.is_none() || self.is_parked();
+        is_parked && !self.unjudged && self.settlements.is_empty() && self.native.is_empty()
     }
 
     /// Whether every message of this named transaction has been given to the store.
@@ -122,50 +95,12 @@ impl Transaction {
         self.named.is_some() && !self.judging && self.batch.is_empty()
     }
 
-    /// Asks RabbitMQ about a message, unless its word about one with the same `key` still holds. `write` appends the probe.
-    pub fn ask(&mut self, key: Option<Vec<u8>>, now: Instant, out: &mut Vec<u8>, write: impl FnOnce(&mut Vec<u8>)) {
-        let start = out.len();
-        let known = key.as_ref().and_then(|key| self.judged.get_mut(key));
-        if known.as_ref().is_some_and(|judged| judged.is_fresh && judged.holds(now)) {
-            return;
-        }
-        write(out);
-        if let Some(judged) = known {
-            (judged.at, judged.is_fresh) = (now, true);
-        } else if let Some(key) = key.filter(|_| self.judged.len() < PROBE_KEYS_MAX) {
-            self.judged.insert(key, Judged { probe: out[start..].to_vec(), at: now, is_fresh: true });
-        }
-        self.probes += 1;
-        self.pending += 1;
-    }
-
     /// Asks RabbitMQ, with this probe, whether the client is who it says.
     pub fn claim(&mut self, probe: &[u8], out: &mut Vec<u8>) {
         out.extend_from_slice(probe);
         self.claimed = true;
-        self.probes += 1;
+        self.unjudged = true;
         self.pending += 1;
-    }
-
-    /// How many of RabbitMQ's judgements are older than they may be when the transaction is decided.
-    pub fn outdated(&self, now: Instant) -> usize {
-        self.judged.values().filter(|judged| !judged.holds(now)).count()
-    }
-
-    /// Asks RabbitMQ again about some of those.
-    pub fn ask_again(&mut self, now: Instant, max: usize, out: &mut Vec<u8>) {
-        for judged in self.judged.values_mut().filter(|judged| !judged.holds(now)).take(max) {
-            out.extend_from_slice(&judged.probe);
-            judged.at = now;
-            self.probes += 1;
-            self.pending += 1;
-        }
-    }
-
-    /// A method that may change what RabbitMQ would say (a declare, a delete) was sent on the channel: ask again about
-    /// what comes behind it.
-    pub fn forget_judgements(&mut self) {
-        self.judged.values_mut().for_each(|judged| judged.is_fresh = false);
     }
 
     /// Has RabbitMQ judge and drop the probes that it holds. The acks, nacks and rejects so far are undone there.
@@ -311,41 +246,5 @@ mod tests {
         unacked.insert(5);
         transaction.delivered(5);
         assert_eq!(transaction.take_unsettled(), Some(tags([2, 5])));
-    }
-
-    #[test]
-    fn one_probe_serves_equal_messages_until_something_may_have_changed() {
-        let (mut transaction, now) = (Transaction::default(), Instant::now());
-        let mut asked = |key: Option<&[u8]>, now| {
-            let mut out = Vec::new();
-            transaction.ask(key.map(<[u8]>::to_vec), now, &mut out, |out| out.extend(b"probe"));
-            !out.is_empty()
-        };
-        assert!(asked(Some(b"a"), now));
-        assert!(!asked(Some(b"a"), now));
-        assert!(asked(None, now) && asked(None, now));
-        let late = now + JUDGEMENT_HOLDS;
-        assert!(!asked(Some(b"a"), late - Duration::from_millis(1)));
-        assert!(asked(Some(b"a"), late));
-        assert!(!asked(Some(b"a"), late));
-        transaction.forget_judgements();
-        assert_eq!((transaction.outdated(late), transaction.probes), (0, 4));
-        let mut out = Vec::new();
-        transaction.ask(Some(b"a".to_vec()), late, &mut out, |out| out.extend(b"probe"));
-        assert_eq!(out, b"probe");
-    }
-
-    #[test]
-    fn what_was_judged_long_ago_is_asked_again_each_once() {
-        let (mut transaction, now) = (Transaction::default(), Instant::now());
-        let (mut out, late) = (Vec::new(), now + JUDGEMENT_HOLDS);
-        for (key, at) in [(b'a', now), (b'a', now), (b'b', late)] {
-            transaction.ask(Some(vec![key]), at, &mut out, |out| out.push(key));
-        }
-        out.clear();
-        transaction.forget_judgements();
-        assert_eq!(transaction.outdated(late), 1);
-        transaction.ask_again(late, 10, &mut out);
-        assert_eq!((&*out, transaction.probes, transaction.outdated(late)), (&b"a"[..], 3, 0));
     }
 }

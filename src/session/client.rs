@@ -7,6 +7,7 @@
 use super::buffers::{self, READ_BYTES};
 use super::heartbeat::{Due, Heartbeat};
 use super::listener::Entry;
+use super::routing::Version;
 use super::{Shared, Terms};
 use crate::amqp::frame::{self, Split};
 use crate::health::{Component, Condition};
@@ -65,6 +66,7 @@ pub(super) struct Session {
     sleep: Pin<Box<Sleep>>,
     user: Arc<str>,
     vhost: Arc<str>,
+    routing: Version,
     ending: Option<Ending>,
     opened: bool,
     /// Whether the client's silence counted at the last look.
@@ -145,6 +147,7 @@ impl Session {
             sleep: Box::pin(tokio::time::sleep_until(until.into())),
             user: Arc::from(""),
             vhost: Arc::from(""),
+            routing: Version::default(),
             ending: None,
             opened: false,
             misses_heartbeats: false,
@@ -163,6 +166,7 @@ impl Session {
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         let now = Instant::now();
         self.connection.handle_time(now);
+        self.connection.io.routing = self.routing.number();
         // Only whoever has something to do takes notice: a look costs less than a wait in every session.
         if self.new_terms.has_changed().is_ok_and(|changed| changed) {
             let settings = self.new_terms.borrow_and_update().settings(self.from_loopback);
@@ -465,6 +469,15 @@ impl Session {
                     Refusal::Timeout => Refused::Timeout,
                     Refusal::Draining => Refused::Draining,
                 }),
+                Command::NoSpareChannel => {
+                    tracing::warn!(
+                        connection = self.number,
+                        user = &*self.user,
+                        "RabbitMQ lets this user open no channel beside its own; half messages on ordinary channels are refused"
+                    );
+                    self.shared.without_spare_channel().insert(Arc::clone(&self.user));
+                }
+                Command::EndLeases => self.routing.change(),
                 Command::Began => drop(self.shared.metrics.transactions_open.inc()),
                 Command::Ended(ended) => self.count(ended),
                 Command::Close => self.ending = Some(Ending::Flushed(now + LAST_WORDS_WITHIN)),
@@ -509,6 +522,8 @@ impl Session {
         }
         self.user = Arc::clone(&opened.identity.user);
         self.vhost = Arc::clone(&opened.identity.vhost);
+        self.routing = self.shared.routing.of(&self.vhost);
+        self.connection.io.spare_channel = !self.shared.without_spare_channel().contains(&self.user);
         self.seat.take(Guest {
             user: Arc::clone(&self.user),
             vhost: Arc::clone(&self.vhost),

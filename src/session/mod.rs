@@ -5,7 +5,9 @@ mod buffers;
 mod client;
 mod heartbeat;
 pub mod listener;
+mod routing;
 
+use self::routing::Routing;
 use crate::config::{self, Config, MessageSizeLimit};
 use crate::health::Health;
 use crate::metrics::Metrics;
@@ -18,8 +20,9 @@ use crate::store::Store;
 use crate::tx::checker::Rules;
 use crate::tx::id::TransactionId;
 use crate::upstream::Upstream;
+use std::collections::HashSet;
 use std::fmt;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use tokio::sync::watch;
 use uuid::Builder;
@@ -33,6 +36,9 @@ pub struct Shared {
     shutdown: Shutdown,
     roster: Arc<Roster>,
     terms: watch::Sender<Arc<Terms>>,
+    routing: Routing,
+    /// Users whom RabbitMQ lets open no channel beside their own.
+    without_spare_channel: Mutex<HashSet<Arc<str>>>,
 }
 
 /// The part of the configuration by which clients are served. It may change while they are.
@@ -66,13 +72,27 @@ impl Shared {
         shutdown: Shutdown,
         roster: Arc<Roster>,
     ) -> Self {
-        Self { store, upstream, metrics, health, shutdown, roster, terms: watch::Sender::new(Arc::new(terms)) }
+        Self {
+            store,
+            upstream,
+            metrics,
+            health,
+            shutdown,
+            roster,
+            terms: watch::Sender::new(Arc::new(terms)),
+            routing: Routing::default(),
+            without_spare_channel: Mutex::default(),
+        }
     }
 
     /// Serves by these terms from now on. A transaction that has begun keeps its limits, and a connection what it was
     /// opened with: its lanes, its control exchange, its login.
     pub fn change_terms(&self, terms: Terms) {
         self.terms.send_replace(Arc::new(terms));
+    }
+
+    fn without_spare_channel(&self) -> MutexGuard<'_, HashSet<Arc<str>>> {
+        self.without_spare_channel.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn terms(&self) -> Arc<Terms> {
@@ -107,6 +127,7 @@ impl Terms {
         Settings {
             login: LoginRules { from_loopback, loopback_users: self.loopback_users.clone() },
             forward_wait: transaction.forward_wait,
+            judgement: transaction.judgement,
             mandatory_wait: transaction.mandatory_wait,
             messages_max: transaction.max_messages,
             bytes_max: transaction.max_size,

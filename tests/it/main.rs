@@ -17,6 +17,7 @@ mod dead;
 mod faults;
 mod fidelity;
 mod half;
+mod judgement;
 mod login;
 mod monitoring;
 mod neighbours;

@@ -64,6 +64,7 @@ fn settings() -> Settings {
         login: LoginRules { from_loopback: true, loopback_users: Vec::new() },
         forward_wait: Duration::from_secs(1),
         mandatory_wait: Duration::from_secs(30),
+        judgement: Duration::from_secs(1),
         messages_max: 100,
         bytes_max: 1 << 20,
         message_bytes_max: Some(8_000),

@@ -48,18 +48,21 @@ impl Channel {
         // RabbitMQ has to find them right before anything is decided.
         self.redo_acks(io);
         let transaction = std::mem::take(&mut self.transaction);
+        self.leases.next_transaction(io);
         if transaction.has_no_message() {
             // Only acks, which are in RabbitMQ's own transaction already: this commit is its business.
             self.answers.push_back(Asker::Client);
             io.to_upstream.extend_from_slice(frame.raw);
             return Next::Nothing;
         }
-        let is_prepared = transaction.is_prepared() && !self.asked;
+        let is_judged = transaction.is_judged() && !self.asked;
         self.commit = Some(Commit { transaction, step: Step::Fencing, since: io.now, forwarded: None });
         io.committing += 1;
-        if is_prepared {
+        if is_judged {
             return self.fenced(io);
         }
+        self.asked = false;
+        self.leases.fence();
         self.answers.push_back(Asker::Fence);
         method::write_bare(&mut io.to_upstream, self.number, id::TX_ROLLBACK);
         Next::Nothing
@@ -84,10 +87,7 @@ impl Channel {
     }
 
     /// What RabbitMQ says of the client's name.
-    pub fn handle_judged(&mut self, ticket: Ticket, judgement: Judgement, io: &mut Io) -> Next {
-        if self.commit.as_ref().is_none_or(|commit| commit.step != Step::Confirming(ticket)) {
-            return Next::Nothing;
-        }
+    pub(super) fn confirmed(&mut self, judgement: Judgement, io: &mut Io) -> Next {
         match judgement.confirms(io.user(), io.vhost()) {
             Ok(()) => {
                 io.user_confirmed = true;

@@ -1,11 +1,14 @@
 //! How RabbitMQ is asked about a transaction's messages: when a probe goes out, when RabbitMQ may drop it, and what its word
 //! lets happen.
 
+use super::commit::Step;
 use super::{Asker, Channel, park};
 use crate::amqp::method::Publish;
 use crate::amqp::properties::Properties;
 use crate::amqp::wire::Malformed;
-use crate::protocol::command::{Io, Next};
+use crate::protocol::command::{Command, Io, Next, Ticket};
+use crate::protocol::judge::Judgement;
+use crate::protocol::leases::Standing;
 use crate::protocol::probe;
 use crate::tx::batch::Batch;
 use crate::tx::id::TransactionId;
@@ -27,7 +30,7 @@ impl Channel {
             return;
         }
         let batch = std::mem::take(&mut transaction.batch);
-        if std::mem::take(&mut transaction.probes) == 0 {
+        if !std::mem::take(&mut transaction.unjudged) {
             return park(transaction, batch, self.number, &mut self.parks, io);
         }
         transaction.judging = true;
@@ -51,32 +54,51 @@ impl Channel {
         Next::Nothing
     }
 
-    pub(super) fn send_probe(&mut self, publish: &[u8], header: &[u8], io: &mut Io) {
-        let Ok(publish) = Publish::parse(publish) else { return };
+    /// Asks RabbitMQ about a message, unless its word about one of the same kind counts.
+    pub(super) fn send_probe(&mut self, publish: &[u8], header: &[u8], io: &mut Io) -> Next {
+        let Ok(publish) = Publish::parse(publish) else { return Next::Nothing };
         if self.transaction.named.is_some() && !io.user_confirmed && !self.transaction.claimed {
             let mut claim = Vec::new();
             probe::write_claim(&mut claim, self.number, &publish, io.user());
             self.transaction.claim(&claim, &mut io.to_upstream);
         }
-        match Properties::parse(header) {
-            Ok(properties) => {
-                let key = probe::key(&publish, &properties);
-                let write = |out: &mut Vec<u8>| probe::write(out, self.number, &publish, &properties);
-                self.transaction.ask(key, io.now, &mut io.to_upstream, write);
+        let properties = Properties::parse(header);
+        let kind = properties.as_ref().ok().and_then(|properties| probe::kind(&publish, properties));
+        let standing = kind.as_deref().map_or(Standing::Unknown, |kind| self.leases.look(kind, io));
+        match (standing, &kind) {
+            (Standing::Holds, _) => return Next::Nothing,
+            (Standing::Renews, Some(kind)) => {
+                let ticket = io.next_ticket();
+                let probe = self.leases.renew(kind, ticket, io);
+                return probe.map_or(Next::Nothing, |probe| Next::Renew(ticket, probe));
             }
-            Err(Malformed) => {
-                let write = |out: &mut Vec<u8>| probe::write_unreadable(out, self.number, &publish, header);
-                self.transaction.ask(None, io.now, &mut io.to_upstream, write);
+            (Standing::Awaited, _) => {
+                self.transaction.unjudged = true;
+                return Next::Nothing;
             }
+            (Standing::Refused(refused), _) => return refused.refuse(),
+            (Standing::Unknown | Standing::Renews, _) => {}
         }
+        let start = io.to_upstream.len();
+        match properties {
+            Ok(properties) => probe::write(&mut io.to_upstream, self.number, &publish, &properties),
+            Err(Malformed) => probe::write_unreadable(&mut io.to_upstream, self.number, &publish, header),
+        }
+        if let Some(kind) = kind {
+            self.leases.asked(kind, &io.to_upstream[start..], io);
+        }
+        self.transaction.unjudged = true;
+        self.transaction.pending += 1;
         if self.transaction.pending >= PROBES_MAX {
             self.fence(Asker::Trim, io);
         }
+        Next::Nothing
     }
 
     /// [`Transaction::fence`](crate::protocol::transaction::Transaction::fence), in a transaction that goes on.
     fn fence(&mut self, asker: Asker, io: &mut Io) {
         self.answers.push_back(asker);
+        self.leases.fence();
         self.transaction.fence(self.number, &mut io.to_upstream);
     }
 
@@ -93,9 +115,21 @@ impl Channel {
     /// What RabbitMQ said long ago counts no more when the transaction is decided: the user may have lost the permission
     /// since, and RabbitMQ's own channel would have noticed.
     pub(super) fn ask_again(&mut self, io: &mut Io) {
-        while self.transaction.outdated(io.now) > 0 {
+        while self.leases.outdated(io) > 0 {
             self.fence(Asker::Trim, io);
-            self.transaction.ask_again(io.now, PROBES_MAX, &mut io.to_upstream);
+            self.transaction.pending = self.leases.ask_again(PROBES_MAX, io);
+            self.transaction.unjudged = true;
         }
+    }
+
+    /// What RabbitMQ says of a kind whose lease is to be renewed, or of the client's name.
+    pub fn handle_judged(&mut self, ticket: Ticket, judgement: Judgement, io: &mut Io) -> Next {
+        if self.commit.as_ref().is_some_and(|commit| commit.step == Step::Confirming(ticket)) {
+            return self.confirmed(judgement, io);
+        }
+        if judgement != Judgement::Fine {
+            io.commands.push_back(Command::EndLeases);
+        }
+        self.leases.renewed(ticket, judgement).map_or(Next::Nothing, Judgement::refuse)
     }
 }

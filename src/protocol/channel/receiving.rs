@@ -143,7 +143,10 @@ impl Channel {
             self.judge(io);
             return Next::Nothing;
         }
-        self.send_probe(&publish, &header, io);
+        let asked = self.send_probe(&publish, &header, io);
+        if matches!(asked, Next::Refuse(..)) {
+            return asked;
+        }
         match receiving.body {
             Body::Native(body) => {
                 let frame_max = io.frame_max;
@@ -173,6 +176,6 @@ impl Channel {
             let batch = std::mem::take(&mut self.transaction.batch);
             park(&mut self.transaction, batch, self.number, &mut self.parks, io);
         }
-        Next::Nothing
+        asked
     }
 }

@@ -188,6 +188,8 @@ impl Connection {
                 self.client_close = frame.raw.to_vec();
                 return self.end_if_idle();
             }
+            // Another token may bring other permissions.
+            Some(id::CONNECTION_UPDATE_SECRET) => self.end_leases(),
             _ => {}
         }
         self.io.to_upstream.extend_from_slice(frame.raw);

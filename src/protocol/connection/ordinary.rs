@@ -2,10 +2,11 @@
 
 use super::{Connection, JUDGE, Phase, Road, Slot};
 use crate::amqp::frame::{self, Frame, Split, kind};
-use crate::amqp::method::id;
+use crate::amqp::method::{self, id};
 use crate::amqp::reply_code::ReplyCode;
-use crate::protocol::command::Ticket;
+use crate::protocol::command::Command;
 use crate::protocol::deliveries::Consumers;
+use crate::protocol::judge::Question;
 use crate::protocol::ordinary::{self, HalfChannel};
 
 impl Connection {
@@ -20,6 +21,7 @@ impl Connection {
         if self.judge.is_at(frame.channel) {
             return Road::Look;
         }
+        self.note_taken_away(frame);
         let payload_bytes_max = self.client_payload_max();
         let slot = self.channels.get_mut(&frame.channel);
         if !matches!(slot, None | Some(Slot::Confirm(_))) {
@@ -65,6 +67,14 @@ impl Connection {
         Road::Look
     }
 
+    /// Something may be taken away on which RabbitMQ's judgements rest, in any session of the virtual host.
+    pub(super) fn note_taken_away(&mut self, frame: &Frame<'_>) {
+        let is_said = matches!(self.io.commands.back(), Some(Command::EndLeases));
+        if !is_said && frame.method_id().is_some_and(method::takes_away) {
+            self.io.commands.push_back(Command::EndLeases);
+        }
+    }
+
     /// Tells the consumers of an ordinary channel what happened to them, and forgets them when there is none left.
     pub(super) fn follow_consumers(&mut self, number: u16, event: impl FnOnce(&mut Consumers)) {
         if let Some(consumers) = self.consumers.get_mut(&number) {
@@ -93,10 +103,13 @@ impl Connection {
         Vec::new()
     }
 
-    /// Asks RabbitMQ about a half message. `false`: it can't be asked, and the channel was closed for that.
-    pub(super) fn ask(&mut self, number: u16, ticket: Ticket, probe: Vec<u8>) -> bool {
-        match self.judge.ask(number, ticket, probe, &self.open, self.channel_max, &mut self.io) {
+    /// Asks RabbitMQ. `false`: it can't be asked, and the channel was closed for that.
+    pub(super) fn ask(&mut self, question: Question) -> bool {
+        let (number, is_renewal) = (question.channel, question.is_renewal);
+        match self.judge.ask(question, &self.open, self.channel_max, &mut self.io) {
             Ok(()) => true,
+            // The lease ends, and the next message is asked about on its own channel.
+            Err(_) if is_renewal => true,
             Err(text) => {
                 self.refuse(number, ReplyCode::RESOURCE_ERROR, &text, id::BASIC_PUBLISH);
                 false
@@ -131,8 +144,8 @@ impl Connection {
             self.congested.remove(&JUDGE);
             let behind = std::mem::take(&mut self.behind_judge);
             self.replay(&behind);
-            for (number, ticket, probe) in self.judge.take_questions() {
-                self.ask(number, ticket, probe);
+            for question in self.judge.take_questions() {
+                self.ask(question);
             }
         }
     }

@@ -19,6 +19,7 @@ mod claim;
 mod ending;
 mod half;
 mod judgement;
+mod leases;
 mod login;
 mod named;
 
@@ -27,6 +28,8 @@ struct Script {
     connection: Connection,
     commands: Vec<Command>,
     now: Instant,
+    /// How often the leases of all were ended.
+    lease_ends: usize,
 }
 
 pub(in super::super) fn settings() -> Settings {
@@ -34,6 +37,7 @@ pub(in super::super) fn settings() -> Settings {
         login: LoginRules { from_loopback: false, loopback_users: vec!["guest".into()] },
         forward_wait: Duration::from_secs(1),
         mandatory_wait: Duration::from_secs(30),
+        judgement: Duration::ZERO,
         messages_max: 100,
         bytes_max: 1 << 20,
         message_bytes_max: Some(10_000),
@@ -166,7 +170,7 @@ impl Script {
     fn new(settings: Settings) -> Self {
         let now = Instant::now();
         let connection = Connection::new(settings, now, now + Duration::from_secs(10));
-        Self { connection, commands: Vec::new(), now }
+        Self { connection, commands: Vec::new(), lease_ends: 0, now }
     }
 
     /// Through the handshake, as a user from elsewhere.
@@ -219,8 +223,11 @@ impl Script {
     }
 
     fn collect(&mut self) {
-        let kept = |command: &Command| !matches!(command, Command::Began | Command::Ended(_) | Command::Refused(_));
+        let kept = |command: &Command| {
+            !matches!(command, Command::Began | Command::Ended(_) | Command::Refused(_) | Command::EndLeases)
+        };
         while let Some(command) = self.connection.poll_command() {
+            self.lease_ends += usize::from(matches!(command, Command::EndLeases));
             self.commands.extend(Some(command).filter(kept));
         }
     }

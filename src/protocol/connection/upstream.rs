@@ -2,8 +2,9 @@
 
 use super::{Connection, FRAME_BYTES_MAX, Phase, Slot};
 use crate::amqp::frame::{self, Frame, Split, kind};
-use crate::amqp::method::id;
-use crate::protocol::command::Next;
+use crate::amqp::method::{Close, id};
+use crate::amqp::reply_code::ReplyCode;
+use crate::protocol::command::{Command, Next};
 
 impl Connection {
     /// RabbitMQ is connected.
@@ -25,6 +26,7 @@ impl Connection {
         loop {
             match frame::split(&input[at..], FRAME_BYTES_MAX) {
                 Split::Frame(frame) => {
+                    self.note_taken_away(&frame);
                     if self.upstream_frame_passes(&frame) {
                         at += frame.raw.len();
                         continue;
@@ -124,7 +126,13 @@ impl Connection {
     fn upstream_frame_0(&mut self, frame: &Frame<'_>) {
         match frame.method_id() {
             None if frame.kind == kind::HEARTBEAT => return,
-            Some(id::CONNECTION_CLOSE) if self.phase == Phase::Running => self.break_off(),
+            Some(id::CONNECTION_CLOSE) if self.phase == Phase::Running => {
+                let is_limit = Close::parse(frame.arguments()).is_ok_and(|close| close.code == ReplyCode::NOT_ALLOWED);
+                if is_limit && self.judge.is_opening() {
+                    self.io.commands.push_back(Command::NoSpareChannel);
+                }
+                self.break_off();
+            }
             Some(id::CONNECTION_BLOCKED) => self.blocked_upstream = true,
             Some(id::CONNECTION_UNBLOCKED) => {
                 self.blocked_upstream = false;

@@ -70,7 +70,7 @@ fn content(data: &[u8]) {
     assert_eq!(same, data, "what is not edited stays as it came");
 
     let publish = Publish { exchange: b"", routing_key: b"k", flags: 0 };
-    let _ = (probe::key(&publish, &read), probe::is_native(&publish, &read));
+    let _ = (probe::kind(&publish, &read), probe::is_native(&publish, &read));
     let mut sent = Vec::new();
     probe::write(&mut sent, 1, &publish, &read);
     probe::write_unreadable(&mut sent, 1, &publish, data);

@@ -8,7 +8,7 @@ use crate::tx::state::State;
 /// Where the judge sits.
 const SEAT: u16 = u16::MAX;
 
-fn channel_open(channel: u16) -> Vec<u8> {
+pub(super) fn channel_open(channel: u16) -> Vec<u8> {
     let mut out = Vec::new();
     method::write_channel_open(&mut out, channel);
     out
