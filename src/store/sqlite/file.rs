@@ -125,6 +125,18 @@ impl Place {
         Ok(Self { file: of(path.into())?, log: of(log)? })
     }
 
+    /// Cuts the log off behind so many bytes, and syncs that.
+    pub(super) fn cut_log(&self, bytes: u64) -> io::Result<()> {
+        let (path, opened) = &self.log;
+        let log = OpenOptions::new().write(true).open(path)?;
+        let found = log.metadata()?;
+        if found.len() > bytes && Identity::from(found) == *opened {
+            log.set_len(bytes)?;
+            log.sync_all()?;
+        }
+        Ok(())
+    }
+
     /// Fails if they are no longer the same.
     pub(super) fn check(&self) -> rusqlite::Result<()> {
         for (path, opened) in [&self.file, &self.log] {

@@ -2,12 +2,13 @@
 //! the file is. Each step is short, because commits wait for it.
 
 use super::SqliteSettings;
+use super::file::Place;
 use super::letters::count_waiting;
 use super::rows::{Rows, pack_keys};
 use super::stats::{Stats, add, milliseconds, set};
 use crate::store::clock::Moment;
 use crate::tx::id::Timestamp;
-use rusqlite::{Connection, Transaction, TransactionBehavior, params};
+use rusqlite::{Connection, ErrorCode, Transaction, TransactionBehavior, params};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
@@ -15,6 +16,11 @@ use tokio::sync::watch;
 
 /// Pages in the log that make a checkpoint due: 32 MiB. Fewer make commits slower, more make the rare stall longer.
 const LOG_PAGES_MAX: u32 = 4096;
+
+/// Of the log as SQLite writes it.
+const LOG_HEADER_BYTES: u64 = 32;
+/// Of each page in it.
+const FRAME_HEADER_BYTES: u64 = 24;
 
 /// How long nothing must have been written before the log is emptied for good.
 const IDLE: Duration = Duration::from_secs(1);
@@ -168,16 +174,49 @@ impl Upkeep {
 
     /// Moves the log into the file and gives its space back, unless somebody reads in it.
     pub(super) fn empty_log(&mut self, sql: &Connection) {
-        self.empty_log_at = match checkpoint(sql, "PASSIVE").and_then(|()| checkpoint(sql, "TRUNCATE")) {
-            Ok(()) => None,
+        self.empty_log_at = match checkpoint(sql, "PASSIVE").and_then(|_| checkpoint(sql, "TRUNCATE")) {
+            Ok(Checkpointed { busy: false, .. }) => None,
+            // A reader that is in the log, a backup for one, is no failure.
+            Ok(_) => Some(Instant::now() + IDLE),
             Err(error) => {
-                // A reader that is in the log, a backup for one, is no failure.
-                if error.sqlite_error_code() != Some(rusqlite::ErrorCode::DatabaseBusy) {
-                    self.failed("checkpoint", &error);
-                }
+                self.failed("checkpoint", &error);
                 Some(Instant::now() + IDLE)
             }
         };
+    }
+
+    /// After a SQL transaction failed, perhaps in its sync: what it may have left in the log is answered as failed, and a
+    /// crash now must not bring it back. Nor does the next one that does not fail, which takes its place there.
+    pub(super) fn drop_failed(&mut self, sql: &Connection, place: &Place) {
+        self.empty_log(sql);
+        if self.empty_log_at.is_none() {
+            return;
+        }
+        // Somebody reads in it, or the disk does not take it: then what is valid stays, and nothing behind it.
+        match self.valid_log(sql) {
+            Ok(Some((bytes, alone))) => {
+                if let Err(error) = place.cut_log(bytes) {
+                    self.failed("cut the log", &error);
+                }
+                drop(alone);
+            }
+            Ok(None) => {}
+            Err(error) => self.failed("cut the log", &error),
+        }
+    }
+
+    /// The bytes of the log that are valid, and what keeps them so: a SQL transaction in which nobody else can write. None
+    /// if somebody else did, or does.
+    fn valid_log<'a>(&self, sql: &'a Connection) -> rusqlite::Result<Option<(u64, Transaction<'a>)>> {
+        let version = || sql.pragma_query_value(None, "data_version", |row| row.get::<_, i64>(0));
+        let before = version()?;
+        let Ok(frames) = u64::try_from(checkpoint(sql, "PASSIVE")?.frames) else { return Ok(None) };
+        let alone = match Transaction::new_unchecked(sql, TransactionBehavior::Immediate) {
+            Err(error) if error.sqlite_error_code() == Some(ErrorCode::DatabaseBusy) => return Ok(None),
+            alone => alone?,
+        };
+        let bytes = LOG_HEADER_BYTES + frames * (FRAME_HEADER_BYTES + self.page_bytes);
+        Ok((version()? == before).then_some((bytes, alone)))
     }
 
     /// Deletes some of what nobody needs any more.
@@ -237,7 +276,7 @@ impl Upkeep {
         }
     }
 
-    fn failed(&self, chore: &str, error: &rusqlite::Error) {
+    fn failed(&self, chore: &str, error: &impl std::error::Error) {
         add(&self.stats.errors, 1);
         tracing::warn!(%error, chore, "a chore of the store failed; it will be tried again");
     }
@@ -271,17 +310,23 @@ pub(super) fn count(sql: &Connection, stats: &Stats) -> rusqlite::Result<()> {
     Ok(())
 }
 
-fn checkpoint(sql: &Connection, mode: &str) -> rusqlite::Result<()> {
+/// What a checkpoint came to.
+struct Checkpointed {
+    /// Whether somebody reads in the log who is in the way.
+    busy: bool,
+    /// Pages in the log that are valid, with their headers; -1: there is no log.
+    frames: i64,
+}
+
+fn checkpoint(sql: &Connection, mode: &str) -> rusqlite::Result<Checkpointed> {
     // Commits wait for us, so we wait for no reader.
     let patience: i64 = sql.pragma_query_value(None, "busy_timeout", |row| row.get(0))?;
     sql.busy_timeout(Duration::ZERO)?;
-    let busy = sql.query_row(&format!("PRAGMA wal_checkpoint({mode})"), [], |row| row.get::<_, bool>(0));
+    let came_to = sql.query_row(&format!("PRAGMA wal_checkpoint({mode})"), [], |row| {
+        Ok(Checkpointed { busy: row.get(0)?, frames: row.get(1)? })
+    });
     sql.busy_timeout(Duration::from_millis(patience.unsigned_abs()))?;
-    if busy? {
-        let busy = rusqlite::ffi::Error::new(rusqlite::ffi::SQLITE_BUSY);
-        return Err(rusqlite::Error::SqliteFailure(busy, None));
-    }
-    Ok(())
+    came_to
 }
 
 /// What a step of the purge did.

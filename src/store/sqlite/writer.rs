@@ -3,7 +3,7 @@
 use super::file::{Held, Place};
 use super::open::Own;
 use super::recent::Recent;
-use super::rows::{Book, Outcome, Released, Rows, Tally};
+use super::rows::{Book, Outcome, Released, Rows, Tally, key};
 use super::stats::{Stats, add, add_signed, milliseconds, set, subtract};
 use super::upkeep::Upkeep;
 use super::{SqliteSettings, upkeep};
@@ -437,15 +437,31 @@ impl Writer {
             self.broken.entry(origin.id).or_insert_with(|| error.clone());
         }
         // Nobody waits for the second answer.
-        let answer = oneshot::channel().0;
-        match &request {
-            Request::Rollback { id, reason, .. } => {
-                self.unfinished.push(Request::Rollback { id: *id, reason: reason.clone(), answer });
+        let again = oneshot::channel().0;
+        match request {
+            Request::Rollback { id, answer, .. } | Request::Abandon { id, answer } if !self.is_kept(id) => {
+                // There is nothing to end: the first part of it was what failed.
+                let ended = self.broken.remove(&id).map(drop).ok_or(error);
+                drop(answer.send(ended));
             }
-            Request::Abandon { id, .. } => self.unfinished.push(Request::Abandon { id: *id, answer }),
-            _ => {}
+            Request::Rollback { id, reason, answer } => {
+                self.unfinished.push(Request::Rollback { id, reason, answer: again });
+                drop(answer.send(Err(error)));
+            }
+            Request::Abandon { id, answer } => {
+                self.unfinished.push(Request::Abandon { id, answer: again });
+                drop(answer.send(Err(error)));
+            }
+            other => other.refuse(error),
         }
-        request.refuse(error);
+    }
+
+    /// Whether anything of a transaction that was parked is in the file, as far as can be seen.
+    fn is_kept(&self, id: TransactionId) -> bool {
+        self.sql
+            .prepare_cached("SELECT 1 FROM transactions INDEXED BY parked WHERE parked_at IS NOT NULL AND id = ?1")
+            .and_then(|mut statement| statement.exists([key(id)]))
+            .unwrap_or(true)
     }
 
     /// After a SQL transaction was rolled back.
@@ -459,9 +475,7 @@ impl Writer {
         } else {
             tracing::error!(%error, requests, "the store can't write");
         }
-        // Takes the space of the log back, and with it what a commit that failed in its sync may have left there: a
-        // crash now must not bring back what is answered as failed.
-        self.upkeep.empty_log(&self.sql);
+        self.upkeep.drop_failed(&self.sql, &self.place);
         error
     }
 

@@ -470,3 +470,77 @@ fn a_decision_that_is_not_durable_is_not_counted() {
     bench.write([commit(&first, 10, true).0]);
     assert_eq!(bench.stat(|stats| &stats.decisions[Actor::Channel.kind()]), 1);
 }
+
+/// Each channel that published and was refused left an entry for as long as the disk was full.
+#[test]
+fn nothing_is_remembered_of_what_never_was_in_the_file() {
+    let mut bench = Bench::new();
+    let kept = origin(0);
+    bench.write([park(&kept, 10).0]);
+    let other = bench.lock_out();
+    for number in 0..50 {
+        for tx in [origin(0), named(&format!("refused-{number}"), true)] {
+            let (first, refused) = park(&tx, 10);
+            let (end, ended) = if tx.named.is_some() { abandon(&tx) } else { rollback(&tx) };
+            bench.write([first, end]);
+            assert!(answer(refused).is_err());
+            answer(ended).expect("there is nothing to end");
+        }
+    }
+    let (end, ended) = rollback(&kept);
+    bench.write([end]);
+    assert!(answer(ended).is_err());
+    let (unknown, never) = rollback(&origin(0));
+    bench.write([unknown]);
+    assert!(answer(never).is_err(), "nobody knows it");
+    assert_eq!((bench.writer.unfinished.len(), bench.writer.broken.len()), (1, 0));
+    drop(other);
+    bench.writer.write_unasked();
+    assert_eq!(bench.writer.unfinished.len(), 0);
+    bench.assert_sound();
+}
+
+/// What a commit wrote to the log that failed in its sync came back with a crash, if a backup was reading meanwhile.
+#[test]
+fn a_failed_commit_does_not_come_back_with_a_crash_though_somebody_reads() {
+    let mut bench = Bench::new();
+    let whole = origin(0);
+    let (request, answered) = commit(&whole, 10, false);
+    bench.write([request]);
+    answer(answered).unwrap();
+    let path = bench.folder.path().join("halfway.db");
+    let log = bench.folder.path().join("halfway.db-wal");
+    let reader = Connection::open(&path).unwrap();
+    reader.execute_batch("BEGIN; SELECT count(*) FROM transactions").unwrap();
+
+    // What a commit appends, made in a copy, because syncs don't fail on demand.
+    let copied = tempfile::tempdir().unwrap();
+    let copy = |to: &std::path::Path| {
+        std::fs::copy(&path, to.join("halfway.db")).unwrap();
+        std::fs::copy(&log, to.join("halfway.db-wal")).unwrap();
+    };
+    copy(copied.path());
+    let elsewhere = Connection::open(copied.path().join("halfway.db")).unwrap();
+    elsewhere.execute("UPDATE transactions SET user = 'failed'", []).unwrap();
+    let appended = std::fs::read(copied.path().join("halfway.db-wal")).unwrap();
+    let valid = std::fs::metadata(&log).unwrap().len();
+    assert!(appended.len() as u64 > valid);
+    std::fs::write(&log, &appended).unwrap();
+    let after_crash = || {
+        let folder = tempfile::tempdir().unwrap();
+        copy(folder.path());
+        let sql = Connection::open(folder.path().join("halfway.db")).unwrap();
+        sql.query_row("SELECT user FROM transactions", [], |row| row.get::<_, String>(0)).unwrap()
+    };
+    assert_eq!(after_crash(), "failed", "it would come back");
+
+    let error = rusqlite::Error::SqliteFailure(rusqlite::ffi::Error::new(rusqlite::ffi::SQLITE_IOERR_FSYNC), None);
+    bench.writer.failed(&error, 1);
+    assert_eq!(after_crash(), "guest");
+    assert_eq!(std::fs::metadata(&log).unwrap().len(), valid, "what is valid stays, for somebody reads it");
+    drop(reader);
+    let (request, answered) = commit(&origin(0), 10, false);
+    bench.write([request]);
+    answer(answered).unwrap();
+    bench.assert_sound();
+}
