@@ -1,13 +1,14 @@
 //! How fast and how small the proxy is, beside RabbitMQ itself and a plain TCP proxy, in one run and in turns.
 //!
 //! `cargo bench --bench proxy -- [SCENARIO] [--rounds N] [--seconds S] [--queue classic|quorum] [--connections N]
-//! [--messages N]`, where a scenario is `commits`, `named`, `watched`, `passing`, `idle` or `backlog`; without one, all
-//! run. It prints Markdown tables, medians over the rounds. It starts a RabbitMQ of its own (and HAProxy, for comparison).
+//! [--messages N] [--neighbour NAME]`, where a scenario is `commits`, `named`, `watched`, `passing`, `idle`, `fairness` or `backlog`;
+//! without one, all run. It prints Markdown tables, medians over the rounds. It starts a RabbitMQ of its own (and HAProxy, for comparison).
 
 #![allow(unreachable_pub)] // the whole is one binary: nothing is reachable from outside
 
 mod backlog;
 mod commits;
+mod fairness;
 mod haproxy;
 mod idle;
 mod load;
@@ -26,7 +27,7 @@ use support::Broker;
 /// Measures the proxy.
 #[derive(Parser)]
 pub struct Options {
-    /// `commits`, `named`, `watched`, `passing`, `idle` or `backlog`; all, if not given.
+    /// `commits`, `named`, `watched`, `passing`, `idle`, `fairness` or `backlog`; all, if not given.
     scenario: Option<String>,
     /// How often each measurement is taken; the tables have the medians.
     #[arg(long, default_value_t = 3)]
@@ -43,6 +44,9 @@ pub struct Options {
     /// Only this many messages a commit.
     #[arg(long)]
     messages: Option<usize>,
+    /// Only beside this neighbour of `fairness`, by the beginning of its name.
+    #[arg(long)]
+    neighbour: Option<String>,
     /// What cargo adds.
     #[arg(long, hide = true)]
     bench: bool,
@@ -121,6 +125,9 @@ fn main() {
         }
         if wanted("idle") {
             idle::run(&broker).await;
+        }
+        if wanted("fairness") {
+            fairness::run(&options);
         }
         if wanted("backlog") {
             backlog::run(&broker, &options).await;

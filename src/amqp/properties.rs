@@ -1,7 +1,7 @@
 //! The payload of a content header frame: class, weight, body size, property flags, properties (AMQP 0-9-1, section
 //! 4.2.6.1). Read in place, and edited by copying all bytes but the edited ones.
 
-use super::table;
+use super::table::{self, Entry};
 use super::wire::{Malformed, Reader, Write};
 use std::ops::Range;
 
@@ -12,6 +12,10 @@ pub const HEADERS: u16 = 1 << 13;
 /// The flag of the user's name, which stands behind the table.
 pub const USER_ID: u16 = 1 << 4;
 
+/// Headers that are asked for at each message: they are looked for once, however many others there are.
+const SOUGHT: [&[u8]; 6] =
+    [b"CC", b"BCC", b"x-recent-history-no-store", b"x-half-transaction", b"x-half-checker", b"x-half-check-after"];
+
 /// The payload of a content header frame of class basic, with the places of what matters in it.
 #[derive(Debug, Clone)]
 pub struct Properties<'a> {
@@ -19,6 +23,8 @@ pub struct Properties<'a> {
     flags: u16,
     /// Where the headers table stands, its length included; empty, at the place where it would stand, if there is none.
     headers: Range<usize>,
+    /// The first entry of each of [`SOUGHT`].
+    sought: [Option<&'a [u8]>; SOUGHT.len()],
     /// Delivery mode, 1 transient, 2 persistent.
     pub delivery_mode: Option<u8>,
     /// Where replies are wanted.
@@ -90,7 +96,12 @@ impl<'a> Properties<'a> {
         }
         let headers = headers_start..payload.len() - reader.rest().len();
         let table = payload.get(headers.start + 4..headers.end).unwrap_or_default();
-        table::check(table)?;
+        let mut sought = [None; SOUGHT.len()];
+        table::check_each(table, |name, raw| {
+            if let Some(at) = SOUGHT.iter().position(|known| *known == name) {
+                sought[at].get_or_insert(raw);
+            }
+        })?;
         let delivery_mode = has(12).then(|| reader.u8()).transpose()?;
         has(11).then(|| reader.u8()).transpose()?;
         text(10, &mut reader)?;
@@ -105,7 +116,7 @@ impl<'a> Properties<'a> {
         if !reader.rest().is_empty() {
             return Err(Malformed);
         }
-        Ok(Self { payload, flags, headers, delivery_mode, reply_to, expiration, message_id, user_id })
+        Ok(Self { payload, flags, headers, sought, delivery_mode, reply_to, expiration, message_id, user_id })
     }
 
     /// Every property but the headers table, with the name that the specification gives it.
@@ -133,6 +144,14 @@ impl<'a> Properties<'a> {
     /// The entries of the headers table, if there is one.
     pub fn headers(&self) -> Option<&'a [u8]> {
         (self.flags & HEADERS != 0).then(|| &self.payload[self.headers.start + 4..self.headers.end])
+    }
+
+    /// The first header called `name`.
+    pub fn find(&self, name: &[u8]) -> Option<Entry<'a>> {
+        match SOUGHT.iter().position(|known| *known == name) {
+            Some(at) => table::entries(self.sought[at]?).next()?.ok(),
+            None => table::find(self.headers()?, name),
+        }
     }
 
     /// Appends this payload with another body size and another headers table: `write` gets the buffer behind the
@@ -234,6 +253,27 @@ pub(crate) mod tests {
         }
         assert!(Properties::parse(&full(5, b"\x01k?")).is_err());
         assert!(Properties::parse(&[&payload[..], b"x"].concat()).is_err());
+    }
+
+    #[test]
+    fn a_header_is_found_like_in_its_table() {
+        let mut headers = Vec::new();
+        for name in [b"k", &b"CC"[..], b"x-half-transaction", b"CC"] {
+            let value = headers.len().to_string();
+            table::write_string(&mut headers, name, value.as_bytes());
+        }
+        // Not of the table itself.
+        headers.put_short_string(b"nested");
+        headers.put_u8(b'F');
+        let mut inner = Vec::new();
+        table::write_string(&mut inner, b"BCC", b"inner");
+        headers.put_long_string(&inner);
+        let payload = full(5, &headers);
+        let properties = Properties::parse(&payload).unwrap();
+        for name in SOUGHT.into_iter().chain([&b"k"[..], b"none"]) {
+            assert_eq!(properties.find(name), table::find(&headers, name), "{name:?}");
+        }
+        assert_eq!(Properties::parse(&empty(5)).unwrap().find(b"CC"), None);
     }
 
     #[test]

@@ -74,6 +74,14 @@ pub fn find<'a>(table: &'a [u8], name: &[u8]) -> Option<Entry<'a>> {
 /// RabbitMQ's parser has no clause for something in it: it would close the connection with 541. Source:
 /// rabbit_binary_parser:parse_table, the same in 3.10 and 4.3.
 pub fn check(table: &[u8]) -> Result<(), Malformed> {
+    check_each(table, |_, _| {})
+}
+
+/// As [`check`]; shows `look` the name and the bytes of each entry of the table itself on the way.
+///
+/// # Errors
+/// Those of [`check`].
+pub fn check_each<'a>(table: &'a [u8], mut look: impl FnMut(&'a [u8], &'a [u8])) -> Result<(), Malformed> {
     let (mut here, mut is_array) = (Reader::new(table), false);
     let mut around = Vec::new();
     loop {
@@ -84,10 +92,13 @@ pub fn check(table: &[u8]) -> Result<(), Malformed> {
             }
             continue;
         }
-        if !is_array {
-            here.short_string()?;
+        let whole = here.rest();
+        let name = if is_array { None } else { Some(here.short_string()?) };
+        let value = field(&mut here)?;
+        if let Some(name) = name.filter(|_| around.is_empty()) {
+            look(name, &whole[..whole.len() - here.rest().len()]);
         }
-        match field(&mut here)? {
+        match value {
             (kind @ (b'F' | b'A'), value) => {
                 around.push((here, is_array));
                 (here, is_array) = (Reader::new(value), kind == b'A');

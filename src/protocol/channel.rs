@@ -19,6 +19,7 @@ use self::commit::{Commit, Step};
 #[cfg(test)]
 pub(super) use self::judgement::PROBES_MAX;
 use self::receiving::{Body, Receiving};
+use super::behind::Behind;
 use super::command::{Command, Ended, Io, Next, Ticket};
 use super::deliveries::{Consumers, Content};
 use super::leases::Leases;
@@ -30,7 +31,7 @@ use crate::amqp::wire::{Malformed, Reader};
 use crate::tx::batch::Batch;
 use crate::tx::id::TransactionId;
 use crate::tx::outcome::StoreError;
-use std::collections::{HashSet, VecDeque};
+use std::collections::{BTreeSet, HashSet, VecDeque};
 
 /// Bytes of frames that may wait behind a commit before the client has to wait.
 const BEHIND_BYTES_MAX: usize = 1 << 20;
@@ -79,12 +80,12 @@ pub struct Channel {
     /// commit could overtake that to it.
     asked: bool,
     /// Decisions about other transactions that the store has not answered.
-    deciding: Vec<Ticket>,
+    deciding: BTreeSet<Ticket>,
     /// How often the client said tx.select that is no barrier, and RabbitMQ has not answered.
     selects: usize,
     rolling_back: Option<RollingBack>,
     /// Frames that came behind a commit, a barrier or a rollback.
-    behind: Vec<u8>,
+    behind: Behind,
     answers: VecDeque<Asker>,
     /// Delivery tags that the client holds, of deliveries since tx.select.
     unacked: TagSet,
@@ -124,8 +125,18 @@ impl Channel {
     }
 
     /// Frames that waited behind a commit; they are the client's next ones.
-    pub fn take_behind(&mut self) -> Vec<u8> {
+    pub fn take_behind(&mut self) -> Behind {
         std::mem::take(&mut self.behind)
+    }
+
+    /// Whether frames wait.
+    pub fn has_behind(&self) -> bool {
+        !self.behind.is_empty()
+    }
+
+    /// Lets these wait again.
+    pub fn put_behind(&mut self, behind: Behind) {
+        self.behind = behind;
     }
 
     /// Where RabbitMQ is within a content on this channel.
@@ -141,7 +152,7 @@ impl Channel {
             return Next::Nothing;
         }
         if self.commit.is_some() || self.barrier.is_some() || self.rolling_back.is_some() {
-            self.behind.extend_from_slice(frame.raw);
+            self.behind.push(frame.raw);
             return Next::Nothing;
         }
         let outcome = match (frame.kind, self.receiving.take()) {

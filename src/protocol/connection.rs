@@ -12,11 +12,13 @@ mod refused;
 mod slots;
 #[cfg(test)]
 pub(super) mod tests;
+mod turn;
 mod upstream;
 
 use self::login::Handshake;
 use self::refused::Refused;
 use self::slots::Slots;
+use super::behind::Behind;
 use super::channel::Channel;
 use super::command::{Command, Io, Next, Refusal, Settings, Stage, Ticket};
 use super::deliveries::Consumers;
@@ -281,7 +283,7 @@ impl Connection {
                 }
                 if let Some(Slot::Tx(mut channel)) = self.channels.remove(&number) {
                     self.congested.remove(&number);
-                    self.replay(&channel.take_behind());
+                    self.replay(number, channel.take_behind());
                 }
                 return self.end_if_idle();
             }
@@ -289,9 +291,9 @@ impl Connection {
                 let behind = match self.channels.get_mut(&number) {
                     Some(Slot::Tx(channel)) => channel.take_behind(),
                     Some(Slot::Half(channel)) => channel.take_behind(),
-                    Some(Slot::Confirm(_) | Slot::Refused(_)) | None => Vec::new(),
+                    Some(Slot::Confirm(_) | Slot::Refused(_)) | None => Behind::default(),
                 };
-                self.replay(&behind);
+                self.replay(number, behind);
                 self.end_if_idle();
             }
             Next::Ask(probes) => {

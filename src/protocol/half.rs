@@ -6,7 +6,7 @@ use super::probe;
 use crate::amqp::method::Publish;
 use crate::amqp::properties::Properties;
 use crate::amqp::reply_code::ReplyCode;
-use crate::amqp::table::{self, Entry};
+use crate::amqp::table::Entry;
 use crate::tx::checker::{CheckPlan, Named, Subject};
 use crate::tx::decision::{Decision, Verdict};
 use crate::tx::name::TransactionName;
@@ -28,7 +28,7 @@ pub const NATIVE: &str = "a direct reply, or a request for one, can't be a half 
 
 /// Whether a message names a transaction, rightly or wrongly.
 pub fn is_named(properties: &Properties<'_>) -> bool {
-    properties.headers().is_some_and(|headers| table::find(headers, TRANSACTION).is_some())
+    properties.find(TRANSACTION).is_some()
 }
 
 /// Reads the transaction that a message belongs to; `None` if it names none.
@@ -41,11 +41,10 @@ pub fn read(
     transactional: bool,
     io: &Io,
 ) -> Result<Option<Named>, String> {
-    let headers = properties.headers().unwrap_or_default();
-    let Some(name) = name(headers)? else { return Ok(None) };
+    let Some(name) = name(properties)? else { return Ok(None) };
     let subject = Subject { vhost: io.vhost(), user: io.user(), transaction: &name, exchange: publish.exchange };
     let rules = &io.settings.rules;
-    let rule = match table::find(headers, CHECKER) {
+    let rule = match properties.find(CHECKER) {
         None => rules.matching(&subject),
         Some(entry) => {
             let checker = String::from_utf8_lossy(string(&entry, CHECKER)?);
@@ -53,7 +52,7 @@ pub fn read(
             Some(picked.map_err(|why| format!("header x-half-checker names '{checker}', {why}"))?)
         }
     };
-    let after = table::find(headers, CHECK_AFTER).map(|entry| seconds(&entry)).transpose()?;
+    let after = properties.find(CHECK_AFTER).map(|entry| seconds(&entry)).transpose()?;
     let check =
         rule.map(|rule| CheckPlan { checker: rule.checker.clone(), first_after: after.unwrap_or(rule.first_after) });
     Ok(Some(Named { name, check, transactional }))
@@ -80,7 +79,7 @@ pub fn read_control(
     if body_bytes > 0 {
         return Err(format!("a message to exchange '{exchange}' has no body, this one has {body_bytes} bytes"));
     }
-    match name(properties.headers().unwrap_or_default())? {
+    match name(properties)? {
         Some(name) => Ok((decision, name)),
         None => Err(format!("a message to exchange '{exchange}' needs the header x-half-transaction")),
     }
@@ -120,8 +119,8 @@ pub fn too_large(header_bytes: usize, body_bytes: u64, settings: &Settings, io: 
     })
 }
 
-fn name(headers: &[u8]) -> Result<Option<TransactionName>, String> {
-    let Some(entry) = table::find(headers, TRANSACTION) else { return Ok(None) };
+fn name(properties: &Properties<'_>) -> Result<Option<TransactionName>, String> {
+    let Some(entry) = properties.find(TRANSACTION) else { return Ok(None) };
     let bytes = string(&entry, TRANSACTION)?;
     TransactionName::new(bytes).map(Some).map_err(|bad| format!("header x-half-transaction {bad}"))
 }

@@ -2,6 +2,7 @@
 //! out; there is no socket, no task and no store here, and the clock is given as an argument. So all of it can be
 //! tested, fuzzed and simulated by itself.
 
+pub mod behind;
 pub mod channel;
 pub mod command;
 pub mod connection;

@@ -14,6 +14,7 @@
 //! change the judgement. Behind: messages, acks and all else of class basic pass at once; from the first other method on,
 //! the client's frames wait until no half message is on its way.
 
+use super::behind::Behind;
 use super::command::{Command, Io, Next, Ticket};
 use super::deliveries::Content;
 use super::half;
@@ -127,7 +128,7 @@ pub struct HalfChannel {
     /// The sum of theirs.
     waiting_bytes: usize,
     /// Frames of the client that wait until nothing is on its way.
-    behind: Vec<u8>,
+    behind: Behind,
     /// What RabbitMQ has said to the judge.
     leases: Leases,
     /// Whether a method that may change RabbitMQ's judgement went out since the last flow-ok was asked for.
@@ -153,7 +154,7 @@ impl HalfChannel {
             receiving: None,
             waiting: VecDeque::new(),
             waiting_bytes: 0,
-            behind: Vec::new(),
+            behind: Behind::default(),
             // What the client did before this was not looked at.
             leases: Leases::default(),
             unordered: true,
@@ -195,8 +196,18 @@ impl HalfChannel {
     }
 
     /// Frames that waited; they are the client's next ones.
-    pub fn take_behind(&mut self) -> Vec<u8> {
+    pub fn take_behind(&mut self) -> Behind {
         std::mem::take(&mut self.behind)
+    }
+
+    /// Whether frames wait.
+    pub fn has_behind(&self) -> bool {
+        !self.behind.is_empty()
+    }
+
+    /// Lets these wait again.
+    pub fn put_behind(&mut self, behind: Behind) {
+        self.behind = behind;
     }
 
     /// What is to be said at the end of RabbitMQ's content.
@@ -216,7 +227,7 @@ impl HalfChannel {
             return Next::Pass;
         }
         if !self.behind.is_empty() {
-            self.behind.extend_from_slice(frame.raw);
+            self.behind.push(frame.raw);
             return Next::Nothing;
         }
         match (frame.kind, self.receiving.take()) {
@@ -275,7 +286,7 @@ impl HalfChannel {
             }
             Some((CLASS_BASIC, _)) => return Next::Pass,
             _ if self.is_busy() => {
-                self.behind.extend_from_slice(frame.raw);
+                self.behind.push(frame.raw);
                 return Next::Nothing;
             }
             Some(id::CHANNEL_FLOW) => self.flows.push_back(false),

@@ -36,14 +36,14 @@ pub fn is_native(publish: &Publish<'_>, properties: &Properties<'_>) -> bool {
 fn is_direct_reply(publish: &Publish<'_>, properties: &Properties<'_>) -> bool {
     publish.exchange.is_empty()
         && (publish.routing_key.starts_with(REPLY_PREFIX)
-            || copied_to(properties.headers()).any(|key| key.starts_with(REPLY_PREFIX)))
+            || copied_to(properties).any(|key| key.starts_with(REPLY_PREFIX)))
 }
 
 /// The routing keys in CC and BCC.
-fn copied_to(headers: Option<&[u8]>) -> impl Iterator<Item = &[u8]> {
+fn copied_to<'a>(properties: &Properties<'a>) -> impl Iterator<Item = &'a [u8]> {
     [&b"CC"[..], b"BCC"]
         .into_iter()
-        .filter_map(move |name| table::find(headers?, name))
+        .filter_map(|name| properties.find(name))
         .filter(|entry| entry.kind == b'A')
         .flat_map(|entry| table::array_strings(entry.value))
 }
@@ -59,7 +59,7 @@ pub fn write(out: &mut Vec<u8>, channel: u16, publish: &Publish<'_>, properties:
                 let reaches_somebody = direct_reply && [&b"CC"[..], b"BCC"].contains(&name);
                 !LEFT_OUT.contains(&name) && !reaches_somebody
             });
-            if table::find(properties.headers().unwrap_or_default(), NO_STORE).is_none() {
+            if properties.find(NO_STORE).is_none() {
                 table::write_bool(out, NO_STORE, true);
             }
         });
@@ -105,7 +105,6 @@ pub fn write_claim_anywhere(out: &mut Vec<u8>, channel: u16, user: &str) {
 /// Everything that RabbitMQ's judgement of a publish can depend on, or `None` if the judgement of another message says
 /// nothing about this one. Of messages of one kind RabbitMQ is asked about one.
 pub fn kind(publish: &Publish<'_>, properties: &Properties<'_>) -> Option<Vec<u8>> {
-    let headers = properties.headers().unwrap_or_default();
     if properties.reply_to == Some(REPLY_TO) {
         return None;
     }
@@ -122,7 +121,7 @@ pub fn kind(publish: &Publish<'_>, properties: &Properties<'_>) -> Option<Vec<u8
         kind.put_short_string(text.unwrap_or_default());
     }
     for name in [&b"CC"[..], b"BCC"] {
-        if let Some(entry) = table::find(headers, name) {
+        if let Some(entry) = properties.find(name) {
             kind.put_long_string(entry.raw);
         }
     }

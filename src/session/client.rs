@@ -36,6 +36,11 @@ use tokio::time::Sleep;
 
 /// Bytes waiting to be written to one side past which the other side is read no more.
 const OUTPUT_BYTES_MAX: usize = 256 << 10;
+/// How often a session looks for more to do before all others have their turn: a client that sends without end must not
+/// keep a thread for itself. Each round takes what one read gave, or as much of it as the core handles at a time.
+const ROUNDS_MAX: usize = 2;
+/// Answers of the store and the relay that are taken in one round.
+const EVENTS_MAX: usize = 256;
 /// What one read takes at most from a client that has not logged in.
 const LOGIN_READ_BYTES: usize = 1 << 10;
 /// How long the last bytes may take to go out once a session is over.
@@ -174,6 +179,7 @@ impl Session {
         }
         buffers::lend_output(&mut self.connection.io.to_client);
         buffers::lend_output(&mut self.connection.io.to_upstream);
+        let mut rounds = 0;
         loop {
             let mut progress = self.poll_events(cx);
             progress |= self.poll_dialing(cx);
@@ -186,6 +192,12 @@ impl Session {
                 return Poll::Ready(());
             }
             if !progress && !self.poll_sleep(cx, now) {
+                break;
+            }
+            rounds += 1;
+            if rounds == ROUNDS_MAX {
+                // Behind all others that are ready, and behind a look at the sockets.
+                let _ = pin!(tokio::task::yield_now()).poll(cx);
                 break;
             }
         }
@@ -208,7 +220,8 @@ impl Session {
 
     fn poll_events(&mut self, cx: &mut Context<'_>) -> bool {
         let mut progress = false;
-        while let Poll::Ready(Some(event)) = self.events.poll_next_unpin(cx) {
+        for _ in 0..EVENTS_MAX {
+            let Poll::Ready(Some(event)) = self.events.poll_next_unpin(cx) else { break };
             progress = true;
             match event {
                 Event::Parked(channel, id, result) => self.connection.handle_parked(channel, id, result),
@@ -321,6 +334,14 @@ impl Session {
         if self.connection.io.to_client.len() >= OUTPUT_BYTES_MAX && self.ending.is_none() {
             upstream.heard(now);
             return false;
+        }
+        // What is left of an earlier read was too much for one turn, or is the front of a frame.
+        if self.ending.is_none() && !upstream.input.is_empty() {
+            let used = self.connection.handle_upstream(&upstream.input);
+            upstream.input.advance(used);
+            if used > 0 {
+                return true;
+            }
         }
         match upstream.poll_read(cx, None) {
             Poll::Pending => false,

@@ -15,6 +15,9 @@ use crate::tx::name::TransactionName;
 use crate::tx::outcome::{Forwarded, StoreError};
 use std::time::Instant;
 
+/// Decisions about other transactions that the store is asked for at one time.
+const DECISIONS_AT_ONCE: usize = 100;
+
 /// A commit on its way.
 #[derive(Debug)]
 pub(super) struct Commit {
@@ -31,7 +34,7 @@ pub(super) enum Step {
     Fenced,
     /// RabbitMQ is asked whether the client is who it says, to whom the decisions about other transactions belong.
     Confirming(Ticket),
-    /// So many decisions about other transactions are being made.
+    /// So many decisions about other transactions were asked for.
     DecidingOthers(usize),
     Deciding,
     Settling {
@@ -97,15 +100,21 @@ impl Channel {
         }
     }
 
-    /// First what is decided about others: if that can't be, nothing of this transaction is.
+    /// First what is decided about others, some at a time: if that can't be, nothing of this transaction is.
     fn decide_others(&mut self, io: &mut Io) -> Next {
         let Some(commit) = &mut self.commit else { return Next::Nothing };
-        let decisions = commit.transaction.decisions.clone();
-        commit.step = if decisions.is_empty() { Step::Fenced } else { Step::DecidingOthers(decisions.len()) };
-        for (decision, name) in decisions {
+        let asked = if let Step::DecidingOthers(asked) = commit.step { asked } else { 0 };
+        let free = DECISIONS_AT_ONCE - self.deciding.len().min(DECISIONS_AT_ONCE);
+        let next = commit.transaction.decisions.iter().skip(asked).take(free);
+        commit.step = Step::DecidingOthers(asked + next.len());
+        for (decision, name) in next {
             let ticket = io.next_ticket();
-            self.deciding.push(ticket);
+            self.deciding.insert(ticket);
+            let (decision, name) = (*decision, name.clone());
             io.commands.push_back(Command::Decide { channel: self.number, ticket, decision, name });
+        }
+        if self.deciding.is_empty() {
+            commit.step = Step::Fenced;
         }
         self.decide(io)
     }
@@ -118,19 +127,15 @@ impl Channel {
         result: Result<Verdict, StoreError>,
         io: &mut Io,
     ) -> Next {
-        let Some(at) = self.deciding.iter().position(|deciding| *deciding == ticket) else { return Next::Nothing };
-        self.deciding.swap_remove(at);
-        let Some(Commit { step: Step::DecidingOthers(left), .. }) = &mut self.commit else { return Next::Nothing };
+        let is_due = self.deciding.remove(&ticket);
+        let Some(Commit { step: Step::DecidingOthers(_), .. }) = &self.commit else { return Next::Nothing };
+        if !is_due {
+            return Next::Nothing;
+        }
         if let Err((code, text)) = half::check_verdict(name, result) {
             return Next::Refuse(code, text, id::TX_COMMIT);
         }
-        *left -= 1;
-        if *left == 0
-            && let Some(commit) = &mut self.commit
-        {
-            commit.step = Step::Fenced;
-        }
-        self.decide(io)
+        self.decide_others(io)
     }
 
     /// Asks the store to decide, once RabbitMQ has judged and all that was parked before is known to be kept.

@@ -139,6 +139,10 @@ impl Channel {
         }
         if let Body::Decision(decision, name) = receiving.body {
             self.transaction.decisions.push((decision, name));
+            let max = self.transaction.settings(io).messages_max;
+            if self.transaction.decisions.len() as u64 > max {
+                return refuse(format!("transaction of more than {max} decisions (transaction.max_messages)"));
+            }
             // Messages before it may have waited for its end.
             self.judge(io);
             return Next::Nothing;

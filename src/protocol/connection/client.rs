@@ -1,14 +1,16 @@
 //! What comes from the client.
 
+use super::turn::Turn;
 use super::{Connection, End, FRAME_BYTES_MAX, JUDGE, Phase, Road, Slot};
 use crate::amqp::frame::{self, Frame, PROTOCOL_HEADER, Split};
 use crate::amqp::method::{self, id};
+use crate::protocol::behind::Behind;
 use crate::protocol::channel::Channel;
 use crate::protocol::command::{Command, Next, Refusal};
 
 impl Connection {
     /// Bytes from the client. Gives back how many were used; the rest is the front of a frame, to be given again with
-    /// more behind it.
+    /// more behind it, or was too much for one turn.
     pub fn handle_client(&mut self, input: &[u8]) -> usize {
         let mut at = 0;
         loop {
@@ -48,13 +50,18 @@ impl Connection {
     /// Handles frames until they end or the phase changes; the second value is whether another look may help.
     fn client_frames(&mut self, input: &[u8]) -> (usize, bool) {
         let phase = self.phase;
-        let (mut run, mut at) = (0, 0);
+        let (mut run, mut at, mut turn) = (0, 0, Turn::default());
         loop {
+            if turn.is_over() {
+                self.io.to_upstream.extend_from_slice(&input[run..at]);
+                return (at, false);
+            }
             match frame::split(&input[at..], self.client_payload_max()) {
                 Split::Frame(frame) => {
                     match self.road(&frame, &input[at + frame.raw.len()..], true) {
                         Road::Pass => {
                             at += frame.raw.len();
+                            turn.passed();
                             continue;
                         }
                         Road::Wait => {
@@ -66,6 +73,7 @@ impl Connection {
                     self.io.to_upstream.extend_from_slice(&input[run..at]);
                     at += frame.raw.len();
                     run = at;
+                    turn.looked_at();
                     self.client_frame(&frame);
                     if self.phase != phase || !self.wants_client() {
                         return (at, self.phase != phase);
@@ -195,21 +203,27 @@ impl Connection {
         self.io.to_upstream.extend_from_slice(frame.raw);
     }
 
-    /// Handles frames that waited behind a commit. They are whole, and were looked at before.
-    pub(super) fn replay(&mut self, mut frames: &[u8]) {
+    /// Handles frames that waited on a channel, behind a commit say, until one of them has to wait again: then all behind it
+    /// do. They are whole, and were looked at before.
+    pub(super) fn replay(&mut self, number: u16, mut behind: Behind) {
         if self.io.upstream_lost {
             // Nobody would ever answer them, and the client is about to be told so.
             return;
         }
-        while let Split::Frame(frame) = frame::split(frames, FRAME_BYTES_MAX) {
-            frames = &frames[frame.raw.len()..];
+        while let Split::Frame(frame) = frame::split(behind.frames(), FRAME_BYTES_MAX) {
+            let bytes = frame.raw.len();
             match self.phase {
-                Phase::Running => match self.road(&frame, frames, false) {
+                Phase::Running => match self.road(&frame, &behind.frames()[bytes..], false) {
                     Road::Pass => self.io.to_upstream.extend_from_slice(frame.raw),
                     Road::Look | Road::Wait => self.client_frame(&frame),
                 },
                 Phase::PassThrough => self.io.to_upstream.extend_from_slice(frame.raw),
                 _ => return,
+            }
+            match self.channels.get_mut(&number) {
+                Some(Slot::Tx(channel)) if channel.has_behind() => return channel.put_behind(behind),
+                Some(Slot::Half(channel)) if channel.has_behind() => return channel.put_behind(behind),
+                _ => behind.advance(bytes),
             }
         }
     }

@@ -4,6 +4,7 @@ use super::{Connection, JUDGE, Phase, Road, Slot};
 use crate::amqp::frame::{self, Frame, Split, kind};
 use crate::amqp::method::{self, id};
 use crate::amqp::reply_code::ReplyCode;
+use crate::protocol::behind::Behind;
 use crate::protocol::command::Command;
 use crate::protocol::deliveries::Consumers;
 use crate::protocol::judge::Question;
@@ -88,7 +89,7 @@ impl Connection {
     /// An ordinary channel is over.
     ///
     /// Gives back frames that waited on it. RabbitMQ ignores them now, but for a channel.close, which it answers.
-    pub(super) fn forget_ordinary(&mut self, number: u16) -> Vec<u8> {
+    pub(super) fn forget_ordinary(&mut self, number: u16) -> Behind {
         self.consumers.remove(&number);
         self.flows.remove(&number);
         match self.channels.remove(&number) {
@@ -100,7 +101,7 @@ impl Connection {
             None | Some(Slot::Confirm(_)) => {}
             Some(other @ (Slot::Tx(_) | Slot::Refused(_))) => self.channels.insert(number, other),
         }
-        Vec::new()
+        Behind::default()
     }
 
     /// Asks RabbitMQ. `false`: it can't be asked, and the channel was closed for that.
@@ -143,7 +144,7 @@ impl Connection {
         if self.judge.is_absent() {
             self.congested.remove(&JUDGE);
             let behind = std::mem::take(&mut self.behind_judge);
-            self.replay(&behind);
+            self.replay(JUDGE, behind.into());
             for question in self.judge.take_questions() {
                 self.ask(question);
             }

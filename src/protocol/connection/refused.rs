@@ -62,7 +62,7 @@ impl Connection {
             Close { code: ReplyCode::SUCCESS, text: b"", method: (0, 0) }.write(&mut self.io.to_upstream, number);
             self.closing_upstream.insert(number);
         }
-        self.replay(&behind);
+        self.replay(number, behind);
         self.end_if_idle();
     }
 
@@ -136,7 +136,7 @@ impl Connection {
             self.channels.remove(&number);
             self.open.remove(&number);
             self.congested.remove(&number);
-            self.replay(&behind);
+            self.replay(number, behind.into());
         }
     }
 }

@@ -22,6 +22,7 @@ mod judgement;
 mod leases;
 mod login;
 mod named;
+mod turns;
 
 /// Both ends of a connection under test, and what the session was told to do.
 struct Script {

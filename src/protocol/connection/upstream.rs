@@ -1,5 +1,6 @@
 //! What comes from RabbitMQ.
 
+use super::turn::Turn;
 use super::{Connection, FRAME_BYTES_MAX, Phase, Slot};
 use crate::amqp::frame::{self, Frame, Split, kind};
 use crate::amqp::method::{Close, id};
@@ -22,18 +23,24 @@ impl Connection {
             self.close();
             return input.len();
         }
-        let (mut run, mut at) = (0, 0);
+        let (mut run, mut at, mut turn) = (0, 0, Turn::default());
         loop {
+            if turn.is_over() {
+                self.io.to_client.extend_from_slice(&input[run..at]);
+                return at;
+            }
             match frame::split(&input[at..], FRAME_BYTES_MAX) {
                 Split::Frame(frame) => {
                     self.note_taken_away(&frame);
                     if self.upstream_frame_passes(&frame) {
                         at += frame.raw.len();
+                        turn.passed();
                         continue;
                     }
                     self.io.to_client.extend_from_slice(&input[run..at]);
                     at += frame.raw.len();
                     run = at;
+                    turn.looked_at();
                     self.upstream_frame(&frame);
                 }
                 Split::NeedBytes(_) => {
@@ -115,7 +122,7 @@ impl Connection {
             Some(id::CHANNEL_CLOSE) => {
                 let behind = self.forget_ordinary(frame.channel);
                 self.io.to_client.extend_from_slice(frame.raw);
-                self.replay(&behind);
+                self.replay(frame.channel, behind);
                 return self.end_if_idle();
             }
             _ => {}

@@ -5,6 +5,7 @@ pub mod checker;
 pub mod child;
 pub mod client;
 pub mod collector;
+pub mod hostile;
 mod http;
 pub mod id;
 pub mod postgres;

@@ -213,6 +213,11 @@ impl Raw {
         self.stream.local_addr().expect("a connected socket has an address").port()
     }
 
+    /// The bare socket, without what came and was not read.
+    pub fn into_stream(self) -> TcpStream {
+        self.stream
+    }
+
     /// Writes bytes.
     pub fn send(&mut self, bytes: &[u8]) -> io::Result<()> {
         self.stream.write_all(bytes)
