@@ -1,10 +1,12 @@
 //! What is committed reaches RabbitMQ, whatever RabbitMQ does meanwhile.
 
 use crate::support::id;
+use crate::support::raw::Login;
 use crate::support::table::{Properties, Table};
 use crate::support::{
     Broker, PATIENCE, Proxy, Raw, broker, deadline, transactional, unique, wait_until, with_relay_account,
 };
+use halfway::amqp::frame;
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
@@ -269,6 +271,46 @@ fn an_alarm_blocks_clients_as_rabbitmq_does_and_passes() {
         got.sort();
         assert_eq!(got, ["plain", "transactional"]);
     }
+}
+
+/// Sets or clears the memory alarm, and lives meanwhile: the command takes longer than the heartbeats allow.
+fn alarm(broker: &Broker, on: bool, raw: &mut Raw) {
+    std::thread::scope(|scope| {
+        let command = scope.spawn(|| broker.memory_alarm(on));
+        while !command.is_finished() {
+            raw.send(&frame::HEARTBEAT).expect("it lives");
+            std::thread::sleep(Duration::from_millis(100));
+        }
+    });
+}
+
+#[test]
+fn a_publisher_that_an_alarm_blocks_may_be_silent_for_as_long_as_it_lasts() {
+    let own = Broker::start();
+    let proxy = Proxy::start(own.port);
+    for port in [own.port, proxy.port] {
+        let queue = unique("silent");
+        let mut raw = Raw::login_as(port, &Login { heartbeat: 1, ..Login::default() }).unwrap();
+        raw.open(2);
+        raw.declare(2, &queue);
+        raw.open_tx(1);
+        alarm(&own, true, &mut raw);
+        raw.publish(1, &queue, "transactional");
+        raw.publish(2, &queue, "plain");
+        raw.method(1, id::TX_COMMIT, |_| {}).unwrap();
+        assert_eq!(raw.expect(0, id::BLOCKED), b"\x0dlow on memory");
+        // As many as would be missed twice, if the silence counted.
+        for _ in 0..8 {
+            assert_eq!(raw.read_any(PATIENCE).expect("it stays").kind, frame::kind::HEARTBEAT);
+        }
+        alarm(&own, false, &mut raw);
+        raw.expect(0, id::UNBLOCKED);
+        raw.expect(1, id::TX_COMMIT_OK);
+        let mut got = arrivals(&mut raw, &queue, 2);
+        got.sort();
+        assert_eq!(got, ["plain", "transactional"]);
+    }
+    assert!(!proxy.log().contains("missed heartbeats"), "{}", proxy.log());
 }
 
 #[test]
