@@ -9,6 +9,7 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::net::TcpStream;
+use tokio::sync::Notify;
 use tokio::time::timeout;
 use tokio_rustls::TlsStream;
 
@@ -31,6 +32,7 @@ pub struct Upstream {
     tls: Option<Arc<ClientTls>>,
     proxy_protocol: bool,
     connect_timeout: Duration,
+    reached: Notify,
 }
 
 /// No node could be reached.
@@ -57,7 +59,17 @@ impl Upstream {
         proxy_protocol: bool,
         connect_timeout: Duration,
     ) -> Self {
-        Self { urls, tls, proxy_protocol, connect_timeout }
+        Self { urls, tls, proxy_protocol, connect_timeout, reached: Notify::new() }
+    }
+
+    /// RabbitMQ has let somebody in: who pauses before the next attempt need not.
+    pub fn is_reached(&self) {
+        self.reached.notify_waiters();
+    }
+
+    /// Until [`Upstream::is_reached`].
+    pub async fn reached(&self) {
+        self.reached.notified().await;
     }
 
     /// The nodes, in the order of the configuration.

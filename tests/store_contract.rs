@@ -10,7 +10,7 @@ use halfway::store::memory::MemoryStore;
 use halfway::store::sqlite::{SqliteSettings, SqliteStore};
 use halfway::store::{
     Clock, Commit, Committed, Committing, Cursor, DeadLetter, Lane, Origin, Outlet, Pack, Sequence, Store, StoreError,
-    Stored, Strand,
+    Stored, Strand, Wait, Waiter,
 };
 use halfway::tx::batch::{Batch, HalfMessage, iter};
 use halfway::tx::id::{Timestamp, TransactionId};
@@ -299,10 +299,10 @@ async fn a_dead_letter_lets_the_rest_go(store: &dyn Store, relay: &Relay) {
 
 async fn the_answer_for_the_client_travels_with_the_commit(store: &dyn Store, relay: &Relay) {
     let tx = origin(lane("/", 0));
-    let (sender, receiver) = tokio::sync::oneshot::channel();
-    let sequence = commit(store, Commit { forwarded: Some(sender), ..plain(&tx, &["x"]) }).await;
+    let (waiter, receiver) = Waiter::pair(Wait::default());
+    let sequence = commit(store, Commit { forwarded: Some(waiter), ..plain(&tx, &["x"]) }).await;
     let told = relay.told().remove(0);
-    told.forwarded.unwrap().send(Default::default()).unwrap();
+    told.forwarded.unwrap().tell(Default::default());
     assert_eq!(receiver.await.unwrap().returned, []);
     store.delivered(vec![sequence]);
     wait_for(store, &tx.lane, &[]).await;

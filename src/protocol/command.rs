@@ -8,6 +8,7 @@ use crate::tx::checker::{Named, Rules};
 use crate::tx::decision::Decision;
 use crate::tx::id::TransactionId;
 use crate::tx::name::TransactionName;
+use crate::tx::outcome::Wait;
 use std::collections::{BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -99,8 +100,9 @@ pub enum Command {
         batch: Batch,
         /// Whether some were parked before.
         parked: bool,
-        /// Whether [`super::connection::Connection::handle_forwarded`] is waited for.
-        wait: bool,
+        /// What [`super::connection::Connection::handle_forwarded`], or
+        /// [`handle_unforwarded`](super::connection::Connection::handle_unforwarded), is waited for with; none: nothing.
+        wait: Option<Wait>,
     },
     /// Forget a parked transaction; answer with [`super::connection::Connection::handle_rolled_back`].
     RollBack {

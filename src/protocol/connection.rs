@@ -355,6 +355,11 @@ impl Connection {
         self.on_channel(channel, |channel, io| channel.handle_forwarded(transaction, forwarded, io));
     }
 
+    /// Nobody will tell what became of it, or it may take long: it is on its way, and not waited for.
+    pub fn handle_unforwarded(&mut self, channel: u16, transaction: TransactionId) {
+        self.on_channel(channel, |channel, io| channel.handle_unforwarded(transaction, io));
+    }
+
     fn on_channel(&mut self, number: u16, event: impl FnOnce(&mut Channel, &mut Io) -> Next) {
         if let Some(Slot::Tx(channel)) = self.channels.get_mut(&number) {
             let next = event(channel, &mut self.io);
@@ -367,7 +372,7 @@ impl Connection {
         self.io.now = now;
         while let Some((until, number)) = self.io.timers.first().copied().filter(|(until, _)| *until <= now) {
             self.io.timers.remove(&(until, number));
-            self.on_channel(number, Channel::stop_waiting);
+            self.on_channel(number, Channel::wait_is_over);
         }
         if self.phase_until.is_some_and(|until| until <= now) {
             self.phase_until = None;

@@ -15,9 +15,8 @@
 //! to stand beside the lane, and is read from there.
 
 use super::message::{Message, Source};
-use super::queue::Waiter;
 use super::status::Refused;
-use crate::store::{Cursor, Sequence};
+use crate::store::{Cursor, Sequence, Waiter};
 use bytes::Bytes;
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::time::Instant;
@@ -157,6 +156,7 @@ impl Aside {
 
     /// Somebody waits for a transaction that is left to the store.
     pub(super) fn wait(&mut self, source: Source, sequence: Sequence, waiter: Option<Waiter>) {
+        let waiter = waiter.and_then(Waiter::if_mandatory);
         if let (Some(waiting), Some(waiter)) = (self.sources.get_mut(&source), waiter) {
             waiting.waiters.retain(|_, waiter| !waiter.is_closed());
             if waiting.waiters.len() < WAITERS_MAX {

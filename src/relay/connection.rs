@@ -20,7 +20,7 @@ use futures_util::stream::{FuturesUnordered, StreamExt};
 use std::collections::BTreeMap;
 use std::io;
 use std::pin::pin;
-use std::sync::atomic::{AtomicI64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
@@ -59,6 +59,8 @@ pub(super) struct Inbox {
     /// Something came that nobody waits for.
     wake_soon: Notify,
     budget: Arc<Budget>,
+    /// Whether nothing can be sent, as far as is known: there is no connection, though it was tried.
+    is_cut_off: AtomicBool,
 }
 
 impl Inbox {
@@ -69,6 +71,7 @@ impl Inbox {
             wake: Notify::new(),
             wake_soon: Notify::new(),
             budget,
+            is_cut_off: AtomicBool::new(false),
         }
     }
 
@@ -76,21 +79,30 @@ impl Inbox {
     pub(super) fn add_lane(&self, lane: u16, aside: Option<Strand>) {
         let source = aside.map(|strand| Source { lane, strand });
         self.asides.lock().unwrap_or_else(PoisonError::into_inner).extend(source);
-        self.queues().entry(lane).or_insert_with(|| Queue::new(Arc::clone(&self.budget)));
+        let sends_soon = !self.is_cut_off.load(Ordering::Relaxed);
+        self.queues().entry(lane).or_insert_with(|| Queue::new(Arc::clone(&self.budget), sends_soon));
         self.wake.notify_one();
     }
 
     /// Takes new commits, in commit order.
     pub(super) fn push(&self, transactions: impl Iterator<Item = Committed>) {
         let mut queues = self.queues();
+        let is_cut_off = self.is_cut_off.load(Ordering::Relaxed);
         let mut awaited = false;
         for committed in transactions {
             awaited |= committed.forwarded.is_some();
             let queue = queues.entry(committed.lane.number);
-            queue.or_insert_with(|| Queue::new(Arc::clone(&self.budget))).push(committed);
+            queue.or_insert_with(|| Queue::new(Arc::clone(&self.budget), !is_cut_off)).push(committed);
         }
         drop(queues);
         if awaited { self.wake.notify_one() } else { self.wake_soon.notify_one() }
+    }
+
+    /// There is no connection, or there is one again.
+    fn set_cut_off(&self, is_cut_off: bool) {
+        let mut queues = self.queues();
+        self.is_cut_off.store(is_cut_off, Ordering::Relaxed);
+        queues.values_mut().for_each(|queue| queue.set_sends_soon(!is_cut_off));
     }
 
     fn queues(&self) -> MutexGuard<'_, BTreeMap<u16, Queue>> {
@@ -222,6 +234,7 @@ impl Vhost {
                 Some(Ok((connection, number))) => {
                     tracing::info!(vhost = %self.name, node = %self.shared.upstream.urls()[number], "the relay is connected");
                     self.status.set_link(Link::Connected);
+                    self.inbox.set_cut_off(false);
                     add(&self.status.counters.reconnects, u64::from(connections > 0));
                     connections += 1;
                     let end = self.converse(connection).await;
@@ -241,9 +254,15 @@ impl Vhost {
                     lost
                 }
             };
+            self.cut_off();
             failures = u32::saturating_add(failures, 1);
             let pause = self.settings.borrow().retry.pause(failures);
             tracing::warn!(vhost = %self.name, reason = %lost, ?pause, "the relay has no connection and tries again");
+            let reach = match &lost {
+                Lost::Login(LoginError::Refused(..)) => false,
+                Lost::Closed(code, _) => *code == ReplyCode::CONNECTION_FORCED,
+                _ => true,
+            };
             self.status.set_link(match lost {
                 Lost::Closed(code @ ReplyCode::NOT_ALLOWED, text) => Link::Refused(code.0, text),
                 Lost::Login(LoginError::Refused(code, text)) => {
@@ -253,10 +272,16 @@ impl Vhost {
                 }
                 lost => Link::Connecting(Some(lost.to_string())),
             });
-            self.wait(pause).await;
+            self.wait(pause, reach).await;
         }
         self.report_delivered();
         self.status.set_link(Link::Connecting(None));
+    }
+
+    /// Nothing can be sent now, so nobody waits for it.
+    fn cut_off(&mut self) {
+        self.inbox.set_cut_off(true);
+        self.lanes.values_mut().for_each(Lane::wait_for_nothing);
     }
 
     /// `None`: the relay drains.
@@ -275,14 +300,17 @@ impl Vhost {
     }
 
     /// Waits without a connection; what the store has to say is heard all the same.
-    async fn wait(&mut self, pause: Duration) {
+    /// `reach`: RabbitMQ was not to be reached, so as soon as anybody has reached it, there is nothing to wait for.
+    async fn wait(&mut self, pause: Duration, reach: bool) {
         let mut draining = self.draining.clone();
-        let mut pause = pin!(sleep(pause));
+        let upstream = Arc::clone(&self.shared.upstream);
+        let (mut pause, mut reached) = (pin!(sleep(pause)), pin!(upstream.reached()));
         loop {
             self.collect();
             self.report_delivered();
             tokio::select! {
                 () = &mut pause => return,
+                () = &mut reached, if reach => return,
                 _ = draining.wait_for(|draining| *draining) => return,
                 Some(answer) = self.questions.next() => self.hear(answer),
                 Some((message, verdict)) = self.verdicts.recv() => self.tried(message, verdict),
@@ -405,6 +433,7 @@ impl Vhost {
             let channel = self.channels.of(*number);
             let blocked = self.blocked;
             let lane = self.lane(channel);
+            queue.set_sends_soon(!blocked && !lane.is_stalled());
             if lane.is_down() {
                 lane.connected(&mut wire.writer.out);
                 lane.set_blocked(blocked, now);
@@ -664,11 +693,13 @@ impl Vhost {
                 tracing::warn!(vhost = %self.name, %reason, "RabbitMQ takes no messages for now");
                 self.status.set_link(Link::Blocked(reason));
                 self.set_blocked(true, now);
+                self.cut_off();
             }
             Some(id::CONNECTION_UNBLOCKED) => {
                 tracing::info!(vhost = %self.name, "RabbitMQ takes messages again");
                 self.status.set_link(Link::Connected);
                 self.set_blocked(false, now);
+                self.inbox.set_cut_off(false);
             }
             _ => {}
         }

@@ -17,13 +17,12 @@ use super::aside::Aside;
 use super::forward;
 use super::message::{Message, Source, Stretch, Transaction};
 use super::outgoing::{Closed, Heard, Outgoing};
-use super::queue::Waiter;
 use super::status::{Refused, VhostStatus, add};
 use super::trial::Verdict;
 use crate::amqp::frame::Frame;
 use crate::amqp::reply_code::ReplyCode;
 use crate::amqp::wire::Malformed;
-use crate::store::{Committed, Cursor, DeadLetter, Forwarded, Pack, Sequence, Stored};
+use crate::store::{Committed, Cursor, DeadLetter, Forwarded, Pack, Sequence, Stored, Waiter};
 use crate::tx::batch;
 use crate::tx::id::{MessageId, Timestamp, TransactionId};
 use std::collections::{BTreeMap, VecDeque};
@@ -229,6 +228,18 @@ impl Lane {
         self.aside.marked(source, now);
     }
 
+    /// Whether RabbitMQ confirms nothing of what it has.
+    pub(super) fn is_stalled(&self) -> bool {
+        self.stalled
+    }
+
+    /// What it holds may take long to be confirmed: only those are told of it who have to be.
+    pub(super) fn wait_for_nothing(&mut self) {
+        for transaction in self.transactions.values_mut() {
+            transaction.waiter = transaction.waiter.take().and_then(Waiter::if_mandatory);
+        }
+    }
+
     /// Whether it takes more: see [`Lane::unsent_bytes`] too.
     pub(super) fn has_room(&self) -> bool {
         self.aside.has_room()
@@ -240,7 +251,7 @@ impl Lane {
             Some(transaction) => transaction.waiter = Some(waiter),
             None if self.aside.contains(source) => self.aside.wait(source, sequence, Some(waiter)),
             // It was read from the store, and confirmed, before the commit was heard of.
-            None => drop(waiter.send(Forwarded::default())),
+            None => waiter.tell(Forwarded::default()),
         }
     }
 
@@ -252,6 +263,7 @@ impl Lane {
         decided: Instant,
         waiter: Option<Waiter>,
     ) {
+        let waiter = if self.stalled { waiter.and_then(Waiter::if_mandatory) } else { waiter };
         let transaction = Transaction {
             id,
             source,
@@ -539,6 +551,8 @@ impl Lane {
                 unsent.get_or_insert(*sequence);
                 transaction.next_pack = 0;
             }
+            // Nobody waits for what may take long.
+            transaction.waiter = transaction.waiter.take().and_then(Waiter::if_mandatory);
             let begun = transaction.cut || transaction.cut_to > 0;
             if !begun {
                 waiters.extend(transaction.waiter.take().map(|waiter| (*sequence, waiter)));
@@ -608,6 +622,7 @@ impl Lane {
     fn message_done(&mut self, sequence: Sequence, now: Instant) {
         if let Some(transaction) = self.transactions.get_mut(&sequence) {
             transaction.unanswered -= 1;
+            transaction.waiter.as_ref().map(Waiter::answered);
             self.finish_if_done(sequence, now);
         }
     }
@@ -622,8 +637,7 @@ impl Lane {
             if let Some(waiter) = transaction.waiter {
                 transaction.returned.sort_unstable_by_key(|(index, _)| *index);
                 let returned = transaction.returned.into_iter().map(|(_, message)| message).collect();
-                // Nobody listens any more when the channel went on without it.
-                let _ = waiter.send(Forwarded { returned });
+                waiter.tell(Forwarded { returned });
             }
         }
     }
@@ -760,6 +774,7 @@ impl Lane {
             let lanes = &self.status.counters.stalled_lanes;
             if stalled {
                 add(lanes, 1);
+                self.wait_for_nothing();
             } else {
                 lanes.fetch_sub(1, std::sync::atomic::Ordering::Relaxed);
             }

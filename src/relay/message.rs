@@ -1,9 +1,8 @@
 //! What a lane holds: transactions, and their messages on their way.
 
 use super::forward::Returned;
-use super::queue::Waiter;
 use crate::amqp::method::Publish;
-use crate::store::{ReturnedMessage, Sequence, Strand};
+use crate::store::{ReturnedMessage, Sequence, Strand, Waiter};
 use crate::tx::batch::{self, HalfMessage};
 use crate::tx::id::{MessageId, TransactionId};
 use bytes::Bytes;

@@ -15,17 +15,13 @@
 //! So nothing is left out, sent twice or out of order.
 
 use super::message::Source;
-use crate::store::{Committed, Cursor, Forwarded, Pack, Sequence};
+use crate::store::{Committed, Cursor, Pack, Sequence, Waiter};
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use tokio::sync::oneshot;
-
-/// Whoever waits to hear that a transaction was forwarded.
-pub(super) type Waiter = oneshot::Sender<Forwarded>;
 
 /// Waiters that are kept per lane for transactions that memory does not hold. Each belongs to a channel that waits for
-/// its commit, so more are not expected; a dropped one only makes its commit wait out its time.
+/// its commit, so more are not expected; the commit of a dropped one is answered at once.
 const WAITERS_MAX: usize = 10_000;
 
 /// Memory for messages that wait for their turn, shared by all lanes.
@@ -69,6 +65,8 @@ pub(super) struct Queue {
     page_asked: bool,
     /// Of transactions that memory does not hold, in their order.
     waiters: VecDeque<(Sequence, Source, Waiter)>,
+    /// Whether what comes is sent soon, so that it can be waited for.
+    sends_soon: bool,
 }
 
 /// What a lane gets next.
@@ -84,7 +82,7 @@ pub(super) enum Next {
 
 impl Queue {
     /// A lane of which the store may hold any number of transactions.
-    pub(super) fn new(budget: Arc<Budget>) -> Self {
+    pub(super) fn new(budget: Arc<Budget>, sends_soon: bool) -> Self {
         Self {
             budget,
             mode: Mode::Far,
@@ -93,11 +91,15 @@ impl Queue {
             given: None,
             page_asked: false,
             waiters: VecDeque::new(),
+            sends_soon,
         }
     }
 
     /// Takes a new commit, in commit order.
-    pub(super) fn push(&mut self, committed: Committed) {
+    pub(super) fn push(&mut self, mut committed: Committed) {
+        if !self.sends_soon {
+            committed.forwarded = committed.forwarded.and_then(Waiter::if_mandatory);
+        }
         if self.given.is_some_and(|given| committed.sequence <= given.sequence) {
             // A page showed it between its becoming durable and this.
             return self.keep_waiter(committed);
@@ -172,6 +174,19 @@ impl Queue {
         self.waiters.pop_front()
     }
 
+    /// Whether what is here, and what comes, is sent soon. If not, only those are told of it who have to be.
+    pub(super) fn set_sends_soon(&mut self, sends_soon: bool) {
+        if std::mem::replace(&mut self.sends_soon, sends_soon) == sends_soon || sends_soon {
+            return;
+        }
+        for committed in &mut self.live {
+            committed.forwarded = committed.forwarded.take().and_then(Waiter::if_mandatory);
+        }
+        let waiters = std::mem::take(&mut self.waiters).into_iter();
+        self.waiters =
+            waiters.filter_map(|(sequence, source, waiter)| Some((sequence, source, waiter.if_mandatory()?))).collect();
+    }
+
     fn meets_live(&self) -> bool {
         self.live.front().is_some_and(|first| self.given.is_some_and(|given| first.sequence <= given.sequence))
     }
@@ -205,16 +220,18 @@ impl Drop for Queue {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::store::{Forwarded, Wait};
     use crate::store::{Lane, Strand};
     use crate::tx::id::TransactionId;
     use bytes::Bytes;
     use proptest::prelude::*;
+    use tokio::sync::oneshot;
     use uuid::Uuid;
 
     const BYTES: usize = 10;
 
     fn committed(sequence: i64, in_memory: bool) -> (Committed, oneshot::Receiver<Forwarded>) {
-        let (sender, receiver) = oneshot::channel();
+        let (sender, receiver) = Waiter::pair(Wait::default());
         let committed = Committed {
             sequence: Sequence(sequence),
             id: TransactionId(Uuid::from_u128(sequence as u128)),
@@ -264,7 +281,7 @@ mod tests {
             packs_max in 1usize..6,
         ) {
             let budget = Budget::new(budget * BYTES);
-            let (mut queue, mut stored, mut next) = (Queue::new(Arc::clone(&budget)), Stored::default(), 0);
+            let (mut queue, mut stored, mut next) = (Queue::new(Arc::clone(&budget), true), Stored::default(), 0);
             let free_at_first = budget.free.load(Ordering::Relaxed);
             stored.0.extend(0..backlog);
             next += backlog;
@@ -313,7 +330,7 @@ mod tests {
 
     #[test]
     fn a_commit_that_a_page_showed_before_it_was_heard_of_is_given_once() {
-        let mut queue = Queue::new(Budget::new(1000));
+        let mut queue = Queue::new(Budget::new(1000), true);
         let mut stored = Stored::default();
         stored.0.push(1);
         for packs in [stored.page(None, 10), Vec::new()] {
@@ -326,8 +343,32 @@ mod tests {
     }
 
     #[test]
+    fn nobody_waits_for_what_is_not_sent_soon_but_to_hear_what_comes_back() {
+        let mut queue = Queue::new(Budget::new(15), true);
+        let push = |queue: &mut Queue, sequence, mandatory| {
+            let (waiter, receiver) = Waiter::pair(Wait::new(mandatory));
+            queue.push(Committed { forwarded: Some(waiter), ..committed(sequence, true).0 });
+            receiver
+        };
+        for _ in 0..2 {
+            assert!(matches!(queue.next(), Next::Page(None)));
+            queue.page(&[], 1000);
+        }
+        let mut receivers: Vec<_> = (0..4).map(|sequence| push(&mut queue, sequence, sequence % 2 == 1)).collect();
+        queue.set_sends_soon(false);
+        receivers.extend((4..6).map(|sequence| push(&mut queue, sequence, sequence % 2 == 1)));
+        queue.set_sends_soon(true);
+        receivers.push(push(&mut queue, 6, false));
+        let waits: Vec<_> = receivers
+            .iter_mut()
+            .map(|receiver| receiver.try_recv() == Err(oneshot::error::TryRecvError::Empty))
+            .collect();
+        assert_eq!(waits, [false, true, false, true, false, true, true]);
+    }
+
+    #[test]
     fn a_lane_that_keeps_up_reads_no_page() {
-        let mut queue = Queue::new(Budget::new(1000));
+        let mut queue = Queue::new(Budget::new(1000), true);
         for _ in 0..2 {
             assert!(matches!(queue.next(), Next::Page(None)));
             queue.page(&[], 1000);

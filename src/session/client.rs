@@ -16,7 +16,7 @@ use crate::places::{Leave, told_to};
 use crate::protocol::command::{Command, Ended, Opened, Refusal, Ticket};
 use crate::protocol::connection::Connection;
 use crate::roster::{Guest, Seat};
-use crate::store::{Commit, Committing, Forwarded, Lane, Named, Origin, StoreError, Strand};
+use crate::store::{Commit, Committing, Forwarded, Lane, Named, Origin, StoreError, Strand, Waiter};
 use crate::tx::decision::{Actor, Owned, Target, Verdict};
 use crate::tx::id::{Timestamp, TransactionId};
 use crate::tx::name::TransactionName;
@@ -31,7 +31,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use tokio::io::{AsyncReadExt, AsyncWrite};
-use tokio::sync::{oneshot, watch};
+use tokio::sync::watch;
 use tokio::time::Sleep;
 
 /// Bytes waiting to be written to one side past which the other side is read no more.
@@ -234,7 +234,7 @@ impl Session {
                 Event::Forwarded(channel, id, Some(forwarded)) => {
                     self.connection.handle_forwarded(channel, id, forwarded);
                 }
-                Event::Forwarded(_, _, None) => {}
+                Event::Forwarded(channel, id, None) => self.connection.handle_unforwarded(channel, id),
                 Event::Decided(channel, ticket, name, result) => {
                     self.connection.handle_decided(channel, ticket, &name, result);
                 }
@@ -457,15 +457,15 @@ impl Session {
                 }
                 Command::Commit { channel, transaction, named, batch, parked, wait } => {
                     self.shared.metrics.messages_staged.inc_by(batch.messages().into());
-                    let (sender, receiver) = oneshot::channel();
+                    let (waiter, receiver) = wait.map(Waiter::pair).unzip();
                     let origin = self.origin(channel, transaction, named);
-                    let commit = Commit { origin, batch, parked, forwarded: wait.then_some(sender) };
+                    let commit = Commit { origin, batch, parked, forwarded: waiter };
                     let reply = self.shared.store.commit(commit);
                     self.events.push(Box::pin(async move {
                         let result = reply.await.map(|committing| matches!(committing, Committing::Now(_)));
                         Event::Committed(channel, transaction, result)
                     }));
-                    if wait {
+                    if let Some(receiver) = receiver {
                         self.events
                             .push(Box::pin(async move { Event::Forwarded(channel, transaction, receiver.await.ok()) }));
                     }
@@ -535,6 +535,7 @@ impl Session {
             "open"
         );
         self.opened = true;
+        self.shared.upstream.is_reached();
         let max = self.shared.terms().connections_max;
         if !self.entry.sit(max) {
             self.shared.metrics.refused(Refused::Limit);

@@ -17,18 +17,20 @@ mod letter;
 pub mod memory;
 pub mod sqlite;
 mod stored;
+mod waiter;
 
 pub use self::clock::{Clock, system_clock};
 pub use self::letter::{Envelope, Letter, LetterFilter, LetterId, LetterMessage};
 use self::stored::Messages;
 pub use self::stored::Stored;
+pub use self::waiter::Waiter;
 use crate::amqp::method::Publish;
 use crate::tx::batch::{self, Batch};
 pub use crate::tx::checker::Named;
 use crate::tx::decision::{Actor, Decision, Target, Verdict};
 use crate::tx::id::{Timestamp, TransactionId};
 use crate::tx::name::TransactionName;
-pub use crate::tx::outcome::{Forwarded, ReturnedMessage, StoreError};
+pub use crate::tx::outcome::{Forwarded, ReturnedMessage, StoreError, Wait};
 use crate::tx::state::State;
 use bytes::Bytes;
 use std::pin::Pin;
@@ -92,8 +94,8 @@ pub struct Commit {
     pub batch: Batch,
     /// Whether earlier messages of it were parked with [`Store::park`].
     pub parked: bool,
-    /// Told when the relay has an answer for every message. Dropped if the receiver has no use for it any more.
-    pub forwarded: Option<oneshot::Sender<Forwarded>>,
+    /// Told when the relay has an answer for every message; dropped if that may take long, or nobody will know.
+    pub forwarded: Option<Waiter>,
 }
 
 /// A transaction that became durable as committed, on its way to the relay.
@@ -113,7 +115,7 @@ pub struct Committed {
     /// were parked earlier.
     pub messages: Option<Bytes>,
     /// Told when the relay has an answer for every message.
-    pub forwarded: Option<oneshot::Sender<Forwarded>>,
+    pub forwarded: Option<Waiter>,
 }
 
 /// Where committed transactions go: the relay. Called on the store's writer thread, in commit order, so it must not

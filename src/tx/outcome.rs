@@ -2,12 +2,40 @@
 
 use crate::amqp::reply_code::ReplyCode;
 use bytes::Bytes;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 
 /// What became of a transaction that was handed to the relay: told when RabbitMQ has answered for every message.
 #[derive(Debug, Default, Clone, PartialEq, Eq)]
 pub struct Forwarded {
     /// Messages published as mandatory that found no queue, in publish order.
     pub returned: Vec<ReturnedMessage>,
+}
+
+/// Why a commit waits for the relay, and what it sees meanwhile.
+#[derive(Debug, Clone, Default)]
+pub struct Wait {
+    /// A message may come back, and has to before the commit is answered.
+    pub mandatory: bool,
+    /// How many of its messages RabbitMQ has answered for.
+    answers: Arc<AtomicU32>,
+}
+
+impl Wait {
+    /// Begins to wait.
+    pub fn new(mandatory: bool) -> Self {
+        Self { mandatory, answers: Arc::default() }
+    }
+
+    /// RabbitMQ has answered for a message.
+    pub fn answered(&self) {
+        self.answers.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// How many of its messages RabbitMQ has answered for.
+    pub fn answers(&self) -> u32 {
+        self.answers.load(Ordering::Relaxed)
+    }
 }
 
 /// A mandatory message that found no queue, as its publisher has to see it.

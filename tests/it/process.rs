@@ -2,6 +2,7 @@
 
 use crate::support::id;
 use crate::support::raw::Login;
+use crate::support::table::Properties;
 use crate::support::{Broker, PATIENCE, Proxy, Raw, broker, deadline, free_port, unique, wait_until};
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
 use rustix::process::Signal;
@@ -17,7 +18,7 @@ fn sigterm_lets_running_commits_finish_and_then_closes_with_320() {
     broker().add_relay_account(&account);
     let quoted = format!("'{account}'");
     let settings =
-        [("relay.username", quoted.as_str()), ("relay.password", &quoted), ("transaction.forward_wait", "'2s'")];
+        [("relay.username", quoted.as_str()), ("relay.password", &quoted), ("transaction.mandatory_wait", "'2s'")];
     let mut proxy = Proxy::start_with(broker().port, &settings);
     let queue = unique("drain");
     let mut raw = Raw::login(proxy.port);
@@ -25,9 +26,9 @@ fn sigterm_lets_running_commits_finish_and_then_closes_with_320() {
     raw.declare(2, &queue);
     raw.open_tx(1);
     let mut idle = Raw::login(proxy.port);
-    // The relay can't send, so this commit runs for two seconds.
+    // The relay can't send, so this commit runs for two seconds: something may come back.
     broker().lock_out(&account);
-    raw.publish(1, &queue, "committed");
+    raw.publish_with(1, ("", queue.as_bytes()), 1, &Properties::persistent(), b"committed");
     raw.method(1, id::TX_COMMIT, |_| {}).unwrap();
     std::thread::sleep(Duration::from_millis(200));
     proxy.signal(Signal::TERM);
@@ -49,13 +50,13 @@ fn sigterm_lets_running_commits_finish_and_then_closes_with_320() {
 #[test]
 fn a_second_signal_ends_it_at_once() {
     let own = Broker::start();
-    let mut proxy = Proxy::start_with(own.port, &[("transaction.forward_wait", "'20s'")]);
+    let mut proxy = Proxy::start_with(own.port, &[("transaction.mandatory_wait", "'20s'")]);
     let mut raw = Raw::login(proxy.port);
     raw.open(2);
     raw.declare(2, "second-signal");
     raw.open_tx(1);
     own.lock_out("relay");
-    raw.publish(1, "second-signal", "body");
+    raw.publish_with(1, ("", b"second-signal"), 1, &Properties::persistent(), b"body");
     raw.method(1, id::TX_COMMIT, |_| {}).unwrap();
     std::thread::sleep(Duration::from_millis(200));
     let begin = Instant::now();

@@ -211,6 +211,77 @@ fn a_mandatory_message_is_waited_for_and_its_return_comes_late_rather_than_never
 }
 
 #[test]
+fn nobody_waits_for_a_relay_that_cannot_send() {
+    let (proxy, account) = with_own_account(&[("transaction.forward_wait", "'20s'")]);
+    let queue = unique("relay-unwaited");
+    let mut raw = transactional(proxy.port, &queue);
+    raw.publish(1, &queue, "0");
+    raw.commit(1);
+    // Cut off.
+    broker().lock_out(&account);
+    wait_until(deadline(PATIENCE), "the relay to be out", || proxy.metric("halfway_relay_connected") == 0.0);
+    let begin = Instant::now();
+    for number in 1..20 {
+        raw.publish(1, &queue, number.to_string());
+        raw.commit(1);
+    }
+    assert!(begin.elapsed() < Duration::from_secs(10), "19 commits took {:?}", begin.elapsed());
+    broker().let_in(&account);
+    let expected: Vec<String> = (0..20).map(|number| number.to_string()).collect();
+    assert_eq!(arrivals(&mut raw, &queue, 20), expected);
+    // Stuck: the one that is nacked is not waited for, nor what comes behind it.
+    let full = unique("relay-unwaited-full");
+    let limits = Table::new().entry("x-max-length", b'I', &[0, 0, 0, 1]).string("x-overflow", "reject-publish");
+    raw.declare_with(2, &full, limits);
+    let begin = Instant::now();
+    for number in 0..10 {
+        raw.publish(1, &full, number.to_string());
+        raw.commit(1);
+    }
+    assert!(begin.elapsed() < Duration::from_secs(10), "10 commits took {:?}", begin.elapsed());
+}
+
+#[test]
+fn a_large_transaction_is_in_its_queue_when_it_is_answered() {
+    const COUNT: u32 = 60_000;
+    let (proxy, _) = with_own_account(&[("transaction.forward_wait", "'700ms'")]);
+    let queue = unique("relay-large");
+    let mut raw = Raw::login(proxy.port);
+    raw.open(2);
+    raw.declare_with(2, &queue, Table::new().string("x-queue-type", "quorum"));
+    raw.open_tx(1);
+    for _ in 0..COUNT {
+        raw.publish(1, &queue, "body");
+    }
+    // RabbitMQ takes seconds for it.
+    raw.method(1, id::TX_COMMIT, |_| {}).unwrap();
+    let end = deadline(PATIENCE);
+    while raw.read_any(PATIENCE).unwrap().id() != id::TX_COMMIT_OK {}
+    assert!(Instant::now() < end);
+    let first = raw.get(2, &queue).expect("it is there");
+    let left = first.arguments.last_chunk().map(|count| u32::from_be_bytes(*count));
+    assert_eq!(left, Some(COUNT - 1));
+}
+
+#[test]
+fn the_relay_does_not_sleep_through_a_recovery() {
+    let own = Broker::start();
+    let settings = [("relay.retry.initial", "'5m'"), ("relay.retry.max", "'10m'")];
+    let proxy = Proxy::start_with(own.port, &settings);
+    let queue = "relay-recovers";
+    let mut raw = transactional(proxy.port, queue);
+    raw.publish(1, queue, "0");
+    raw.commit(1);
+    own.kill();
+    wait_until(deadline(PATIENCE), "the relay to be out", || proxy.metric("halfway_relay_connected") == 0.0);
+    own.resume();
+    let mut raw = transactional(proxy.port, queue);
+    raw.publish(1, queue, "1");
+    raw.commit(1);
+    assert_eq!(arrivals(&mut raw, queue, 2), ["0", "1"]);
+}
+
+#[test]
 fn a_restart_of_the_broker_loses_nothing() {
     let own = Broker::start();
     let mut proxy =

@@ -7,7 +7,7 @@ use crate::support::table::{Properties, Table};
 use crate::support::{Broker, PATIENCE, Raw, broker, deadline, unique, wait_until};
 use halfway::relay::{Backoff, Credentials, Link, Relay, Settings, probe_account};
 use halfway::store::memory::MemoryStore;
-use halfway::store::{Commit, Committed, Forwarded, Lane, Origin, Outlet, Store, Strand};
+use halfway::store::{Commit, Committed, Forwarded, Lane, Origin, Outlet, Store, Strand, Wait, Waiter};
 use halfway::tx::batch::{Batch, HalfMessage};
 use halfway::tx::id::{Timestamp, TransactionId};
 use halfway::upstream::{Upstream, UpstreamUrl};
@@ -89,7 +89,7 @@ impl Alone {
         let header = Properties::persistent().encode(body.len() as u64);
         let mut batch = Batch::default();
         batch.push(HalfMessage { publish: &publish, header: &header, body: body.as_bytes() });
-        let (sender, receiver) = oneshot::channel();
+        let (sender, receiver) = Waiter::pair(Wait::new(bits & 1 != 0));
         let origin = Origin {
             id: TransactionId(Uuid::now_v7()),
             user: "guest".into(),

@@ -378,13 +378,14 @@ fn a_close_behind_a_commit_loses_nothing() {
 
 #[test]
 fn a_waiting_commit_holds_up_no_other_channel() {
-    let own = Proxy::start_with(broker().port, &[("relay.password", "'wrong'"), ("transaction.forward_wait", "'4s'")]);
+    let own =
+        Proxy::start_with(broker().port, &[("relay.password", "'wrong'"), ("transaction.mandatory_wait", "'4s'")]);
     let queue = unique("tx-waiting");
     let mut raw = transactional(own.port, &queue);
-    raw.publish(1, &queue, "body");
+    raw.publish_with(1, ("", queue.as_bytes()), 1, &Properties::persistent(), b"body");
     let begin = Instant::now();
     raw.method(1, id::TX_COMMIT, |_| {}).unwrap();
-    // The relay can't log in, so the commit waits for all of forward_wait; channel 2 works on.
+    // The relay can't log in, so the commit waits for all of mandatory_wait; channel 2 works on.
     for _ in 0..20 {
         raw.call(2, id::CHANNEL_FLOW, id::CHANNEL_FLOW_OK, |out| out.put_u8(1));
     }

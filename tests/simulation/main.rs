@@ -346,7 +346,7 @@ impl World {
                 Command::Commit { channel, transaction, named, batch, wait, .. } => {
                     let bodies = judged(session, batch, true);
                     let result = self.store.commit(transaction, lane, named.as_ref(), bodies);
-                    if wait && result.is_ok() {
+                    if wait.is_some() && result.is_ok() {
                         self.forwards.push((number, channel, transaction));
                     }
                     self.store.answer(number, Answer::Committed(channel, transaction, result));

@@ -12,7 +12,7 @@ use crate::protocol::transaction::{Transaction, write_return};
 use crate::tx::decision::Verdict;
 use crate::tx::id::TransactionId;
 use crate::tx::name::TransactionName;
-use crate::tx::outcome::{Forwarded, StoreError};
+use crate::tx::outcome::{Forwarded, StoreError, Wait};
 use std::time::Instant;
 
 /// Decisions about other transactions that the store is asked for at one time.
@@ -26,6 +26,11 @@ pub(super) struct Commit {
     /// When the client sent tx.commit.
     pub(super) since: Instant,
     pub(super) forwarded: Option<Forwarded>,
+    /// With what the relay is waited for.
+    wait: Option<Wait>,
+    /// How many answers there were when it was last looked, and until when there may be further ones.
+    answers: u32,
+    until_at_last: Option<Instant>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -59,7 +64,15 @@ impl Channel {
             return Next::Nothing;
         }
         let is_judged = transaction.is_judged() && !self.asked;
-        self.commit = Some(Commit { transaction, step: Step::Fencing, since: io.now, forwarded: None });
+        self.commit = Some(Commit {
+            transaction,
+            step: Step::Fencing,
+            since: io.now,
+            forwarded: None,
+            wait: None,
+            answers: 0,
+            until_at_last: None,
+        });
         io.committing += 1;
         if is_judged {
             return self.fenced(io);
@@ -152,20 +165,22 @@ impl Channel {
         commit.step = Step::Deciding;
         let transaction = &mut commit.transaction;
         let id = *transaction.id.get_or_insert_with(io.settings.new_id);
+        let waits = transaction.mandatory || !transaction.settings(io).forward_wait.is_zero();
+        commit.wait = waits.then(|| Wait::new(transaction.mandatory));
         io.commands.push_back(Command::Commit {
             channel: self.number,
             transaction: id,
             named: transaction.named.clone(),
             batch: std::mem::take(&mut transaction.batch),
             parked: transaction.parked,
-            wait: transaction.mandatory || !transaction.settings(io).forward_wait.is_zero(),
+            wait: commit.wait.clone(),
         });
         Next::Nothing
     }
 
     /// The store has decided, or could not; `true`: just now, so that the messages are on their way.
     pub fn handle_committed(&mut self, id: TransactionId, result: Result<bool, StoreError>, io: &mut Io) -> Next {
-        let Some(commit) = self.commit.as_ref().filter(|commit| commit.transaction.id == Some(id)) else {
+        let Some(commit) = self.commit.as_mut().filter(|commit| commit.transaction.id == Some(id)) else {
             return Next::Nothing;
         };
         let is_new = match result {
@@ -178,8 +193,9 @@ impl Channel {
             (true, false) => Some(settings.mandatory_wait),
             (false, false) => Some(settings.forward_wait).filter(|wait| !wait.is_zero()),
         };
-        let until = wait.filter(|_| commit.forwarded.is_none()).map(|wait| io.now + wait);
-        self.settle(until, io)
+        let wait = wait.filter(|_| commit.forwarded.is_none() && commit.wait.is_some());
+        commit.until_at_last = Some(io.now + settings.mandatory_wait);
+        self.settle(wait.map(|wait| io.now + wait), io)
     }
 
     /// Lets acks and native messages take effect, and waits for the relay if there is something to wait for.
@@ -214,6 +230,38 @@ impl Channel {
                 Next::Nothing
             }
         }
+    }
+
+    /// Nobody will say what became of it.
+    pub fn handle_unforwarded(&mut self, id: TransactionId, io: &mut Io) -> Next {
+        match &mut self.commit {
+            Some(commit) if commit.transaction.id == Some(id) => {
+                commit.wait = None;
+                self.stop_waiting(io)
+            }
+            _ => {
+                self.late.remove(&id);
+                Next::Nothing
+            }
+        }
+    }
+
+    /// The relay has taken its time. As long as RabbitMQ goes on to answer for messages it gets more.
+    pub fn wait_is_over(&mut self, io: &mut Io) -> Next {
+        if let Some(Commit { transaction, wait: Some(wait), answers, until_at_last: Some(until_at_last), step, .. }) =
+            &mut self.commit
+            && let Step::Settling { relay_until: Some(until), .. } = step
+            && let seen = std::mem::replace(answers, wait.answers())
+            && seen < *answers
+        {
+            let more = (io.now + transaction.settings(io).forward_wait).min(*until_at_last);
+            if more > io.now {
+                *until = more;
+                io.timers.insert((more, self.number));
+                return Next::Nothing;
+            }
+        }
+        self.stop_waiting(io)
     }
 
     /// Waits for the relay no longer, if it does: the time is up, the answer is there, or the session ends.

@@ -23,6 +23,7 @@ mod leases;
 mod login;
 mod named;
 mod turns;
+mod waiting;
 
 /// Both ends of a connection under test, and what the session was told to do.
 struct Script {

@@ -13,7 +13,7 @@ use crate::amqp::wire::Write;
 use crate::histogram::{Histogram, LATENCIES};
 use crate::relay::status::Counters;
 use crate::relay::trial::tests::{Answer, Court};
-use crate::store::{Lane as LaneName, Strand};
+use crate::store::{Lane as LaneName, Strand, Wait};
 use crate::tx::batch::{Batch, HalfMessage};
 use bytes::Bytes;
 use proptest::prelude::*;
@@ -128,7 +128,7 @@ impl Rabbit {
 
     fn commit_from(&mut self, strand: u32, sequence: i64, count: u32, mandatory: bool) {
         self.store.insert(sequence, (strand, count, false));
-        let (sender, receiver) = oneshot::channel();
+        let (sender, receiver) = Waiter::pair(Wait::new(mandatory));
         self.receivers.insert(sequence, receiver);
         self.lane.add_committed(Committed {
             sequence: Sequence(sequence),
@@ -350,7 +350,7 @@ fn a_transaction_in_packs_is_delivered_with_its_last() {
     rabbit.ack_all();
     assert!(rabbit.delivered().is_empty());
     rabbit.lane.add_pack(LANE, pack(1, 1, 2, true), true, rabbit.now);
-    let (sender, mut receiver) = oneshot::channel();
+    let (sender, mut receiver) = Waiter::pair(Wait::default());
     rabbit.lane.attach(Sequence(1), source(0), sender);
     assert_eq!(rabbit.got(), [(1, 2, true), (1, 3, true)]);
     rabbit.ack_all();
@@ -589,6 +589,11 @@ fn while_rabbitmq_is_blocked_no_confirm_is_owed() {
     assert!(!rabbit.is_stalled());
     rabbit.wait(Duration::from_millis(1));
     assert!(rabbit.is_stalled());
+    rabbit.commit(3, 1);
+    for sequence in 1..=3 {
+        let told = rabbit.receivers.get_mut(&sequence).unwrap().try_recv();
+        assert_eq!(told, Err(oneshot::error::TryRecvError::Closed), "nobody waits for a lane that is stalled");
+    }
     rabbit.now += CLOSE_TIMEOUT;
     assert!(matches!(rabbit.lane.handle_timeout(&mut rabbit.out, rabbit.now), Err(Fault::NoCloseOk)));
 }

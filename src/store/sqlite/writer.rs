@@ -9,7 +9,7 @@ use super::upkeep::Upkeep;
 use super::{SqliteSettings, upkeep};
 use crate::store::clock::Time;
 use crate::store::{
-    Check, Committed, Committing, DeadLetter, Forwarded, Lane, LetterId, Messages, Origin, Outlet, Sequence, StoreError,
+    Check, Committed, Committing, DeadLetter, Lane, LetterId, Messages, Origin, Outlet, Sequence, StoreError, Waiter,
 };
 use crate::tx::decision::{Actor, Decision, Target, Verdict};
 use crate::tx::id::TransactionId;
@@ -57,65 +57,17 @@ pub(super) enum Call {
 /// A call that is answered when it is durable.
 #[derive(Debug)]
 pub(super) enum Request {
-    Park {
-        origin: Origin,
-        messages: Messages,
-        answer: Answer<()>,
-    },
-    Commit {
-        origin: Origin,
-        messages: Messages,
-        parked: bool,
-        forwarded: Option<oneshot::Sender<Forwarded>>,
-        answer: Answer<Committing>,
-    },
-    Rollback {
-        id: TransactionId,
-        reason: Option<String>,
-        answer: Answer<()>,
-    },
-    Abandon {
-        id: TransactionId,
-        answer: Answer<()>,
-    },
-    Decide {
-        target: Target,
-        decision: Decision,
-        actor: Actor,
-        reason: Option<String>,
-        answer: Answer<Verdict>,
-    },
-    Checked {
-        id: TransactionId,
-        check: Check,
-        answer: Answer<bool>,
-    },
-    CheckNow {
-        id: TransactionId,
-        checker: Option<Arc<str>>,
-        answer: Answer<bool>,
-    },
-    DeadLetter {
-        letter: DeadLetter,
-        answer: Answer<()>,
-    },
-    StepAside {
-        aside: Lane,
-        transactions: Vec<Sequence>,
-        answer: Answer<()>,
-    },
-    Retry {
-        letter: LetterId,
-        actor: Actor,
-        reason: String,
-        answer: Answer<Option<TransactionId>>,
-    },
-    Discard {
-        letter: LetterId,
-        actor: Actor,
-        reason: String,
-        answer: Answer<Option<TransactionId>>,
-    },
+    Park { origin: Origin, messages: Messages, answer: Answer<()> },
+    Commit { origin: Origin, messages: Messages, parked: bool, forwarded: Option<Waiter>, answer: Answer<Committing> },
+    Rollback { id: TransactionId, reason: Option<String>, answer: Answer<()> },
+    Abandon { id: TransactionId, answer: Answer<()> },
+    Decide { target: Target, decision: Decision, actor: Actor, reason: Option<String>, answer: Answer<Verdict> },
+    Checked { id: TransactionId, check: Check, answer: Answer<bool> },
+    CheckNow { id: TransactionId, checker: Option<Arc<str>>, answer: Answer<bool> },
+    DeadLetter { letter: DeadLetter, answer: Answer<()> },
+    StepAside { aside: Lane, transactions: Vec<Sequence>, answer: Answer<()> },
+    Retry { letter: LetterId, actor: Actor, reason: String, answer: Answer<Option<TransactionId>> },
+    Discard { letter: LetterId, actor: Actor, reason: String, answer: Answer<Option<TransactionId>> },
 }
 
 impl Request {
@@ -421,7 +373,7 @@ impl Writer {
         released: Released,
         decided: Instant,
         messages: Option<Bytes>,
-        forwarded: Option<oneshot::Sender<Forwarded>>,
+        forwarded: Option<Waiter>,
     ) -> Committed {
         let Released { sequence, id, lane, strand, packs } = released;
         add(&self.stats.commits, 1);

@@ -37,6 +37,36 @@ fn beside_a_stuck_channel_all_others_go_on() {
 }
 
 #[test]
+fn nobody_waits_for_what_is_stuck_but_to_hear_what_comes_back() {
+    let mut rabbit = Rabbit::new(policy(3, false));
+    rabbit.commit_from(7, 1, 1, false);
+    rabbit.commit_from(8, 2, 1, true);
+    rabbit.commit_from(7, 3, 1, false);
+    rabbit.commit_from(7, 4, 1, true);
+    rabbit.commit_from(9, 5, 1, false);
+    rabbit.read();
+    rabbit.nack(1);
+    rabbit.nack(2);
+    rabbit.commit_from(7, 6, 1, false);
+    let mut waits = Vec::new();
+    for (sequence, receiver) in &mut rabbit.receivers {
+        if receiver.try_recv() == Err(oneshot::error::TryRecvError::Empty) {
+            waits.push(*sequence);
+        }
+    }
+    assert_eq!(waits, [2, 4, 5]);
+    // What was left to the store is told when it has gone from there.
+    rabbit.ack(3);
+    rabbit.wait(NACK_PAUSES[0]);
+    for _ in 0..5 {
+        rabbit.ask_store();
+        rabbit.read();
+        rabbit.ack_all();
+    }
+    assert_eq!(rabbit.receivers.get_mut(&4).unwrap().try_recv(), Ok(Forwarded::default()));
+}
+
+#[test]
 fn what_an_earlier_process_left_beside_the_lane_goes_before_what_is_new() {
     let mut rabbit = Rabbit::new(policy(10, false));
     for sequence in [1, 2, 3] {

@@ -394,7 +394,7 @@ impl Run {
                 }
                 Command::Commit { channel, transaction, named, batch, parked, wait } => {
                     self.commit(channel, transaction, named.is_some(), batch, parked);
-                    self.forwards.extend(wait.then_some((channel, transaction)));
+                    self.forwards.extend(wait.map(|_| (channel, transaction)));
                 }
                 Command::RollBack { channel, transaction, .. } => {
                     self.end(transaction, false);

@@ -302,7 +302,7 @@ impl Run {
                     assert!(questions <= answers, "a decision that RabbitMQ was not asked about");
                     self.commits.push((channel, transaction));
                     self.undecided.remove(&transaction);
-                    self.forwards.extend(wait.then_some((channel, transaction)));
+                    self.forwards.extend(wait.map(|_| (channel, transaction)));
                 }
                 Command::Decide { channel, ticket, name, .. } => {
                     assert!(!self.answers.is_empty(), "RabbitMQ was not asked whose decision it is");
