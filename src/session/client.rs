@@ -4,6 +4,7 @@
 //! back by itself: a client that reads slowly stops what is read *for it*, and nothing else. A silent session holds no
 //! buffer.
 
+use super::begun::Begun;
 use super::buffers::{self, READ_BYTES};
 use super::heartbeat::{Due, Heartbeat};
 use super::listener::Entry;
@@ -56,6 +57,7 @@ pub(super) struct Session {
     /// Where it tells of itself.
     seat: Arc<Seat>,
     entry: Entry,
+    begun: Begun,
     addresses: ClientAddresses,
     connection: Connection,
     /// Tells when the terms are others than the connection has.
@@ -142,6 +144,7 @@ impl Session {
             from_loopback,
             number: seat.number,
             first_strand: fastrand::u32(..),
+            begun: Begun::new(seat.number, Arc::clone(&shared.store), Arc::clone(&shared.metrics)),
             seat,
             entry,
             addresses,
@@ -226,8 +229,11 @@ impl Session {
             match event {
                 Event::Parked(channel, id, result) => self.connection.handle_parked(channel, id, result),
                 Event::Committed(channel, id, result) => {
-                    if let Err(error) = &result {
-                        tracing::error!(connection = self.number, channel, transaction = %id, %error, "commit failed");
+                    match &result {
+                        Ok(_) => self.begun.settled(id),
+                        Err(error) => {
+                            tracing::error!(connection = self.number, channel, transaction = %id, %error, "commit failed");
+                        }
                     }
                     self.connection.handle_committed(channel, id, result);
                 }
@@ -452,6 +458,7 @@ impl Session {
                 Command::Opened(opened) => self.opened(&opened, now),
                 Command::Park { channel, transaction, named, batch } => {
                     self.shared.metrics.messages_staged.inc_by(batch.messages().into());
+                    self.begun.parked(transaction, named.as_deref());
                     let reply = self.shared.store.park(self.origin(channel, transaction, named), batch);
                     self.events.push(Box::pin(async move { Event::Parked(channel, transaction, reply.await) }));
                 }
@@ -471,10 +478,12 @@ impl Session {
                     }
                 }
                 Command::RollBack { channel, transaction, reason } => {
+                    self.begun.settled(transaction);
                     let reply = self.shared.store.rollback(transaction, reason);
                     self.events.push(Box::pin(async move { Event::RolledBack(channel, transaction, reply.await) }));
                 }
                 Command::Abandon { transaction } => {
+                    self.begun.settled(transaction);
                     let reply = self.shared.store.abandon(transaction);
                     self.events.push(Box::pin(async move { Event::Abandoned(transaction, reply.await) }));
                 }
@@ -499,7 +508,7 @@ impl Session {
                     self.shared.without_spare_channel().insert(Arc::clone(&self.user));
                 }
                 Command::EndLeases => self.routing.change(),
-                Command::Began => drop(self.shared.metrics.transactions_open.inc()),
+                Command::Began => self.begun.count(1),
                 Command::Ended(ended) => self.count(ended),
                 Command::Close => self.ending = Some(Ending::Flushed(now + LAST_WORDS_WITHIN)),
                 Command::Abort => self.ending = Some(Ending::Now),
@@ -508,7 +517,7 @@ impl Session {
         progress
     }
 
-    fn count(&self, ended: Ended) {
+    fn count(&mut self, ended: Ended) {
         let outcome = match ended {
             Ended::Committed(took) => {
                 self.shared.metrics.commit_seconds.observe(took);
@@ -519,7 +528,7 @@ impl Session {
             Ended::Failed => Outcome::Failed,
             Ended::InDoubt => Outcome::InDoubt,
         };
-        self.shared.metrics.transactions_open.dec();
+        self.begun.count(-1);
         self.shared.metrics.transaction(outcome);
     }
 

@@ -9,6 +9,7 @@ use crate::roster::Seated;
 use crate::store::system_clock;
 use crate::tls::ServerTls;
 use crate::upstream::{ClientAddresses, Stream};
+use prometheus_client::metrics::gauge::Gauge;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -86,6 +87,22 @@ impl Drop for Seat {
     }
 }
 
+/// A connection that is counted until this is dropped, however its session ends.
+struct Counted(Gauge);
+
+impl Counted {
+    fn new(gauge: &Gauge) -> Self {
+        gauge.inc();
+        Self(gauge.clone())
+    }
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        self.0.dec();
+    }
+}
+
 impl Listener {
     /// Serves as `shared` says.
     pub fn new(shared: Arc<Shared>) -> Self {
@@ -140,8 +157,7 @@ impl Listener {
         let session = self.sessions.take(usize::MAX);
         let number = self.numbers.fetch_add(1, Ordering::Relaxed) + 1;
         let shared = Arc::clone(&self.shared);
-        let gauge = shared.metrics.connections.clone();
-        gauge.inc();
+        let counted = Counted::new(&shared.metrics.connections);
         tokio::spawn(async move {
             let seated = shared.roster.seat(number, peer, tls.is_some(), system_clock());
             if let Err(error) = greet(shared, &seated, (entry, leave), tcp, tls).await {
@@ -149,7 +165,7 @@ impl Listener {
             }
             // In this order: who sees one fewer finds its seat free.
             drop(session);
-            gauge.dec();
+            drop(counted);
         });
     }
 }

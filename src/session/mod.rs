@@ -1,6 +1,7 @@
 //! One task for each client connection: it moves bytes between the client, RabbitMQ and the protocol core, and carries
 //! out the core's commands on the store.
 
+mod begun;
 mod buffers;
 mod client;
 mod heartbeat;
