@@ -23,7 +23,8 @@ fn with_tokens() -> Broker {
 fn token(broker: &Broker, user: &str, permissions: &[&str]) -> String {
     let scopes: Vec<_> = permissions.iter().map(|permission| format!("<<\"rabbitmq.{permission}\">>")).collect();
     let text = broker.eval(&format!(
-        r#"Claims = #{{<<"sub">> => <<"{user}">>, <<"aud">> => <<"rabbitmq">>, <<"scope">> => [{}]}},
+        r#"Until = os:system_time(seconds) + 3600,
+        Claims = #{{<<"sub">> => <<"{user}">>, <<"aud">> => <<"rabbitmq">>, <<"scope">> => [{}], <<"exp">> => Until}},
         Head = #{{<<"alg">> => <<"HS256">>, <<"kid">> => <<"tests">>}},
         Signed = jose_jwt:sign(jose_jwk:from_oct(<<"halfway">>), Head, Claims),
         element(2, jose_jws:compact(Signed))."#,

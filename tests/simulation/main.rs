@@ -38,7 +38,7 @@ use uuid::Uuid;
 
 const PRODUCERS: usize = 3;
 const STEPS: usize = 400;
-const SEEDS: u64 = 2_000;
+const SEEDS: u64 = 10_000;
 const FIRST_AFTER: Duration = Duration::from_secs(6);
 
 thread_local! {

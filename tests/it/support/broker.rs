@@ -5,13 +5,15 @@ use super::{Raw, deadline, free_port, wait_until};
 use rustix::process::Signal;
 use std::fs::Permissions;
 use std::os::unix::fs::PermissionsExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::{Mutex, MutexGuard};
 use std::time::Duration;
 use tempfile::TempDir;
 
 const BIN: &str = "/usr/lib/rabbitmq/bin";
+/// Names the folder of another Debian, whose RabbitMQ is the one to test with.
+const ROOT: &str = "RABBITMQ_ROOT";
 const START_LIMIT: Duration = Duration::from_secs(90);
 
 /// The account that the proxies of the tests forward with: it may write everywhere and keep `user-id`.
@@ -77,11 +79,16 @@ impl Broker {
     }
 
     fn prepare(configuration: &str, first: Option<&Self>) -> Self {
+        let server = root().join(BIN.trim_start_matches('/')).join("rabbitmq-server");
         assert!(
-            Path::new(BIN).join("rabbitmq-server").exists(),
-            "these tests run against a real RabbitMQ, and there is none here: apt-get install rabbitmq-server"
+            server.exists(),
+            "these tests run against a real RabbitMQ, and there is no {}: apt-get install rabbitmq-server",
+            server.display()
         );
-        let folder = tempfile::Builder::new().prefix("halfway-rabbitmq-").tempdir().expect("a folder can be made");
+        let mut folder = tempfile::Builder::new();
+        folder.prefix("halfway-rabbitmq-");
+        let folder = if is_elsewhere() { folder.tempdir_in(root().join("tmp")) } else { folder.tempdir() };
+        let folder = folder.expect("a folder can be made");
         let (port, distribution_port) = (free_port(), free_port());
         let epmd_port = first.map_or_else(free_port, |first| first.epmd_port);
         let write =
@@ -97,7 +104,7 @@ impl Broker {
         std::fs::set_permissions(folder.path().join(".erlang.cookie"), cookie).expect("a mode can be set");
         // The first node of a cluster has the epmd; left alone, a node would start one that nobody ends.
         let epmd = first.is_none().then(|| {
-            let mut command = Command::new("epmd");
+            let mut command = rooted("epmd");
             command.args(["-port", &epmd_port.to_string(), "-address", "127.0.0.1"]);
             Process::start(command, folder.path(), "epmd.log")
         });
@@ -106,8 +113,9 @@ impl Broker {
     }
 
     fn command(&self, program: &str) -> Command {
-        let mut command = Command::new(Path::new(BIN).join(program));
+        let mut command = rooted(&format!("{BIN}/{program}"));
         let folder = self.folder.path();
+        let folder = &Path::new("/").join(folder.strip_prefix(root()).unwrap_or(folder));
         command
             .env("HOME", folder)
             .env("ERL_EPMD_PORT", self.epmd_port.to_string())
@@ -252,4 +260,23 @@ impl Broker {
         let read = |name: &str| std::fs::read_to_string(self.folder.path().join(name)).unwrap_or_default();
         read("console.log") + &read(&format!("log/{}.log", self.node))
     }
+}
+
+/// Where the Debian is whose RabbitMQ is used.
+fn root() -> PathBuf {
+    std::env::var_os(ROOT).map_or_else(|| PathBuf::from("/"), PathBuf::from)
+}
+
+fn is_elsewhere() -> bool {
+    root() != Path::new("/")
+}
+
+/// A program of that Debian.
+fn rooted(program: &str) -> Command {
+    if !is_elsewhere() {
+        return Command::new(program);
+    }
+    let mut command = Command::new("chroot");
+    command.arg(root()).arg(program);
+    command
 }
