@@ -259,6 +259,7 @@ fn relay_settings(config: &Config) -> relay::Settings {
         window: config.relay.window as usize,
         retry: Backoff { initial: config.relay.retry.initial, max: config.relay.retry.max },
         nack_pauses: &relay::NACK_PAUSES,
+        idle_after: relay::IDLE_AFTER,
         confirm_timeout: config.relay.confirm_timeout,
         keep_unroutable: config.transaction.unroutable == Unroutable::DeadLetter,
     }

@@ -166,6 +166,7 @@ fn report_relay(
 fn trouble(vhost: &VhostSnapshot) -> Option<String> {
     match &vhost.link {
         Link::Connecting(why) => why.clone(),
+        Link::Idle => None,
         Link::Blocked(why) => Some(why.clone()),
         Link::Refused(code, text) => Some(format!("{code} {text}")),
         Link::Connected => {
@@ -205,7 +206,7 @@ fn by_label<'a>(vhosts: &'a [VhostSnapshot], labelled: &mut HashSet<Arc<str>>) -
             || (labelled.len() < VHOSTS_MAX && labelled.insert(Arc::clone(&vhost.vhost)));
         let label = if has_own { &*vhost.vhost } else { OTHER_VHOSTS };
         let of = shown.entry(label).or_insert(Shown { connected: true, blocked: false, stalled: false });
-        of.connected &= matches!(vhost.link, Link::Connected | Link::Blocked(_));
+        of.connected &= matches!(vhost.link, Link::Connected | Link::Idle | Link::Blocked(_));
         of.blocked |= matches!(vhost.link, Link::Blocked(_));
         of.stalled |= vhost.stalled_lanes > 0;
     }

@@ -102,7 +102,12 @@ impl Inbox {
     fn set_cut_off(&self, is_cut_off: bool) {
         let mut queues = self.queues();
         self.is_cut_off.store(is_cut_off, Ordering::Relaxed);
-        queues.values_mut().for_each(|queue| queue.set_sends_soon(!is_cut_off));
+        for queue in queues.values_mut() {
+            queue.set_sends_soon(!is_cut_off);
+            if is_cut_off {
+                queue.spill();
+            }
+        }
     }
 
     fn queues(&self) -> MutexGuard<'_, BTreeMap<u16, Queue>> {
@@ -157,6 +162,14 @@ enum Answer {
     AskForAsideAgain { source: Source, after: Option<Cursor> },
     Marked { source: Source, transactions: Vec<Sequence>, marked: Result<(), StoreError> },
     DeadLetter { letter: DeadLetter, kept: Result<(), StoreError> },
+}
+
+/// How a connection ended that was left.
+enum End {
+    /// The relay drains, and everything that was in flight has its answer.
+    Drained,
+    /// There was nothing to send for a while.
+    Idle,
 }
 
 /// Why a connection ended.
@@ -241,7 +254,17 @@ impl Vhost {
                     let opened = self.lanes.values().filter(|lane| lane.is_opened()).count();
                     let was_opening = self.lanes.values().any(|lane| !lane.is_down() && !lane.is_opened());
                     self.disconnected(end.as_ref().is_err_and(Lost::accuses));
-                    let Err(lost) = end else { break };
+                    let lost = match end {
+                        Ok(End::Drained) => break,
+                        Ok(End::Idle) => {
+                            tracing::info!(vhost = %self.name, "the relay has nothing to send and leaves its connection");
+                            self.status.set_link(Link::Idle);
+                            self.wait_for_work().await;
+                            (failures, node) = (0, 0);
+                            continue;
+                        }
+                        Err(lost) => lost,
+                    };
                     let mut useful = self.confirmed_something || began.elapsed() > USEFUL_AFTER;
                     if let Lost::Closed(ReplyCode::NOT_ALLOWED, text) = &lost
                         && was_opening
@@ -278,7 +301,28 @@ impl Vhost {
         self.status.set_link(Link::Connecting(None));
     }
 
-    /// Nothing can be sent now, so nobody waits for it.
+    /// Waits, without a connection, until there is something to send, or the relay drains.
+    async fn wait_for_work(&mut self) {
+        let (inbox, mut draining) = (Arc::clone(&self.inbox), self.draining.clone());
+        while self.is_idle() && !*draining.borrow() {
+            tokio::select! {
+                () = inbox.wake.notified() => {}
+                () = inbox.wake_soon.notified() => {}
+                _ = draining.changed() => {}
+            }
+        }
+    }
+
+    /// Whether there is nothing to send, and nothing to wait for.
+    fn is_idle(&self) -> bool {
+        self.questions.is_empty()
+            && self.letters_waiting == 0
+            && self.lanes.values().all(Lane::is_empty)
+            && self.inbox.asides.lock().unwrap_or_else(PoisonError::into_inner).is_empty()
+            && self.inbox.queues().values().all(Queue::is_idle)
+    }
+
+    /// Nothing can be sent now, so nobody waits for it, and memory is for those who can send.
     fn cut_off(&mut self) {
         self.inbox.set_cut_off(true);
         self.lanes.values_mut().for_each(Lane::wait_for_nothing);
@@ -320,9 +364,6 @@ impl Vhost {
 
     /// There is no connection any more; `accused`: because of a message that was in flight.
     fn disconnected(&mut self, accused: bool) {
-        for queue in self.inbox.queues().values_mut() {
-            queue.spill();
-        }
         let now = Instant::now();
         for lane in self.lanes.values_mut() {
             lane.disconnected(accused, now);
@@ -331,17 +372,14 @@ impl Vhost {
         self.report_delivered();
     }
 
-    /// Forwards over one connection. `Ok`: the relay drains, and everything that was in flight has its answer.
-    async fn converse(&mut self, connection: Connection) -> Result<(), Lost> {
+    /// Forwards over one connection.
+    async fn converse(&mut self, connection: Connection) -> Result<End, Lost> {
         self.share_channels(connection.channels_max);
         let mut wire = Wire::new(connection);
         self.blocked = false;
-        for lane in self.lanes.values_mut() {
-            lane.connected(&mut wire.writer.out);
-        }
         let end = self.forward(&mut wire).await;
         let goodbye = match &end {
-            Ok(()) => self.say_goodbye(wire).await,
+            Ok(_) => self.say_goodbye(wire).await,
             Err(Lost::Closed(..)) => {
                 method::write_bare(&mut wire.writer.out, 0, id::CONNECTION_CLOSE_OK);
                 timeout(GOODBYE_TIMEOUT, wire.writer.write()).await.unwrap_or(Ok(())).map_err(Lost::from)
@@ -373,8 +411,9 @@ impl Vhost {
         })
     }
 
-    async fn forward(&mut self, wire: &mut Wire) -> Result<(), Lost> {
+    async fn forward(&mut self, wire: &mut Wire) -> Result<End, Lost> {
         self.handle_frames(wire)?;
+        let (idle_after, mut idle_since) = (self.settings.borrow().idle_after, None);
         let mut armed = Instant::now() + wire.heartbeat;
         let mut timer = pin!(sleep_until(armed.into()));
         let (inbox, mut draining) = (Arc::clone(&self.inbox), self.draining.clone());
@@ -391,13 +430,19 @@ impl Vhost {
             self.collect();
             if drains && self.letters_waiting == 0 && self.lanes.values().all(Lane::is_settled) {
                 self.report_delivered();
-                return Ok(());
+                return Ok(End::Drained);
             }
+            idle_since = if self.is_idle() { idle_since.or(Some(now)) } else { None };
             if self.delivered_is_due(now) {
                 self.report_delivered();
             }
+            let idle_until = idle_since.map(|since| since + idle_after);
+            if idle_until.is_some_and(|until| until <= now) {
+                self.report_delivered();
+                return Ok(End::Idle);
+            }
             // A timer that rings too early costs less than one that is set each time.
-            let deadline = self.deadline(wire).max(now + TIMER_MIN);
+            let deadline = self.deadline(wire).min(idle_until.unwrap_or(armed)).max(now + TIMER_MIN);
             if deadline < armed || armed <= now {
                 armed = deadline;
                 timer.as_mut().reset(deadline.into());
@@ -434,16 +479,16 @@ impl Vhost {
             let blocked = self.blocked;
             let lane = self.lane(channel);
             queue.set_sends_soon(!blocked && !lane.is_stalled());
-            if lane.is_down() {
-                lane.connected(&mut wire.writer.out);
-                lane.set_blocked(blocked, now);
-            }
             while lane.unsent_bytes() < UNSENT_BYTES && lane.has_room() {
                 match queue.next() {
                     Next::Committed(committed) => lane.add_committed(committed),
                     Next::Page(after) => pages.push((*number, after)),
                     Next::Nothing => break,
                 }
+            }
+            if lane.is_down() && !lane.is_empty() {
+                lane.connected(&mut wire.writer.out);
+                lane.set_blocked(blocked, now);
             }
             while let Some((sequence, source, waiter)) = queue.take_waiter() {
                 lane.attach(sequence, source, waiter);

@@ -333,7 +333,7 @@ impl Lane {
         self.dead_letters.append(&mut other.dead_letters);
     }
 
-    /// There is a connection: opens the channel.
+    /// There is a connection, and something to send: opens the channel.
     pub(super) fn connected(&mut self, out: &mut Vec<u8>) {
         debug_assert!(self.phase == Phase::Down);
         self.open(out);

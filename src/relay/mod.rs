@@ -51,6 +51,9 @@ pub const NACK_PAUSES: [Duration; 5] = [
     Duration::from_secs(300),
 ];
 
+/// See [`Settings::idle_after`].
+pub const IDLE_AFTER: Duration = Duration::from_secs(300);
+
 /// How the relay works.
 #[derive(Debug, Clone)]
 pub struct Settings {
@@ -64,6 +67,8 @@ pub struct Settings {
     pub nack_pauses: &'static [Duration],
     /// How long the oldest message of a lane may wait for its confirm before the lane counts as stalled and starts anew.
     pub confirm_timeout: Duration,
+    /// How long a connection stays when there is nothing to send.
+    pub idle_after: Duration,
     /// Whether a message that is not mandatory and reaches no queue becomes a dead letter; otherwise it is dropped, as
     /// RabbitMQ does.
     pub keep_unroutable: bool,

@@ -153,6 +153,11 @@ impl Queue {
         }
     }
 
+    /// Whether it has nothing, and neither has the store.
+    pub(super) fn is_idle(&self) -> bool {
+        self.mode == Mode::Live && self.live.is_empty() && !self.behind
+    }
+
     /// The page that was asked for can't be had now.
     pub(super) fn page_failed(&mut self) {
         self.page_asked = false;

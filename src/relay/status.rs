@@ -12,6 +12,8 @@ pub enum Link {
     Connecting(Option<String>),
     /// RabbitMQ does not let the account or the virtual host in: its code and text. Tried again all the same.
     Refused(u16, String),
+    /// Not there, because there has been nothing to send for a while.
+    Idle,
     /// There.
     Connected,
     /// There, and RabbitMQ takes nothing because of an alarm: its words.
@@ -194,13 +196,14 @@ impl VhostSnapshot {
         }
     }
 
-    /// `connecting`, `refused`, `blocked`, `stalled` or `connected`.
+    /// `connecting`, `refused`, `blocked`, `stalled`, `idle` or `connected`.
     pub fn state(&self) -> &'static str {
         match self.link {
             Link::Connecting(_) => "connecting",
             Link::Refused(..) => "refused",
             Link::Blocked(_) => "blocked",
             Link::Connected if self.stalled_lanes > 0 || self.refused.is_some() => "stalled",
+            Link::Idle => "idle",
             Link::Connected => "connected",
         }
     }

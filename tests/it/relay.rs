@@ -35,7 +35,7 @@ fn a_commit_succeeds_while_the_relay_is_locked_out_and_arrives_in_order_later() 
         }
     }
     assert_eq!(raw.get(2, &queue), None);
-    assert!(proxy.metric("halfway_backlog_transactions") >= 1.0);
+    wait_until(deadline(PATIENCE), "the backlog to be seen", || proxy.metric("halfway_backlog_transactions") >= 1.0);
     broker().let_in(&account);
     let expected: Vec<String> = (0..20).map(|number| number.to_string()).collect();
     assert_eq!(arrivals(&mut raw, &queue, 20), expected);

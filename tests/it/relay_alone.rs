@@ -22,6 +22,9 @@ use uuid::Uuid;
 /// Before what RabbitMQ nacked goes again.
 const NACK_PAUSES: [Duration; 2] = [Duration::from_millis(300); 2];
 
+/// After which a connection is left.
+const IDLE_AFTER: Duration = Duration::from_millis(500);
+
 /// The relay of the moment: a store keeps its outlet, a process that starts anew has another one.
 #[derive(Default)]
 struct Outlets(Mutex<Option<Arc<Relay>>>);
@@ -51,11 +54,17 @@ impl Alone {
 
     /// Starts a relay to these ports.
     fn start(&self, ports: &[u16]) -> Arc<Relay> {
+        self.start_for(ports, IDLE_AFTER)
+    }
+
+    /// The same, and how long its connection stays without work.
+    fn start_for(&self, ports: &[u16], idle_after: Duration) -> Arc<Relay> {
         let settings = Settings {
             credentials: Credentials { username: self.account.clone(), password: self.account.clone() },
             window: 100,
             retry: Backoff { initial: Duration::from_millis(20), max: Duration::from_millis(200) },
             nack_pauses: &NACK_PAUSES,
+            idle_after,
             confirm_timeout: Duration::from_secs(30),
             keep_unroutable: false,
         };
@@ -83,8 +92,28 @@ impl Alone {
         lane: u16,
         bits: u8,
     ) -> oneshot::Receiver<Forwarded> {
-        let mut publish = vec![0, 0, 0, queue.len() as u8];
-        publish.extend_from_slice(queue.as_bytes());
+        self.commit_publish(strand, vhost, ("", queue), body, lane, bits)
+    }
+
+    /// Commits one message to an exchange.
+    fn commit_to(&self, exchange: &str, body: &str) -> oneshot::Receiver<Forwarded> {
+        self.commit_publish(0, "/", (exchange, ""), body, 3, 0)
+    }
+
+    fn commit_publish(
+        &self,
+        strand: u32,
+        vhost: &str,
+        (exchange, key): (&str, &str),
+        body: &str,
+        lane: u16,
+        bits: u8,
+    ) -> oneshot::Receiver<Forwarded> {
+        let mut publish = vec![0, 0];
+        for text in [exchange, key] {
+            publish.push(text.len() as u8);
+            publish.extend_from_slice(text.as_bytes());
+        }
         publish.push(bits);
         let header = Properties::persistent().encode(body.len() as u64);
         let mut batch = Batch::default();
@@ -153,15 +182,16 @@ fn a_backlog_and_a_flood_leave_in_one_order_without_a_gap_or_a_duplicate() {
     });
     broker().add_relay_account(&alone.account);
     // More than the relay keeps in memory, faster than RabbitMQ takes it.
-    let receivers: Vec<_> =
-        (BACKLOG..COUNT).map(|number| alone.commit("/", &queue, &format!("{number}{padding}"))).collect();
+    let receivers: Vec<_> = (BACKLOG..COUNT)
+        .map(|number| alone.commit_with("/", &queue, &format!("{number}{padding}"), 3, MANDATORY))
+        .collect();
     let expected: Vec<_> = (0..COUNT).map(|number| (number, false)).collect();
     assert_eq!(arrivals(&mut raw, &queue, COUNT), expected);
     alone.wait_for_empty_store();
     for receiver in receivers {
         assert_eq!(alone.runtime.block_on(receiver), Ok(Forwarded::default()), "nobody is forgotten on the way");
     }
-    assert_eq!(link(&relay, "/"), Some(Link::Connected));
+    assert!(matches!(link(&relay, "/"), Some(Link::Connected | Link::Idle)));
     alone.runtime.block_on(relay.drain(PATIENCE));
     assert_eq!(raw.get(1, &queue), None);
 }
@@ -180,13 +210,81 @@ fn what_an_earlier_process_left_may_be_a_duplicate_and_what_is_new_is_not() {
     alone.runtime.block_on(relay.drain(PATIENCE));
 }
 
+/// Connections and channels of an account.
+fn connections(account: &str) -> (usize, usize) {
+    let count = |what: &str| broker().ctl(&[what, "-q", "user"]).lines().filter(|line| line.trim() == account).count();
+    (count("list_connections"), count("list_channels"))
+}
+
+#[test]
+fn a_connection_is_there_when_it_is_needed_with_the_channels_that_are() {
+    let (alone, queue) = (Alone::new(), unique("alone-idle"));
+    let mut raw = reader(broker(), "/", &queue);
+    broker().add_relay_account(&alone.account);
+    let relay = alone.start(&[broker().port]);
+    let mut expected = Vec::new();
+    for round in 0..3 {
+        for lane in 0..=round {
+            let number = expected.len();
+            let told = alone.commit_with("/", &queue, &number.to_string(), lane, 0);
+            assert_eq!(alone.runtime.block_on(told), Ok(Forwarded::default()), "the first one does not wait long");
+            expected.push((number, false));
+        }
+        wait_until(deadline(PATIENCE), "the relay to leave", || link(&relay, "/") == Some(Link::Idle));
+        wait_until(deadline(PATIENCE), "RabbitMQ to have noticed", || connections(&alone.account) == (0, 0));
+    }
+    assert_eq!(arrivals(&mut raw, &queue, expected.len()), expected);
+    alone.runtime.block_on(relay.drain(PATIENCE));
+    // One that is there has the channels that were needed.
+    let relay = alone.start_for(&[broker().port], PATIENCE * 10);
+    for (lane, channels) in [(5, 1), (2, 2), (5, 2)] {
+        drop(alone.commit_with("/", &queue, "more", lane, 0));
+        wait_until(deadline(PATIENCE), "the channels", || connections(&alone.account) == (1, channels));
+    }
+    alone.runtime.block_on(relay.drain(PATIENCE));
+}
+
+#[test]
+fn copies_in_a_queue_beside_one_that_is_full_are_as_few_as_the_tries() {
+    let (alone, exchange) = (Alone::new(), unique("alone-fanout"));
+    let (full, good) = (unique("alone-fanout-full"), unique("alone-fanout-good"));
+    let mut raw = reader(broker(), "/", &good);
+    let limits = Table::new().entry("x-max-length", b'I', &[0, 0, 0, 1]).string("x-overflow", "reject-publish");
+    raw.declare_with(1, &full, limits);
+    raw.publish(1, &full, "fills it");
+    raw.declare_exchange(1, &exchange, "fanout");
+    raw.bind(1, &good, &exchange, "");
+    raw.bind(1, &full, &exchange, "");
+    // RabbitMQ's own transaction makes one copy, and its client is told.
+    let mut native = Raw::login(broker().port);
+    native.open_tx(1);
+    native.publish_with(1, (&exchange, b""), 0, &Properties::persistent(), b"native");
+    native.method(1, id::TX_COMMIT, |_| {}).unwrap();
+    assert_eq!(native.expect_close(1).code, 406);
+    assert_eq!(raw.drain(1, &good), ["native"]);
+
+    broker().add_relay_account(&alone.account);
+    let relay = alone.start(&[broker().port]);
+    drop(alone.commit_to(&exchange, "0"));
+    wait_until(deadline(PATIENCE), "the status to tell of it", || {
+        let refused = relay.status().snapshot().pop().and_then(|vhost| vhost.refused);
+        refused.is_some_and(|refused| refused.exchange == exchange && (refused.channels, refused.messages) == (1, 1))
+    });
+    alone.wait_for_empty_store();
+    let letters = alone.store.letters();
+    assert_eq!((letters.len(), letters[0].0.reply_code), (1, 406), "the code that RabbitMQ's own client gets");
+    assert_eq!(raw.drain(1, &good), ["0"; 1 + NACK_PAUSES.len()]);
+    assert_eq!(relay.status().snapshot()[0].refused, None);
+    alone.runtime.block_on(relay.drain(PATIENCE));
+}
+
 #[test]
 fn a_virtual_host_that_is_not_there_troubles_no_other() {
     let (alone, queue, vhost) = (Alone::new(), unique("alone-vhost"), unique("vhost-of-test"));
     let mut raw = reader(broker(), "/", &queue);
     broker().add_relay_account(&alone.account);
     let relay = alone.start(&[broker().port]);
-    let missing = alone.commit(&vhost, &queue, "0");
+    let missing = alone.commit_with(&vhost, &queue, "0", 3, MANDATORY);
     drop(alone.commit("/", &queue, "1"));
     assert_eq!(arrivals(&mut raw, &queue, 1), [(1, false)]);
     wait_until(deadline(PATIENCE), "the refusal", || matches!(link(&relay, &vhost), Some(Link::Refused(530, _))));
@@ -214,6 +312,8 @@ fn a_node_that_accepts_and_says_nothing_sensible_is_passed_over() {
     alone.runtime.block_on(relay.drain(PATIENCE));
 }
 
+/// It may come back, so it is waited for although the relay can't send.
+const MANDATORY: u8 = 1;
 /// RabbitMQ answers 540 to it, and closes the connection.
 const IMMEDIATE: u8 = 2;
 

@@ -161,7 +161,7 @@ function cardsOf(now) {
 }
 
 const TONES = { ready: 'good', degraded: 'warning', not_ready: 'bad' };
-const LINKS = { connected: 'good', connecting: 'quiet', blocked: 'warning', stalled: 'warning' };
+const LINKS = { connected: 'good', idle: 'quiet', connecting: 'quiet', blocked: 'warning', stalled: 'warning' };
 
 const part = ({ name, status, reason }) => h('li', {}, h('b', {}, name), badge(status, TONES[status] ?? 'bad'), reason && h('bdi', { class: 'quiet' }, reason));
 
