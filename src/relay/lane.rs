@@ -22,7 +22,7 @@ use super::trial::Verdict;
 use crate::amqp::frame::Frame;
 use crate::amqp::reply_code::ReplyCode;
 use crate::amqp::wire::Malformed;
-use crate::store::{Committed, Cursor, DeadLetter, Forwarded, Pack, Sequence, Stored, Waiter};
+use crate::store::{Committed, Cursor, DeadLetter, Forwarded, Pack, ReturnedMessage, Sequence, Stored, Waiter};
 use crate::tx::batch;
 use crate::tx::id::{MessageId, Timestamp, TransactionId};
 use std::collections::{BTreeMap, VecDeque};
@@ -39,6 +39,8 @@ const CLOSE_TIMEOUT: Duration = Duration::from_secs(10);
 const IN_FLIGHT_BYTES_MAX: usize = 4 << 20;
 /// How long the messages of a client channel are tried first, from the last one on that was guilty.
 const PROBATION: Duration = Duration::from_secs(60);
+/// Transactions of which nobody has heard whose returned messages are kept for a moment.
+const UNHEARD_MAX: usize = 16;
 /// Dead letters that may wait for the store before more is sent.
 pub(super) const DEAD_LETTERS_WAITING_MAX: usize = 1000;
 
@@ -112,6 +114,9 @@ pub(super) struct Lane {
     confirm_timeout: Duration,
     stalled: bool,
     blocked: bool,
+    /// What came back of transactions of which nobody had heard, the youngest first: the commit of one that was read from
+    /// the store may be a moment behind.
+    unheard: VecDeque<(Sequence, Vec<ReturnedMessage>)>,
     /// Transactions that are done with.
     pub(super) delivered: Vec<Sequence>,
     /// For the store; each is answered with [`Lane::dead_letter_kept`].
@@ -135,6 +140,7 @@ impl Lane {
             outgoing: Outgoing::new(channel),
             stalled: false,
             blocked: false,
+            unheard: VecDeque::new(),
             delivered: Vec::new(),
             dead_letters: Vec::new(),
         }
@@ -251,7 +257,11 @@ impl Lane {
             Some(transaction) => transaction.waiter = Some(waiter),
             None if self.aside.contains(source) => self.aside.wait(source, sequence, Some(waiter)),
             // It was read from the store, and confirmed, before the commit was heard of.
-            None => waiter.tell(Forwarded::default()),
+            None => {
+                let place = self.unheard.iter().position(|(unheard, _)| *unheard == sequence);
+                let returned = place.and_then(|place| self.unheard.remove(place)).map(|(_, returned)| returned);
+                waiter.tell(Forwarded { returned: returned.unwrap_or_default() });
+            }
         }
     }
 
@@ -634,10 +644,13 @@ impl Lane {
         {
             self.delivered.push(sequence);
             self.status.forwarded.observe(now.saturating_duration_since(transaction.decided));
+            transaction.returned.sort_unstable_by_key(|(index, _)| *index);
+            let returned: Vec<_> = transaction.returned.into_iter().map(|(_, message)| message).collect();
             if let Some(waiter) = transaction.waiter {
-                transaction.returned.sort_unstable_by_key(|(index, _)| *index);
-                let returned = transaction.returned.into_iter().map(|(_, message)| message).collect();
                 waiter.tell(Forwarded { returned });
+            } else if !returned.is_empty() {
+                self.unheard.truncate(UNHEARD_MAX - 1);
+                self.unheard.push_front((sequence, returned));
             }
         }
     }

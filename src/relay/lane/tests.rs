@@ -616,6 +616,25 @@ fn mandatory_messages_go_back_to_who_waits_in_publish_order() {
 }
 
 #[test]
+fn what_came_back_before_the_commit_was_heard_of_is_told_then() {
+    let mut rabbit = Rabbit::new(policy(100, false));
+    let count = UNHEARD_MAX as i64 + 1;
+    for sequence in 1..=count {
+        let messages = Stored::Sound(messages(1, true));
+        rabbit.lane.add_pack(LANE, Pack { messages, ..pack(sequence, 0, 1, true) }, true, rabbit.now);
+    }
+    let (_, got) = rabbit.read();
+    got.iter().for_each(|message| rabbit.give_back(message));
+    rabbit.ack_all();
+    let returned = |rabbit: &mut Rabbit, sequence| {
+        let (sender, mut receiver) = Waiter::pair(Wait::new(true));
+        rabbit.lane.attach(Sequence(sequence), source(0), sender);
+        receiver.try_recv().unwrap().returned.len()
+    };
+    assert_eq!([count, count, 2, 1].map(|sequence| returned(&mut rabbit, sequence)), [1, 0, 1, 0]);
+}
+
+#[test]
 fn a_message_that_reaches_no_queue_is_dropped_or_kept() {
     for keep in [false, true] {
         let mut rabbit = Rabbit::new(policy(100, keep));
