@@ -247,7 +247,7 @@ async fn doubtful(options: &Options, doubts: usize) {
     println!("start: {:.0} ms", took(started));
     for (what, limit) in [("first", 100), ("next", 100), ("next", 1)] {
         let started = Instant::now();
-        let found = store.due("checker-0", limit).await.unwrap();
+        let found = store.due("checker-0", "", limit).await.unwrap();
         println!("{what} {limit} due: {:.2} ms, {} found", took(started), found.due.len());
         let started = Instant::now();
         for due in &found.due {
@@ -258,7 +258,7 @@ async fn doubtful(options: &Options, doubts: usize) {
         println!("    and written down as checked: {:.2} ms each", took(started) / found.due.len() as f64);
     }
     let started = Instant::now();
-    assert_eq!(store.due("checker-1", 100).await.unwrap().due.len(), 0);
+    assert_eq!(store.due("checker-1", "", 100).await.unwrap().due.len(), 0);
     println!("none due: {:.2} ms", took(started));
     let doubtful = || Filter { state: Some(State::InDoubt), ..Filter::default() };
     let pattern = |pattern: &str| Some(NameFilter::Pattern(WildMatch::new(pattern)));

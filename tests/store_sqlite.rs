@@ -467,7 +467,7 @@ async fn a_restart_keeps_names_with_their_schedules_and_counts() {
     assert_eq!(gauges(&store), (0, 4, 1_000_000));
     assert_sound(&folder.db());
 
-    let due = store.due("orders", 10).await.unwrap();
+    let due = store.due("orders", "", 10).await.unwrap();
     assert_eq!(due.due.iter().map(|due| due.id).collect::<Vec<_>>(), [checked.id]);
     assert!(due.next.is_some());
     assert_eq!(store.commit(commit(&named("done", None), 1)).await.unwrap(), Committing::Before);
@@ -576,7 +576,7 @@ async fn a_store_of_version_1_is_brought_forward() {
         SqliteSettings { clock: Clock { wall: || Timestamp(1_000), passed: || 0 }, ..SqliteSettings::new(folder.db()) };
     let store = SqliteStore::open(settings, Arc::new(Silent)).unwrap();
     assert_sound(&folder.db());
-    assert_eq!(stats(&folder.db()).unwrap().schema, 7);
+    assert_eq!(stats(&folder.db()).unwrap().schema, 8);
     assert_eq!(store.lanes().await.unwrap(), [lane()]);
     let letter = store.dead_letter_by_id(LetterId(1)).await.unwrap().expect("its number stays");
     assert_eq!((letter.transaction, letter.since, letter.attempts), (txs[3].id, Timestamp(8), 1));

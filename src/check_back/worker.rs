@@ -47,6 +47,8 @@ pub(super) struct Worker<A> {
     /// Those that are asked about now, and by which task.
     busy: HashMap<TransactionId, task::Id>,
     running: JoinSet<Ended>,
+    /// Whose transaction was asked about last.
+    asked_for: Arc<str>,
     store_fails: bool,
 }
 
@@ -72,6 +74,7 @@ impl<A: Ask> Worker<A> {
             breaker: Breaker::default(),
             busy: HashMap::new(),
             running: JoinSet::new(),
+            asked_for: "".into(),
             store_fails: false,
         }
     }
@@ -114,7 +117,7 @@ impl<A: Ask> Worker<A> {
             return pause;
         }
         // Those that are asked about are due as well, until their checks are written down.
-        let found = match self.context.store.due(&self.context.name, self.busy.len() + room).await {
+        let found = match self.context.store.due(&self.context.name, &self.asked_for, self.busy.len() + room).await {
             Ok(found) => found,
             Err(StoreError::Closed) => return RETRY,
             Err(error) => {
@@ -134,6 +137,7 @@ impl<A: Ask> Worker<A> {
             self.breaker.begin();
             self.pace.take(Instant::now().into_std());
             let id = due.id;
+            self.asked_for = Arc::clone(&due.user);
             let task = self.running.spawn(check(Arc::clone(&self.context), due));
             self.busy.insert(id, task.id());
         }

@@ -557,20 +557,31 @@ impl Held {
         row.checker.is_some()
     }
 
-    fn due(&self, checker: &str, limit: usize) -> DueNow {
+    fn due(&self, checker: &str, after: &str, limit: usize) -> DueNow {
         let now = self.time.now();
         let of_checker = self.rows.values().filter(|row| row.state == State::InDoubt);
         let of_checker = of_checker.filter(|row| row.checker.as_deref() == Some(checker));
         let mut scheduled: Vec<_> = of_checker
             .filter_map(|row| {
-                let (attempts, answered) = (row.attempts, row.answered);
-                Some((row.next_check?, Due { id: row.origin.id, attempts, answered }))
+                let (user, attempts, answered) = (Arc::clone(&row.origin.user), row.attempts, row.answered);
+                Some((row.next_check?, Due { id: row.origin.id, user, attempts, answered }))
             })
             .collect();
         scheduled.sort_by_key(|(at, _)| *at);
-        let due = scheduled.iter().take_while(|(at, _)| *at <= now).take(limit).count();
-        let next = scheduled.get(due).map(|(at, _)| at.since(now));
-        DueNow { due: scheduled.into_iter().take(due).map(|(_, due)| due).collect(), next }
+        let later = scheduled.split_off(scheduled.partition_point(|(at, _)| *at <= now));
+        let mut turns: HashMap<Arc<str>, u32> = HashMap::new();
+        let mut due: Vec<_> = scheduled
+            .into_iter()
+            .map(|(_, due)| {
+                let turn = turns.entry(Arc::clone(&due.user)).or_default();
+                *turn += 1;
+                (*turn, due)
+            })
+            .collect();
+        due.sort_by_key(|(turn, due)| (*turn, *due.user <= *after, Arc::clone(&due.user)));
+        let next = if due.len() > limit { Some(now) } else { later.first().map(|(at, _)| *at) };
+        due.truncate(limit);
+        DueNow { due: due.into_iter().map(|(_, due)| due).collect(), next: next.map(|at| at.since(now)) }
     }
 
     fn list(&self, after: i64, limit: usize, fits: impl Fn(&Row) -> bool) -> Listing<Summary> {
@@ -678,8 +689,8 @@ impl Store for MemoryStore {
         }))
     }
 
-    fn due(&self, checker: &str, limit: usize) -> Reply<DueNow> {
-        answered(Ok(self.held().due(checker, limit)))
+    fn due(&self, checker: &str, after: &str, limit: usize) -> Reply<DueNow> {
+        answered(Ok(self.held().due(checker, after, limit)))
     }
 
     fn checked(&self, id: TransactionId, check: Check) -> Reply<bool> {

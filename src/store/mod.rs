@@ -207,6 +207,8 @@ pub struct Check {
 pub struct Due {
     /// Which.
     pub id: TransactionId,
+    /// Whose.
+    pub user: Arc<str>,
     /// Attempts so far, answered or not.
     pub attempts: u32,
     /// Answers so far that counted.
@@ -216,7 +218,7 @@ pub struct Due {
 /// What is due at a checker.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct DueNow {
-    /// The longest overdue first.
+    /// In the order in which to ask.
     pub due: Vec<Due>,
     /// How long until the next one behind these is due, if there is one.
     pub next: Option<Duration>,
@@ -413,8 +415,9 @@ pub trait Store: Send + Sync + 'static {
     /// fate. What is open without a name only its channel can commit ([`StoreError::Conflict`]); it can be rolled back.
     fn decide(&self, target: Target, decision: Decision, actor: Actor, reason: Option<String>) -> Reply<Verdict>;
 
-    /// Transactions in doubt whose check by `checker` is due, `limit` at most.
-    fn due(&self, checker: &str, limit: usize) -> Reply<DueNow>;
+    /// Transactions in doubt whose check by `checker` is due, `limit` at most. Users take turns, each with what is longest
+    /// overdue, from the one behind `after` on: however much one has in doubt, nobody waits for more than a round.
+    fn due(&self, checker: &str, after: &str, limit: usize) -> Reply<DueNow>;
 
     /// Writes down a check that decided nothing. Says whether the transaction is still in doubt.
     fn checked(&self, id: TransactionId, check: Check) -> Reply<bool>;

@@ -26,6 +26,7 @@ mod recent;
 mod rows;
 mod stats;
 mod tools;
+mod turns;
 mod upkeep;
 mod writer;
 
@@ -199,8 +200,8 @@ impl Store for SqliteStore {
         self.write(|answer| Request::Decide { target, decision, actor, reason, answer })
     }
 
-    fn due(&self, checker: &str, limit: usize) -> Reply<DueNow> {
-        ask(&self.lister, |answer| Question::Due { checker: checker.into(), limit, answer })
+    fn due(&self, checker: &str, after: &str, limit: usize) -> Reply<DueNow> {
+        ask(&self.lister, |answer| Question::Due { checker: checker.into(), after: after.into(), limit, answer })
     }
 
     fn checked(&self, id: TransactionId, check: Check) -> Reply<bool> {

@@ -182,8 +182,8 @@ impl Store for TracedStore {
         answer
     }
 
-    fn due(&self, checker: &str, limit: usize) -> Reply<DueNow> {
-        self.inner.due(checker, limit)
+    fn due(&self, checker: &str, after: &str, limit: usize) -> Reply<DueNow> {
+        self.inner.due(checker, after, limit)
     }
 
     fn checked(&self, id: TransactionId, check: Check) -> Reply<bool> {

@@ -332,6 +332,43 @@ fn what_a_dead_producer_left_is_delivered_when_its_checker_knows() {
     assert_eq!(proxy.metric("halfway_checks_total"), 2.0);
 }
 
+/// 4,000 transactions of one user's took another's decision from a second to over a minute.
+#[test]
+fn a_user_with_much_in_doubt_keeps_nobody_waiting() {
+    const FLOOD: usize = 300;
+    let flooder = unique("flooder");
+    broker().add_user(&flooder, [".*", ".*", ".*"]);
+    let server = HttpChecker::start(|_| "{\"decision\":\"rollback\"}");
+    let proxy = proxy_with(&format!("url = '{}', first_after = '0s', rate = 20", server.url));
+    let runtime = Runtime::new().unwrap();
+    let flood = runtime.block_on(async {
+        let uri = format!("amqp://{flooder}:{flooder}@127.0.0.1:{}/%2f", proxy.port);
+        let connection = Connection::connect(&uri, ConnectionProperties::default()).await?;
+        let channel = connection.create_channel().await?;
+        channel.confirm_select(ConfirmSelectOptions::default()).await?;
+        let mut confirms = Vec::new();
+        for number in 0..FLOOD {
+            let name = AMQPValue::LongString(format!("flood-{number}").into());
+            let headers = BTreeMap::from([("x-half-transaction".into(), name)]);
+            let properties = BasicProperties::default().with_headers(headers.into());
+            let options = BasicPublishOptions::default();
+            confirms.push(channel.basic_publish("".into(), "nowhere".into(), options, b"", properties).await?);
+        }
+        for confirm in confirms {
+            confirm.await?;
+        }
+        connection.close(200, "".into()).await
+    });
+    flood.expect("it is parked");
+    let before = server.asked().len();
+    publish_and_die(proxy.port, "nowhere", "victim");
+    let place = || server.asked().iter().position(|(name, _)| name == "victim");
+    wait_until(deadline(PATIENCE), "the victim's turn", || place().is_some());
+    let place = place().expect("it is there");
+    // Some are asked about meanwhile, or under way.
+    assert!(place < before + 40 && place + 40 < FLOOD, "asked about as number {place}, with {before} before it came");
+}
+
 #[test]
 fn the_proxy_asks_competing_instances_by_amqp() {
     let (queue, questions) = (unique("orders"), unique("half-check"));

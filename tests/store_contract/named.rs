@@ -161,7 +161,7 @@ fn is_locked<T>(answer: &Result<T, StoreError>, wanted: &str) -> bool {
 
 async fn what_its_channel_left_undecided_is_asked_about_until_somebody_decides(stage: Stage<'_>) {
     let Stage { store, .. } = stage;
-    let due = |limit| store.due("orders", limit);
+    let due = |limit| store.due("orders", "", limit);
     assert_eq!(due(10).await.unwrap(), DueNow::default());
     let tx = attempt("order-1");
     stage.park(&tx, &["a", "b"]).await;
@@ -182,7 +182,7 @@ async fn what_its_channel_left_undecided_is_asked_about_until_somebody_decides(s
     let found = due(10).await.unwrap();
     assert_eq!(found.due.iter().map(|due| due.id).collect::<Vec<_>>(), [tx.id]);
     assert_eq!(found.next, None);
-    assert_eq!(store.due("others", 10).await.unwrap(), DueNow::default());
+    assert_eq!(store.due("others", "", 10).await.unwrap(), DueNow::default());
 
     let checked = |result: &str, counted, after: Option<i64>| {
         let (checker, answered) = ("orders".into(), counted || result == "ongoing");
@@ -218,7 +218,7 @@ async fn what_its_channel_left_undecided_is_asked_about_until_somebody_decides(s
     assert_eq!(due(10).await.unwrap().due[0].answered, 3, "its counts stay");
     assert!(store.check_now(tx.id, Some("others".into())).await.unwrap());
     assert_eq!(due(10).await.unwrap().due, []);
-    assert_eq!(store.due("others", 10).await.unwrap().due.len(), 1);
+    assert_eq!(store.due("others", "", 10).await.unwrap().due.len(), 1);
 
     stage.wait(5);
     let checker = Actor::Checker("others".into());
@@ -231,7 +231,7 @@ async fn what_its_channel_left_undecided_is_asked_about_until_somebody_decides(s
     assert_eq!(stage.decide(Target::Id(tx.id), Decision::RollBack).await, Verdict::Contradicted(fate));
     assert!(!checked("unknown", true, Some(0)).await.unwrap(), "it is not in doubt");
     assert!(!store.check_now(tx.id, None).await.unwrap());
-    assert_eq!(store.due("others", 10).await.unwrap(), DueNow::default());
+    assert_eq!(store.due("others", "", 10).await.unwrap(), DueNow::default());
     assert_eq!(stage.forwarded(&tx).await, ["a", "b"]);
     let history = stage.history(&tx).await;
     assert_eq!(
@@ -254,7 +254,7 @@ async fn the_longest_overdue_are_asked_about_first(stage: Stage<'_>) {
     }
     stage.wait(FIRST_AFTER - 20);
     let found = |limit| async move {
-        let found = stage.store.due("orders", limit).await.unwrap();
+        let found = stage.store.due("orders", "", limit).await.unwrap();
         (found.due.iter().map(|due| due.id).collect::<Vec<_>>(), found.next)
     };
     assert_eq!(found(10).await, (ids[..2].to_vec(), Some(millis(10))));
@@ -264,10 +264,47 @@ async fn the_longest_overdue_are_asked_about_first(stage: Stage<'_>) {
     }
 }
 
+/// One user's thousands kept everybody else's waiting at the same checker.
+async fn users_take_turns(stage: Stage<'_>) {
+    let mut ids = std::collections::HashMap::new();
+    for (user, count) in [("b", 4), ("c", 1), ("a", 2), ("late", 1)] {
+        for number in 1..=count {
+            if user == "late" {
+                stage.wait(10);
+            }
+            let tx = attempt_of(user, "/", &format!("turn-{number}"), Some("turns"), false);
+            stage.park(&tx, &["x"]).await;
+            ids.insert(tx.id, format!("{user}{number}"));
+            stage.wait(1);
+        }
+    }
+    // Another checker's users are not among them.
+    let elsewhere = attempt_of("bb", "/", "turn-1", Some("others"), false);
+    stage.park(&elsewhere, &["x"]).await;
+    stage.wait(FIRST_AFTER - 2);
+    let due = async |after: &str, limit| {
+        let found = stage.store.due("turns", after, limit).await.unwrap();
+        assert!(found.due.iter().all(|due| ids[&due.id].starts_with(&*due.user)));
+        (found.due.iter().map(|due| ids[&due.id].as_str()).collect::<Vec<_>>().join(" "), found.next)
+    };
+    let (soon, now) = (Some(millis(1)), Some(Duration::ZERO));
+    assert_eq!(due("", 100).await, ("a1 b1 c1 a2 b2 b3 b4".into(), soon));
+    assert_eq!(due("a", 100).await, ("b1 c1 a1 b2 a2 b3 b4".into(), soon));
+    assert_eq!(due("bb", 4).await, ("c1 a1 b1 a2".into(), now));
+    assert_eq!(due("zz", 2).await, ("a1 b1".into(), now));
+    assert_eq!(due("b", 1).await, ("c1".into(), now));
+    assert_eq!(due("c", 7).await, ("a1 b1 c1 a2 b2 b3 b4".into(), soon));
+    stage.wait(1);
+    assert_eq!(due("c", 100).await, ("late1 a1 b1 c1 a2 b2 b3 b4".into(), None));
+    for id in ids.keys().chain([&elsewhere.id]) {
+        stage.decide(Target::Id(*id), Decision::RollBack).await;
+    }
+}
+
 /// With the clock set back an hour, a check that was due in seconds was asked an hour later.
 async fn a_clock_that_is_set_shifts_no_check(stage: Stage<'_>) {
     let Stage { store, .. } = stage;
-    let due = async |checker| store.due(checker, 9).await.unwrap().due.iter().map(|due| due.id).collect::<Vec<_>>();
+    let due = async |checker| store.due(checker, "", 9).await.unwrap().due.iter().map(|due| due.id).collect::<Vec<_>>();
     for set in [-3_600_000, 48 * 3_600_000, -47 * 3_600_000] {
         let tx = stage.doubt(&format!("set-{set}"), &["x"]).await;
         let half = half(&format!("half-{set}"));
@@ -524,7 +561,7 @@ async fn what_nobody_would_ask_about_is_found(stage: Stage<'_>) {
     assert_eq!(second.next, None);
     assert!(!stage.store.check_now(ids[0], None).await.unwrap(), "nobody to ask");
     assert!(stage.store.check_now(ids[0], Some("orders".into())).await.unwrap());
-    assert!(stage.store.due("orders", 9).await.unwrap().due.iter().any(|due| due.id == ids[0]));
+    assert!(stage.store.due("orders", "", 9).await.unwrap().due.iter().any(|due| due.id == ids[0]));
     for id in ids {
         stage.decide(Target::Id(id), Decision::RollBack).await;
     }
@@ -617,6 +654,7 @@ async fn lists_go_on_where_they_ended(stage: Stage<'_>) {
 pub(crate) async fn story(stage: Stage<'_>) {
     what_its_channel_left_undecided_is_asked_about_until_somebody_decides(stage).await;
     the_longest_overdue_are_asked_about_first(stage).await;
+    users_take_turns(stage).await;
     a_clock_that_is_set_shifts_no_check(stage).await;
     a_later_attempt_that_commits_replaces_the_one_in_doubt(stage).await;
     a_committed_name_absorbs_what_comes_under_it(stage).await;

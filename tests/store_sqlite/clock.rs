@@ -40,7 +40,7 @@ macro_rules! hands {
 }
 
 async fn due(store: &SqliteStore) -> Vec<TransactionId> {
-    store.due("orders", 9).await.unwrap().due.iter().map(|due| due.id).collect()
+    store.due("orders", "", 9).await.unwrap().due.iter().map(|due| due.id).collect()
 }
 
 /// What was parked while the clock was two days fast was asked two days later.

@@ -218,7 +218,7 @@ impl Store for FakeStore {
         unreachable!("the HTTP port is no channel")
     }
 
-    fn due(&self, _: &str, _: usize) -> Reply<DueNow> {
+    fn due(&self, _: &str, _: &str, _: usize) -> Reply<DueNow> {
         unreachable!("the HTTP port asks no checker")
     }
 

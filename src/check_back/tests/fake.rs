@@ -131,14 +131,24 @@ impl Store for FakeStore {
         })
     }
 
-    fn due(&self, checker: &str, limit: usize) -> Reply<DueNow> {
+    fn due(&self, checker: &str, _: &str, limit: usize) -> Reply<DueNow> {
         self.answer(|rows| {
             let now = now();
             let of_checker = rows.values().filter(|row| row.summary.checker.as_deref() == Some(checker));
             let mut all: Vec<_> = of_checker
                 .filter(|row| row.summary.state == State::InDoubt)
                 .filter_map(|row| Some((row.summary.next_check_at?, &row.summary)))
-                .map(|(at, row)| (at, Due { id: row.id, attempts: row.attempts, answered: row.checks_answered }))
+                .map(|(at, row)| {
+                    (
+                        at,
+                        Due {
+                            id: row.id,
+                            user: Arc::clone(&row.user),
+                            attempts: row.attempts,
+                            answered: row.checks_answered,
+                        },
+                    )
+                })
                 .collect();
             all.sort_by_key(|(at, _)| *at);
             let count = all.iter().take(limit).take_while(|(at, _)| *at <= now).count();

@@ -1,11 +1,11 @@
-//! What people and the check-back read: who is due, lists, a transaction with its history and its messages. Each answer
+//! What people and the check-back read: lists, a transaction with its history and its messages. Each answer
 //! is short, because the next caller waits behind it.
 
 use super::history;
 use super::packs::{self, Of};
 use super::rows::{Place, id, key, pack_keys, state};
 use crate::store::clock::{Moment, Time};
-use crate::store::{Due, DueNow, Event, Filter, Listing, NameFilter, Pack, Sequence, Strand, Summary};
+use crate::store::{Event, Filter, Listing, NameFilter, Pack, Sequence, Strand, Summary};
 use crate::tx::batch::FRONT_BYTES;
 use crate::tx::decision::Actor;
 use crate::tx::id::{Timestamp, TransactionId};
@@ -234,25 +234,6 @@ pub(super) fn unasked(
         last = checker;
     }
     Ok(rows.finish())
-}
-
-pub(super) fn due(sql: &Connection, now: Moment, checker: &str, limit: usize) -> rusqlite::Result<DueNow> {
-    let mut statement = sql.prepare_cached(
-        "SELECT id, next_check_at, attempts, checks_answered FROM transactions INDEXED BY due
-         WHERE state = 'in_doubt' AND next_check_at IS NOT NULL AND checker = ?1 ORDER BY next_check_at LIMIT ?2",
-    )?;
-    let one_more = i64::try_from(limit).unwrap_or(i64::MAX).saturating_add(1);
-    let mut rows = statement.query(params![checker, one_more])?;
-    let mut found = DueNow::default();
-    while let Some(row) = rows.next()? {
-        let at = Moment(row.get(1)?);
-        if at > now || found.due.len() == limit {
-            found.next = Some(at.since(now));
-            break;
-        }
-        found.due.push(Due { id: id(row.get(0)?), attempts: row.get(2)?, answered: row.get(3)? });
-    }
-    Ok(found)
 }
 
 /// The place of a transaction among the rows.

@@ -2,7 +2,7 @@
 //! in can't start anew. There are two: what people look for must not hold up the relay's pages.
 
 use super::writer::Answer;
-use super::{letters, listing, packs};
+use super::{letters, listing, packs, turns};
 use crate::store::clock::Time;
 use crate::store::{
     Cursor, DueNow, Event, Filter, Lane, Letter, LetterFilter, LetterId, LetterMessage, Listing, Pack, StoreError,
@@ -18,7 +18,7 @@ use std::sync::mpsc::Receiver;
 pub(super) enum Question {
     Lanes { answer: Answer<Vec<Lane>> },
     Page { lane: Lane, after: Option<Cursor>, bytes_max: usize, answer: Answer<Vec<Pack>> },
-    Due { checker: String, limit: usize, answer: Answer<DueNow> },
+    Due { checker: String, after: String, limit: usize, answer: Answer<DueNow> },
     Unasked { known: Vec<Arc<str>>, after: i64, limit: usize, answer: Answer<Listing<Summary>> },
     Transaction { id: TransactionId, answer: Answer<Option<(Summary, Vec<Event>)>> },
     Transactions { filter: Filter, after: i64, limit: usize, answer: Answer<Listing<Summary>> },
@@ -48,8 +48,8 @@ impl Reader {
                 Question::Page { lane, after, bytes_max, answer } => {
                     tell(answer, packs::page(sql, &lane, after, bytes_max))
                 }
-                Question::Due { checker, limit, answer } => {
-                    tell(answer, listing::due(sql, time.now(), &checker, limit))
+                Question::Due { checker, after, limit, answer } => {
+                    tell(answer, turns::due(sql, time.now(), &checker, &after, limit));
                 }
                 Question::Unasked { known, after, limit, answer } => {
                     tell(answer, listing::unasked(sql, time, &known, after, limit));
