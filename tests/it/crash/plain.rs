@@ -1,15 +1,24 @@
-//! Plain transactions, a hundred kills.
+//! Plain transactions, a hundred kills. Some go to a queue that is full until the end: they hold up nobody, and lose neither
+//! a message nor their order.
 
-use super::{Arrival, Arrivals, Run, assert_right, connect_and_work, declare_queues, open_tx, say, write_message};
+use super::{
+    Arrival, Arrivals, Run, answer, assert_right, connect_and_work, declare_queues, open_tx, say, write_message,
+    write_publish,
+};
 use crate::support::id;
 use crate::support::table::Properties;
 use crate::support::{Broker, PATIENCE, Proxy, Raw, deadline, wait_until};
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::io;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 const WRITERS: u64 = 6;
+/// Further writers, who write to [`FULL`], and how many transactions each of their channels has.
+const STUCK_WRITERS: u64 = 2;
+const STUCK_EACH: u64 = 3;
+/// A queue that turns away what comes.
+const FULL: &str = "crash-full";
 /// Every writer works on these at the same time.
 const CHANNELS: [u16; 2] = [1, 7];
 
@@ -38,18 +47,34 @@ fn a_hundred_crashes_lose_nothing_and_invent_nothing() {
     let settings = [("relay.retry.max", "'300ms'"), ("transaction.forward_wait", "'100ms'"), ("log.level", "'warn'")];
     let mut proxy = Proxy::start_with(broker.port, &settings);
     declare_queues(broker.port);
+    fill_up(&broker);
     let port = proxy.port;
-    let ledgers = run.go(&broker, &mut proxy, WRITERS, |writer, seed, done| write(port, writer, seed, done));
+    let ledgers = run.go(&broker, &mut proxy, WRITERS + STUCK_WRITERS, |writer, seed, done| match writer < WRITERS {
+        true => write(port, writer, seed, done),
+        false => write_to_full(port, writer, done),
+    });
     let ledger: Ledger = ledgers.into_iter().flatten().collect();
+    let (ledger, stuck): (Ledger, Ledger) = ledger.into_iter().partition(|(key, _)| key.0 < WRITERS);
+
+    let committed = stuck.values().filter(|(_, told)| *told == Told::Committed).count();
+    wait_until(deadline(2 * PATIENCE), "only what is stuck to be left", || {
+        let left = proxy.metric("halfway_backlog_transactions") as usize;
+        (committed..=stuck.len()).contains(&left)
+    });
+    assert!(committed > 200, "there was too little that was stuck to prove anything");
+    broker.ctl(&["clear_policy", FULL]);
 
     wait_until(deadline(2 * PATIENCE), "the backlog to be gone", || {
         proxy.http("/readyz").is_ok_and(|(status, _)| status == 200)
             && proxy.metric("halfway_backlog_transactions") == 0.0
     });
     let (messages, duplicates) = reconcile(&ledger, broker.port);
+    reconcile_stuck(&stuck, broker.port);
+    assert_eq!(proxy.metric("halfway_dead_letters"), 0.0);
     let count = |told| ledger.values().filter(|(_, found)| *found == told).count();
     println!(
-        "{} kills in {:?}: {} committed, {} unsure, {} never committed; {messages} messages, {duplicates} duplicates",
+        "{} kills in {:?}: {} committed, {} unsure, {} never committed, {committed} stuck; {messages} messages, \
+         {duplicates} duplicates",
         run.kills,
         begin.elapsed(),
         count(Told::Committed),
@@ -57,6 +82,45 @@ fn a_hundred_crashes_lose_nothing_and_invent_nothing() {
         count(Told::Never),
     );
     assert!(count(Told::Committed) > 500, "there was too little load to prove anything");
+}
+
+/// Makes the queue that is full.
+fn fill_up(broker: &Broker) {
+    let mut raw = Raw::login(broker.port);
+    raw.open(1);
+    raw.declare(1, FULL);
+    let limit = r#"{"max-length": 1, "overflow": "reject-publish"}"#;
+    broker.ctl(&["set_policy", "--apply-to", "queues", FULL, &format!("^{FULL}$"), limit]);
+    raw.publish(1, FULL, "fills it");
+    wait_until(deadline(PATIENCE), "the queue to be full", || {
+        broker.ctl(&["list_queues", "-q", "name", "messages", "policy"]).contains(&format!("{FULL}\t1\t{FULL}"))
+    });
+}
+
+/// Commits on ever new channels what can't arrive yet, until `done`.
+fn write_to_full(port: u16, writer: u64, done: &AtomicBool) -> Ledger {
+    let mut ledger = Ledger::new();
+    connect_and_work(port, done, |raw, connection| {
+        for channel in CHANNELS {
+            open_tx(raw, channel)?;
+        }
+        for number in 0..STUCK_EACH {
+            for channel in CHANNELS {
+                let key = (writer, connection, channel, number);
+                ledger.insert(key, (1, Told::Unsure));
+                let mut out = Vec::new();
+                let body = format!("{} 0", owner(key));
+                write_publish(&mut out, channel, ("", FULL), &Properties::persistent(), body.as_bytes());
+                raw.send(&out)?;
+                say(raw, channel, id::TX_COMMIT)?;
+                answer(raw, channel, id::TX_COMMIT_OK)?;
+                ledger.insert(key, (1, Told::Committed));
+            }
+        }
+        std::thread::sleep(Duration::from_millis(200));
+        Ok(())
+    });
+    ledger
 }
 
 /// Writes transactions until `done`.
@@ -128,6 +192,26 @@ fn publishes(key: Key, count: u64) -> Vec<u8> {
 /// A key in the bodies of its messages.
 fn owner((writer, connection, channel, number): Key) -> String {
     format!("{writer} {connection} {channel} {number}")
+}
+
+/// The same with what was stuck.
+fn reconcile_stuck(ledger: &Ledger, port: u16) {
+    let (mut wrong, mut raw) = (Vec::new(), Raw::login(port));
+    raw.open(1);
+    let (mut last, mut came) = (HashMap::new(), HashSet::new());
+    let keys: HashMap<String, Key> = ledger.keys().map(|key| (format!("{} 0", owner(*key)), *key)).collect();
+    for text in raw.drain(1, FULL).into_iter().filter(|text| text != "fills it") {
+        let Some(key) = keys.get(&text) else {
+            wrong.push(format!("{text} was never published"));
+            continue;
+        };
+        if came.insert(*key) && last.insert((key.0, key.1, key.2), key.3).is_some_and(|before| before > key.3) {
+            wrong.push(format!("{text} came too late"));
+        }
+    }
+    let missing = ledger.iter().filter(|(key, (_, told))| *told == Told::Committed && !came.contains(*key));
+    wrong.extend(missing.map(|(key, _)| format!("{key:?} was committed, and did not come")));
+    assert_right(wrong);
 }
 
 /// Empties the queues and holds what is in them against the ledger; how many messages and duplicates there were.
