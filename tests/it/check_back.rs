@@ -335,11 +335,11 @@ fn what_a_dead_producer_left_is_delivered_when_its_checker_knows() {
 /// 4,000 transactions of one user's took another's decision from a second to over a minute.
 #[test]
 fn a_user_with_much_in_doubt_keeps_nobody_waiting() {
-    const FLOOD: usize = 300;
+    const FLOOD: usize = 200;
     let flooder = unique("flooder");
     broker().add_user(&flooder, [".*", ".*", ".*"]);
     let server = HttpChecker::start(|_| "{\"decision\":\"rollback\"}");
-    let proxy = proxy_with(&format!("url = '{}', first_after = '0s', rate = 20", server.url));
+    let proxy = proxy_with(&format!("url = '{}', first_after = '0s', rate = 10", server.url));
     let runtime = Runtime::new().unwrap();
     let flood = runtime.block_on(async {
         let uri = format!("amqp://{flooder}:{flooder}@127.0.0.1:{}/%2f", proxy.port);
@@ -365,7 +365,8 @@ fn a_user_with_much_in_doubt_keeps_nobody_waiting() {
     let place = || server.asked().iter().position(|(name, _)| name == "victim");
     wait_until(deadline(PATIENCE), "the victim's turn", || place().is_some());
     let place = place().expect("it is there");
-    // Some are asked about meanwhile, or under way.
+    // Some are asked about meanwhile, or under way. At this rate it is one at each look, so the turn has to move on from
+    // look to look.
     assert!(place < before + 40 && place + 40 < FLOOD, "asked about as number {place}, with {before} before it came");
 }
 
