@@ -6,15 +6,16 @@ pub use reload::Load;
 
 use crate::admin::{Access, Admin, TokenError};
 use crate::check_back::{self, CheckBack};
-use crate::config::{Config, Loaded, ProxyProtocol, StoreUrl, Unroutable, UpstreamTls};
+use crate::config::{Config, Loaded, MemoryLimit, ProxyProtocol, StoreUrl, Unroutable, UpstreamTls};
 use crate::health::{Component, Condition, Health};
+use crate::memory::{self, Memory};
 use crate::metrics::Metrics;
 use crate::relay::{self, Backoff, Credentials, Relay};
 use crate::report;
 use crate::roster::Roster;
 use crate::service;
 use crate::session::listener::Listener;
-use crate::session::{Shared, Terms};
+use crate::session::{self, Shared, Terms};
 use crate::signals::Signals;
 use crate::store::sqlite::{OpenError, SqliteSettings, SqliteStore};
 use crate::store::{Outlet, Store, StoreError};
@@ -81,6 +82,11 @@ pub async fn run(loaded: Loaded, load: Load, level: Level) -> Result<(), AppErro
     let metrics = Arc::new(Metrics::new());
     let roster = Arc::new(Roster::default());
     metrics.store_limit(config.store.max_size);
+    let memory = Memory::new(match config.memory.max {
+        MemoryLimit::Bytes(bytes) => bytes,
+        MemoryLimit::Auto => memory::by_default(),
+    });
+    metrics.memory_limit(memory.max());
     let certificates = Certificates::load(config)?;
     let upstream = Arc::new(upstream(config, certificates.client.clone()));
 
@@ -125,6 +131,7 @@ pub async fn run(loaded: Loaded, load: Load, level: Level) -> Result<(), AppErro
         relay: relay.status(),
         upstream: Arc::clone(&upstream),
         certificate: certificates.server.clone(),
+        memory: Arc::clone(&memory),
         roster: Arc::clone(&roster),
     };
     let reporter = report::start(&health, &metrics, watched);
@@ -142,12 +149,15 @@ pub async fn run(loaded: Loaded, load: Load, level: Level) -> Result<(), AppErro
 
     let sessions = Arc::new(Shared::new(
         Terms::new(config, check_back::rules(&config.checker)),
-        calls,
-        Arc::clone(&upstream),
-        Arc::clone(&metrics),
-        health.clone(),
-        signals.shutdown.clone(),
-        roster,
+        session::Parts {
+            store: calls,
+            upstream: Arc::clone(&upstream),
+            metrics: Arc::clone(&metrics),
+            health: health.clone(),
+            shutdown: signals.shutdown.clone(),
+            roster,
+            memory,
+        },
     ));
     let listener = Listener::new(Arc::clone(&sessions));
     for (port, address) in amqp.into_iter().zip(&config.listen.address) {

@@ -24,7 +24,7 @@ use serde::{Deserialize, Serialize};
 pub use change::{Change, Effect};
 pub use checker::{Asked, Checker, CheckerMatch, WhenExhausted};
 pub use load::{ConfigError, Entry, Loaded, Origin, Problem, TOKEN_VARIABLE, load};
-pub use value::{HttpUrl, MessageSizeLimit, Secret, StoreUrl, UpstreamUrl, format_size};
+pub use value::{HttpUrl, MemoryLimit, MessageSizeLimit, Secret, StoreUrl, UpstreamUrl, format_size};
 
 /// The whole configuration. [`Config::default`] is what an empty file gives.
 #[derive(Clone, Debug, Default, Deserialize, PartialEq, Serialize)]
@@ -38,6 +38,8 @@ pub struct Config {
     pub relay: Relay,
     /// Where half messages are kept.
     pub store: Store,
+    /// What clients may hold in memory.
+    pub memory: Memory,
     /// Limits and waits of transactions.
     pub transaction: Transaction,
     /// Who is asked about transactions in doubt, in this order; without any, they wait for a person.
@@ -192,6 +194,14 @@ pub struct Store {
     /// Bytes in use past which clients get `connection.blocked`.
     #[serde(with = "value::size")]
     pub max_size: u64,
+}
+
+/// `[memory]`: what clients may hold in memory.
+#[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
+#[serde(default)]
+pub struct Memory {
+    /// Bytes that all clients share, past which those who hold most are read no more until there is room.
+    pub max: MemoryLimit,
 }
 
 /// `[transaction]`: limits and waits.
@@ -371,6 +381,12 @@ impl Default for Retry {
 impl Default for Store {
     fn default() -> Self {
         Store { url: StoreUrl::Sqlite("halfway.db".into()), max_size: 10 * GIB }
+    }
+}
+
+impl Default for Memory {
+    fn default() -> Self {
+        Memory { max: MemoryLimit::Auto }
     }
 }
 

@@ -14,6 +14,7 @@
 //! - [`metrics`] and [`health`]: what every part reports.
 //! - [`values`]: AMQP's values as JSON.
 //! - [`roster`]: what the parts that run tell of themselves, for people to look at.
+//! - [`memory`]: one budget of bytes for all clients.
 //! - `places`: where connections wait that nobody knows yet.
 //! - [`tls`]: certificates and trust, on both sides.
 //! - [`upstream`]: dialing RabbitMQ.
@@ -38,6 +39,7 @@ pub mod doctor;
 pub mod health;
 pub mod histogram;
 pub mod http;
+pub mod memory;
 pub mod metrics;
 mod places;
 pub mod protocol;

@@ -38,6 +38,11 @@ pub struct Metrics {
     /// Client connections accepted so far, refused ones included.
     pub connections_accepted: Counter,
     connections_refused: Family<RefusedLabel, Counter>,
+    /// Bytes that clients hold in memory.
+    pub memory_used_bytes: Gauge,
+    memory_limit_bytes: Gauge,
+    /// Times that a client was read no more until there was room.
+    pub memory_waits: Counter,
     /// Bytes from clients.
     pub received_bytes: Counter,
     /// Bytes to clients.
@@ -220,6 +225,9 @@ impl Metrics {
             connections: Gauge::default(),
             connections_accepted: Counter::default(),
             connections_refused: Family::default(),
+            memory_used_bytes: Gauge::default(),
+            memory_limit_bytes: Gauge::default(),
+            memory_waits: Counter::default(),
             received_bytes: Counter::default(),
             sent_bytes: Counter::default(),
             transactions: Family::default(),
@@ -346,6 +354,11 @@ impl Metrics {
         self.certificate_not_after.get_or_create(&KeyLabel { key }).set(since_1970(not_after));
     }
 
+    /// Shows `memory.max`.
+    pub fn memory_limit(&self, bytes: u64) {
+        self.memory_limit_bytes.set(bytes.try_into().unwrap_or(i64::MAX));
+    }
+
     /// Shows `store.max_size`.
     pub fn store_limit(&self, bytes: u64) {
         self.store_limit_bytes.set(bytes.try_into().unwrap_or(i64::MAX));
@@ -424,6 +437,11 @@ impl Metrics {
         registry.register("connections_accepted", help, self.connections_accepted.clone());
         let help = "Client connections refused or given up before they were open";
         registry.register("connections_refused", help, self.connections_refused.clone());
+        registry.register("memory_used_bytes", "Bytes that clients hold in memory", self.memory_used_bytes.clone());
+        let help = "Bytes that clients may hold in memory";
+        registry.register("memory_limit_bytes", help, self.memory_limit_bytes.clone());
+        let help = "Times that a client which held much was read no more until there was room";
+        registry.register("memory_waits", help, self.memory_waits.clone());
         registry.register("received_bytes", "Bytes from clients", self.received_bytes.clone());
         registry.register("sent_bytes", "Bytes to clients", self.sent_bytes.clone());
 

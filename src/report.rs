@@ -1,6 +1,7 @@
 //! Brings what the store and the relay count to the metrics, and how they are to the health report.
 
 use crate::health::{Component, Condition, Health};
+use crate::memory::Memory;
 use crate::metrics::Metrics;
 use crate::relay::{Link, Refused, RelayStatus, VhostSnapshot};
 use crate::roster::{self, Roster, Standing};
@@ -40,6 +41,8 @@ pub struct Watched {
     pub upstream: Arc<Upstream>,
     /// Until when the listener's certificate is valid.
     pub certificate: Option<Arc<ServerTls>>,
+    /// What clients hold.
+    pub memory: Arc<Memory>,
     /// For people to look at.
     pub roster: Arc<Roster>,
 }
@@ -47,7 +50,7 @@ pub struct Watched {
 /// Starts to report, until the task is aborted.
 pub fn start(health: &Arc<Health>, metrics: &Arc<Metrics>, watched: Watched) -> JoinHandle<()> {
     let (health, metrics) = (Arc::clone(health), Arc::clone(metrics));
-    let Watched { store, relay, upstream, certificate, roster } = watched;
+    let Watched { store, relay, upstream, certificate, memory, roster } = watched;
     tokio::spawn(async move {
         let mut ticks = tokio::time::interval(EVERY);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -55,6 +58,7 @@ pub fn start(health: &Arc<Health>, metrics: &Arc<Metrics>, watched: Watched) -> 
         for tick in 0.. {
             ticks.tick().await;
             report_store(&health, &metrics, &store);
+            metrics.memory_used_bytes.set(memory.used().try_into().unwrap_or(i64::MAX));
             let links = report_relay(&health, &metrics, &relay, &mut labelled);
             let oldest_doubt = Some(gauge(&store.stats().oldest_in_doubt)).filter(|since| *since > 0).map(Timestamp);
             roster.stand(Standing { oldest_doubt, links });

@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, time::Duration};
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::filter::LevelFilter;
 
-use super::{AdminToken, Checker, Config, MessageSizeLimit};
+use super::{AdminToken, Checker, Config, MemoryLimit, MessageSizeLimit};
 
 /// Everything that is wrong with `config`: the key to look at, and what is wrong with it.
 pub(super) fn problems(config: &Config) -> Vec<(String, String)> {
@@ -53,6 +53,9 @@ pub(super) fn problems(config: &Config) -> Vec<(String, String)> {
     check(relay.confirm_timeout > Duration::ZERO, "relay.confirm_timeout", LONGER_THAN_ZERO);
 
     check(store.max_size >= LEAST_STORE, "store.max_size", "must be at least 1MiB");
+
+    let has_memory = !matches!(config.memory.max, MemoryLimit::Bytes(bytes) if bytes < LEAST_MEMORY);
+    check(has_memory, "memory.max", "must be at least 16MiB");
 
     check(transaction.max_messages > 0, "transaction.max_messages", AT_LEAST_ONE);
     check(transaction.max_size > 0, "transaction.max_size", AT_LEAST_ONE);
@@ -156,3 +159,4 @@ const HIGHEST_RATE: u32 = 10_000;
 const LONGEST_TIMEOUT: Duration = Duration::from_secs(10 * 60);
 const LONGEST_PAUSE: Duration = Duration::from_secs(365 * 24 * 60 * 60);
 const LEAST_STORE: u64 = 1024 * 1024;
+const LEAST_MEMORY: u64 = 16 * 1024 * 1024;

@@ -259,6 +259,39 @@ impl From<MessageSizeLimit> for String {
     }
 }
 
+/// How much memory clients share.
+#[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(try_from = "String", into = "String")]
+pub enum MemoryLimit {
+    /// Half of what the container, or the machine, has.
+    Auto,
+    /// This many bytes.
+    Bytes(u64),
+}
+
+impl TryFrom<String> for MemoryLimit {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Self, String> {
+        match text.as_str() {
+            "auto" => Ok(MemoryLimit::Auto),
+            _ => match parse_size(&text) {
+                Ok(bytes) => Ok(MemoryLimit::Bytes(bytes)),
+                Err(_) => Err(format!("expected \"auto\" or a size such as \"512MiB\", found {text:?}")),
+            },
+        }
+    }
+}
+
+impl From<MemoryLimit> for String {
+    fn from(limit: MemoryLimit) -> String {
+        match limit {
+            MemoryLimit::Auto => "auto".into(),
+            MemoryLimit::Bytes(bytes) => format_size(bytes),
+        }
+    }
+}
+
 /// `bytes` in the largest binary unit that states it exactly: `10GiB`, `1536KiB`, `1000B`.
 pub fn format_size(bytes: u64) -> String {
     let units = [(40, "TiB"), (30, "GiB"), (20, "MiB"), (10, "KiB")];

@@ -37,6 +37,8 @@ use std::collections::{BTreeSet, HashSet, VecDeque};
 const BEHIND_BYTES_MAX: usize = 1 << 20;
 /// Calls to park that may be unanswered before the client has to wait.
 const PARKS_MAX: usize = 4;
+/// Half messages that are parked before their time, when memory is short, have so many bytes at least.
+const SPILL_BYTES_MIN: usize = 16 << 10;
 
 /// Who waits for the next tx.rollback-ok or tx.commit-ok from RabbitMQ.
 #[derive(Debug)]
@@ -122,6 +124,25 @@ impl Channel {
     /// Whether the client has to wait before it may send more.
     pub fn is_congested(&self) -> bool {
         self.behind.len() > BEHIND_BYTES_MAX || self.parks.len() > PARKS_MAX
+    }
+
+    /// Bytes that it holds in memory.
+    pub fn held_bytes(&self) -> usize {
+        let receiving = self.receiving.as_ref().map_or(0, Receiving::held_bytes);
+        let judging = |asker: &Asker| if let Asker::Judge(_, batch) = asker { batch.bytes() } else { 0 };
+        let judged: usize = self.answers.iter().map(judging).sum();
+        let committing = self.commit.as_ref().map_or(0, Commit::held_bytes);
+        self.transaction.held_bytes() + receiving + judged + committing + self.behind.len() + self.held.len()
+    }
+
+    /// Parks what has gathered of a transaction without a name, if it is whole and worth it.
+    pub fn spill(&mut self, io: &mut Io) {
+        let transaction = &mut self.transaction;
+        let is_whole = transaction.named.is_none() && self.receiving.is_none();
+        if is_whole && transaction.batch.bytes() >= SPILL_BYTES_MIN {
+            let batch = std::mem::take(&mut transaction.batch);
+            park(transaction, batch, self.number, &mut self.parks, io);
+        }
     }
 
     /// Frames that waited behind a commit; they are the client's next ones.

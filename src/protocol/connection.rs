@@ -215,6 +215,25 @@ impl Connection {
         (self.open.len(), self.channels.transactional())
     }
 
+    /// Bytes that are held for the client: what it sent and is not done with, and what waits for it.
+    pub fn held_bytes(&self) -> usize {
+        let held = |slot: &Slot| match slot {
+            Slot::Tx(channel) => channel.held_bytes(),
+            Slot::Half(channel) => channel.held_bytes(),
+            Slot::Confirm(_) | Slot::Refused(_) => 0,
+        };
+        self.io.to_client.len() + self.io.to_upstream.len() + self.channels.values().map(held).sum::<usize>()
+    }
+
+    /// Memory is short: gives the store what it can keep already.
+    pub fn spill(&mut self) {
+        for slot in self.channels.values_mut() {
+            if let Slot::Tx(channel) = slot {
+                channel.spill(&mut self.io);
+            }
+        }
+    }
+
     /// The next thing to do, in order.
     pub fn poll_command(&mut self) -> Option<Command> {
         self.io.commands.pop_front()

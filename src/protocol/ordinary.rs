@@ -195,6 +195,13 @@ impl HalfChannel {
         self.refusal.is_none() && self.behind.len() + self.waiting_bytes > WAITING_BYTES_MAX
     }
 
+    /// Bytes that it holds in memory.
+    pub fn held_bytes(&self) -> usize {
+        let receiving =
+            if let Some(Receiving::Body(held)) = &self.receiving { held.header.len() + held.body.len() } else { 0 };
+        self.waiting_bytes + receiving + self.behind.len() + self.held.len()
+    }
+
     /// Frames that waited; they are the client's next ones.
     pub fn take_behind(&mut self) -> Behind {
         std::mem::take(&mut self.behind)

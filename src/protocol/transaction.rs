@@ -13,6 +13,9 @@ use crate::tx::id::TransactionId;
 use crate::tx::name::TransactionName;
 use std::sync::Arc;
 
+/// What a decision takes in memory, with a name of usual length.
+const DECISION_BYTES: usize = 64;
+
 /// Messages and acknowledgements between two decisions of a channel.
 #[derive(Debug, Default)]
 pub struct Transaction {
@@ -56,6 +59,12 @@ impl Transaction {
     /// Whether there is nothing to decide about: no message, only acks perhaps.
     pub fn has_no_message(&self) -> bool {
         self.messages == 0 && self.native.is_empty() && self.decisions.is_empty()
+    }
+
+    /// Bytes that it holds in memory.
+    pub fn held_bytes(&self) -> usize {
+        let decisions = self.decisions.len() * DECISION_BYTES;
+        self.batch.bytes() + self.native.len() + self.settlements.len() + decisions
     }
 
     /// Its limits and waits: what an operator changes meanwhile is for those that begin later.

@@ -12,6 +12,7 @@ use super::routing::Version;
 use super::{Shared, Terms};
 use crate::amqp::frame::{self, Split};
 use crate::health::{Component, Condition};
+use crate::memory::{self, Held, Overdraft};
 use crate::metrics::{Outcome, Refused};
 use crate::places::{Leave, told_to};
 use crate::protocol::command::{Command, Ended, Opened, Refusal, Ticket};
@@ -42,6 +43,8 @@ const OUTPUT_BYTES_MAX: usize = 256 << 10;
 const ROUNDS_MAX: usize = 2;
 /// Answers of the store and the relay that are taken in one round.
 const EVENTS_MAX: usize = 256;
+/// What a client may hold, and send, before it is counted.
+const COUNT_BYTES: usize = 16 << 10;
 /// What one read takes at most from a client that has not logged in.
 const LOGIN_READ_BYTES: usize = 1 << 10;
 /// How long the last bytes may take to go out once a session is over.
@@ -78,6 +81,18 @@ pub(super) struct Session {
     opened: bool,
     /// Whether the client's silence counted at the last look.
     misses_heartbeats: bool,
+    /// What is held for the client, at the last count.
+    held: Held,
+    /// Bytes of the client since then.
+    uncounted: usize,
+    /// Bytes that the store was given and has not answered for.
+    given_away: usize,
+    /// Memory is waited for.
+    waits_for_memory: bool,
+    /// Leave to go on although memory is short.
+    overdraft: Option<Overdraft>,
+    /// Bytes of the client since it was timed.
+    overdrawn: usize,
 }
 
 /// One socket, and what came from it and is not handled yet.
@@ -97,8 +112,10 @@ enum Ending {
 }
 
 enum Event {
-    Parked(u16, TransactionId, Result<(), StoreError>),
-    Committed(u16, TransactionId, Result<bool, StoreError>),
+    /// With the bytes that were given to the store.
+    Parked(u16, TransactionId, usize, Result<(), StoreError>),
+    /// As well.
+    Committed(u16, TransactionId, usize, Result<bool, StoreError>),
     Decided(u16, Ticket, TransactionName, Result<Verdict, StoreError>),
     Forwarded(u16, TransactionId, Option<Forwarded>),
     /// Rolled back or left in doubt.
@@ -108,6 +125,10 @@ enum Event {
     Drain,
     /// An operator wants it gone.
     Close(String),
+    /// There is memory again, or leave to go on without.
+    Memory(Option<Overdraft>),
+    /// That leave is over, unless it is made use of.
+    OverdraftTimed,
     /// Its place among those who have not logged in is wanted for another.
     TurnedAway,
 }
@@ -159,6 +180,12 @@ impl Session {
             ending: None,
             opened: false,
             misses_heartbeats: false,
+            held: shared.memory.part(),
+            uncounted: 0,
+            given_away: 0,
+            waits_for_memory: false,
+            overdraft: None,
+            overdrawn: 0,
             shared,
         }
     }
@@ -185,6 +212,7 @@ impl Session {
         let mut rounds = 0;
         loop {
             let mut progress = self.poll_events(cx);
+            self.count_held(progress);
             progress |= self.poll_dialing(cx);
             progress |= self.poll_client(cx, now);
             progress |= self.poll_upstream(cx, now);
@@ -204,6 +232,7 @@ impl Session {
                 break;
             }
         }
+        self.count_held(true);
         buffers::reclaim_output(&mut self.connection.io.to_client);
         buffers::reclaim_output(&mut self.connection.io.to_upstream);
         self.seat.note(self.connection.stage(), self.connection.channels());
@@ -227,8 +256,12 @@ impl Session {
             let Poll::Ready(Some(event)) = self.events.poll_next_unpin(cx) else { break };
             progress = true;
             match event {
-                Event::Parked(channel, id, result) => self.connection.handle_parked(channel, id, result),
-                Event::Committed(channel, id, result) => {
+                Event::Parked(channel, id, bytes, result) => {
+                    self.given_away -= bytes;
+                    self.connection.handle_parked(channel, id, result);
+                }
+                Event::Committed(channel, id, bytes, result) => {
+                    self.given_away -= bytes;
                     match &result {
                         Ok(_) => self.begun.settled(id),
                         Err(error) => {
@@ -258,6 +291,17 @@ impl Session {
                 Event::StoreFull(full) => {
                     self.connection.handle_store_full(full);
                     self.watch_store();
+                }
+                Event::Memory(leave) => {
+                    self.waits_for_memory = false;
+                    self.overdraft = leave;
+                    self.time_overdraft();
+                }
+                Event::OverdraftTimed => {
+                    if self.overdrawn < memory::OVERDRAFT_BYTES_MIN {
+                        self.overdraft = None;
+                    }
+                    self.time_overdraft();
                 }
                 Event::Drain => self.connection.drain(),
                 Event::Close(reason) => {
@@ -306,6 +350,12 @@ impl Session {
             self.client.heard(now);
             return false;
         }
+        let waited = self.waits_for_memory;
+        if self.waits_for_memory() {
+            self.client.heard(now);
+            // What it waits for now has to be asked once.
+            return !waited;
+        }
         // What is left of an earlier read may be whole frames that had to wait.
         let waiting = self.client.input.len();
         if waiting > 0 {
@@ -322,6 +372,8 @@ impl Session {
                 self.shared.metrics.received_bytes.inc_by(read as u64);
                 self.seat.received(read);
                 self.entry.heard(read);
+                self.uncounted += read;
+                self.overdrawn += read;
                 let used = self.connection.handle_client(&self.client.input);
                 self.client.input.advance(used);
                 true
@@ -332,6 +384,54 @@ impl Session {
                 true
             }
         }
+    }
+
+    /// Counts what is held, seldom: only what came, and what the store or the relay answered, changes it by much.
+    fn count_held(&mut self, answered: bool) {
+        if self.uncounted >= COUNT_BYTES || (answered && self.held.bytes() > 0) {
+            self.uncounted = 0;
+            let inputs = self.client.input.len() + self.upstream.as_ref().map_or(0, |upstream| upstream.input.len());
+            let held = self.connection.held_bytes() + self.given_away + inputs;
+            self.held.set(if held < COUNT_BYTES { 0 } else { held });
+        }
+    }
+
+    /// Counts what the store is given.
+    fn gives_away(&mut self, bytes: usize) -> usize {
+        self.given_away += bytes;
+        bytes
+    }
+
+    /// Has a look at the leave to go on after a while, if there is one.
+    fn time_overdraft(&mut self) {
+        self.overdrawn = 0;
+        if self.overdraft.is_some() {
+            self.events.push(Box::pin(async {
+                tokio::time::sleep(memory::OVERDRAFT_FOR).await;
+                Event::OverdraftTimed
+            }));
+        }
+    }
+
+    /// Whether the client has to wait because memory is short and it has more than its part.
+    fn waits_for_memory(&mut self) -> bool {
+        if self.waits_for_memory {
+            return true;
+        }
+        if !self.held.is_too_much() {
+            self.overdraft = None;
+            return false;
+        }
+        // What is whole needs no leave.
+        self.connection.spill();
+        if self.overdraft.is_some() {
+            return false;
+        }
+        self.waits_for_memory = true;
+        self.shared.metrics.memory_waits.inc();
+        let memory = Arc::clone(&self.shared.memory);
+        self.events.push(Box::pin(async move { Event::Memory(memory.turn().await) }));
+        true
     }
 
     /// Reads from RabbitMQ as long as the client's side has room.
@@ -458,19 +558,21 @@ impl Session {
                 Command::Opened(opened) => self.opened(&opened, now),
                 Command::Park { channel, transaction, named, batch } => {
                     self.shared.metrics.messages_staged.inc_by(batch.messages().into());
+                    let bytes = self.gives_away(batch.bytes());
                     self.begun.parked(transaction, named.as_deref());
                     let reply = self.shared.store.park(self.origin(channel, transaction, named), batch);
-                    self.events.push(Box::pin(async move { Event::Parked(channel, transaction, reply.await) }));
+                    self.events.push(Box::pin(async move { Event::Parked(channel, transaction, bytes, reply.await) }));
                 }
                 Command::Commit { channel, transaction, named, batch, parked, wait } => {
                     self.shared.metrics.messages_staged.inc_by(batch.messages().into());
                     let (waiter, receiver) = wait.map(Waiter::pair).unzip();
                     let origin = self.origin(channel, transaction, named);
+                    let bytes = self.gives_away(batch.bytes());
                     let commit = Commit { origin, batch, parked, forwarded: waiter };
                     let reply = self.shared.store.commit(commit);
                     self.events.push(Box::pin(async move {
                         let result = reply.await.map(|committing| matches!(committing, Committing::Now(_)));
-                        Event::Committed(channel, transaction, result)
+                        Event::Committed(channel, transaction, bytes, result)
                     }));
                     if let Some(receiver) = receiver {
                         self.events

@@ -11,6 +11,7 @@ mod routing;
 use self::routing::Routing;
 use crate::config::{self, Config, MessageSizeLimit};
 use crate::health::Health;
+use crate::memory::Memory;
 use crate::metrics::Metrics;
 use crate::places::Limits;
 use crate::protocol::command::Settings;
@@ -28,6 +29,24 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use tokio::sync::watch;
 use uuid::Builder;
 
+/// What sessions stand on.
+pub struct Parts {
+    /// Where half messages are kept.
+    pub store: Arc<dyn Store>,
+    /// Dials RabbitMQ.
+    pub upstream: Arc<Upstream>,
+    /// What they count.
+    pub metrics: Arc<Metrics>,
+    /// What they notice.
+    pub health: Arc<Health>,
+    /// When they have to end.
+    pub shutdown: Shutdown,
+    /// Where they tell of themselves.
+    pub roster: Arc<Roster>,
+    /// What their clients may hold.
+    pub memory: Arc<Memory>,
+}
+
 /// What all sessions share.
 pub struct Shared {
     store: Arc<dyn Store>,
@@ -36,6 +55,7 @@ pub struct Shared {
     health: Arc<Health>,
     shutdown: Shutdown,
     roster: Arc<Roster>,
+    memory: Arc<Memory>,
     terms: watch::Sender<Arc<Terms>>,
     routing: Routing,
     /// Users whom RabbitMQ lets open no channel beside their own.
@@ -64,26 +84,11 @@ impl fmt::Debug for Shared {
 
 impl Shared {
     /// Puts together what sessions need.
-    pub fn new(
-        terms: Terms,
-        store: Arc<dyn Store>,
-        upstream: Arc<Upstream>,
-        metrics: Arc<Metrics>,
-        health: Arc<Health>,
-        shutdown: Shutdown,
-        roster: Arc<Roster>,
-    ) -> Self {
-        Self {
-            store,
-            upstream,
-            metrics,
-            health,
-            shutdown,
-            roster,
-            terms: watch::Sender::new(Arc::new(terms)),
-            routing: Routing::default(),
-            without_spare_channel: Mutex::default(),
-        }
+    pub fn new(terms: Terms, parts: Parts) -> Self {
+        let Parts { store, upstream, metrics, health, shutdown, roster, memory } = parts;
+        let terms = watch::Sender::new(Arc::new(terms));
+        let (routing, without_spare_channel) = (Routing::default(), Mutex::default());
+        Self { store, upstream, metrics, health, shutdown, roster, memory, terms, routing, without_spare_channel }
     }
 
     /// Serves by these terms from now on. A transaction that has begun keeps its limits, and a connection what it was

@@ -129,3 +129,68 @@ fn a_client_commits_beside_each_kind_of_flood() {
         assert!(proxy.memory_bytes() < 400 << 20, "{} bytes beside {}", proxy.memory_bytes(), kind.name());
     }
 }
+
+/// A victim whose commits go on, while `until` does not hold; and the proxy's largest memory meanwhile.
+fn largest_memory_beside(proxy: &Proxy, what: &str, mut until: impl FnMut() -> bool) -> u64 {
+    let queue = unique("victim");
+    let mut victim = transactional(proxy.port, &queue);
+    let (mut largest, end) = (0, deadline(6 * PATIENCE));
+    while !until() {
+        assert!(Instant::now() < end, "waited in vain for {what}");
+        victim.publish(1, &queue, "a message of the one who holds little");
+        victim.commit(1);
+        largest = largest.max(proxy.memory_bytes());
+    }
+    largest
+}
+
+// 300 channels with a megabyte each took 305 MiB, for as long as nobody committed.
+#[test]
+fn open_transactions_of_many_channels_share_the_memory_and_nobody_else_waits() {
+    let proxy = Proxy::start_with(broker().port, &[("memory.max", "'32MiB'")]);
+    let body = vec![7; 1_000_000];
+    let open: Vec<JoinHandle<Raw>> = (0..10)
+        .map(|_| {
+            let (mut raw, body) = (Raw::login(proxy.port), body.clone());
+            std::thread::spawn(move || {
+                for channel in 1..=30 {
+                    raw.open_tx(channel);
+                    raw.publish(channel, "no-such-queue", &body);
+                }
+                // Behind all of it.
+                raw.open(31);
+                raw
+            })
+        })
+        .collect();
+    let largest = largest_memory_beside(&proxy, "300 messages", || open.iter().all(JoinHandle::is_finished));
+    assert!(largest < 200 << 20, "{largest}");
+    assert!(proxy.metric("halfway_memory_waits_total") > 0.0);
+    for open in open {
+        open.join().expect("nobody is killed").commit(1);
+    }
+    wait_until(deadline(PATIENCE), "all to be given back", || proxy.metric("halfway_memory_used_bytes") < 1e6);
+}
+
+// Six of them on their way took 588 MiB.
+#[test]
+fn large_bodies_on_their_way_share_the_memory_and_all_come_to_their_end() {
+    let proxy = Proxy::start_with(broker().port, &[("memory.max", "'32MiB'")]);
+    let senders: Vec<JoinHandle<()>> = (0..6)
+        .map(|_| {
+            let mut raw = Raw::login(proxy.port);
+            std::thread::spawn(move || {
+                raw.open_tx(1);
+                raw.publish(1, "no-such-queue", vec![7; 100_000_000]);
+                // The disk may be slow.
+                raw.rollback(1);
+            })
+        })
+        .collect();
+    let largest = largest_memory_beside(&proxy, "six bodies", || senders.iter().all(JoinHandle::is_finished));
+    for sender in senders {
+        sender.join().expect("nobody is killed");
+    }
+    assert!(largest < 450 << 20, "{largest}");
+    assert!(proxy.metric("halfway_memory_waits_total") > 0.0);
+}

@@ -50,6 +50,14 @@ pub(super) enum Step {
     },
 }
 
+impl Commit {
+    /// Bytes that it holds in memory, what comes back to the client included.
+    pub(super) fn held_bytes(&self) -> usize {
+        let returned = self.forwarded.iter().flat_map(|forwarded| &forwarded.returned);
+        self.transaction.held_bytes() + returned.map(|returned| returned.body.len()).sum::<usize>()
+    }
+}
+
 impl Channel {
     pub(super) fn begin_commit(&mut self, frame: &Frame<'_>, io: &mut Io) -> Next {
         self.ask_again(io);

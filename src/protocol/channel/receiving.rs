@@ -27,6 +27,14 @@ pub(super) struct Receiving {
     pub(super) body: Body,
 }
 
+impl Receiving {
+    /// Bytes that it holds beside those in the batch.
+    pub(super) fn held_bytes(&self) -> usize {
+        let body = if let Body::Native(body) = &self.body { body.len() } else { 0 };
+        self.publish.len() + self.header.as_ref().map_or(0, Vec::len) + body
+    }
+}
+
 #[derive(Debug)]
 pub(super) enum Body {
     /// To the transaction's batch.

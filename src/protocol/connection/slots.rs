@@ -46,6 +46,10 @@ impl Slots {
         self.slots.keys()
     }
 
+    pub(super) fn values(&self) -> impl Iterator<Item = &Slot> {
+        self.slots.values()
+    }
+
     pub(super) fn values_mut(&mut self) -> impl Iterator<Item = &mut Slot> {
         self.slots.values_mut()
     }
