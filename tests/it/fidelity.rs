@@ -2,8 +2,25 @@
 
 use crate::support::id;
 use crate::support::table::{Properties, Table, long, property};
-use crate::support::{Raw, proxied_port, same, unique};
+use crate::support::{Raw, broker, proxied_port, same, unique};
 use std::time::Duration;
+
+/// As RabbitMQ hands it out: 3 as it came, 4 with the entries of the header table sorted, of equal keys the first, and
+/// those types written in the one way that it writes them.
+fn handed_out(sent: &Properties) -> Properties {
+    if broker().version() < (4, 0) {
+        return sent.clone();
+    }
+    let mut entries = sent.header_entries();
+    entries.sort_by(|(one, _), (other, _)| one.cmp(other));
+    entries.dedup_by(|(one, _), (other, _)| one == other);
+    let table = entries.iter().fold(Table::new(), |table, (key, value)| match value[0] {
+        b't' => table.entry(key, b't', &[1]),
+        b'L' => table.entry(key, b'l', &value[1..]),
+        tag => table.entry(key, tag, &value[1..]),
+    });
+    sent.clone().headers(table)
+}
 
 /// Publishes in a transaction to a fresh queue, and returns what a consumer gets.
 fn through(port: u16, properties: &Properties, body: &[u8]) -> crate::support::raw::Content {
@@ -78,7 +95,7 @@ fn all_properties() -> Properties {
 fn all_properties_and_odd_tables_arrive_byte_for_byte() {
     let sent = all_properties();
     let got = same(|port| through(port, &sent, b"\x00body\xce").properties.without_half_id());
-    assert_eq!(got, sent);
+    assert_eq!(got, handed_out(&sent));
 }
 
 #[test]
@@ -95,7 +112,7 @@ fn the_headers_are_the_senders_and_one_more() {
     let got = through(proxied_port(), &sent, b"body").properties;
     let (mut ours, theirs): (Vec<_>, Vec<_>) =
         got.header_entries().into_iter().partition(|(key, _)| key.starts_with(b"x-half-"));
-    assert_eq!(theirs, sent.header_entries());
+    assert_eq!(theirs, handed_out(&sent).header_entries());
     let (key, value) = ours.pop().expect("the id is there");
     assert_eq!((key.as_slice(), value[0], ours.len()), (&b"x-half-id"[..], b'S', 0), "a long string, and nothing else");
     assert!(got.header("x-half-id").is_some_and(|id| (8..=64).contains(&id.len())));

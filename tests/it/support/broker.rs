@@ -98,7 +98,10 @@ impl Broker {
             "listeners.tcp.1 = 127.0.0.1:{port}\nlog.file.level = warning\nlog.console = false\n\
              disk_free_limit.absolute = 20MB\nvm_memory_high_watermark.relative = 0.8\n"
         );
-        write("rabbitmq.conf", &(base + configuration + "\n"));
+        // There is no /proc, where it finds what the machine has and what it uses itself.
+        let memory = "vm_memory_calculation_strategy = allocated\ntotal_memory_available_override_value = 8GB\n";
+        let memory = if is_elsewhere() { memory } else { "" };
+        write("rabbitmq.conf", &(base + memory + configuration + "\n"));
         write(".erlang.cookie", "halfway-tests");
         let cookie = Permissions::from_mode(0o400);
         std::fs::set_permissions(folder.path().join(".erlang.cookie"), cookie).expect("a mode can be set");
@@ -203,6 +206,13 @@ impl Broker {
     /// Evaluates an Erlang expression in the node and returns what it printed.
     pub fn eval(&self, expression: &str) -> String {
         self.ctl(&["eval", expression])
+    }
+
+    /// Its version up to the minor number, such as `(4, 3)`, for what is not the same in all of them.
+    pub fn version(&self) -> (u32, u32) {
+        let text = self.eval("io:format(rabbit_misc:version()).");
+        let mut numbers = text.split('.').map(|number| number.parse().expect("a number"));
+        (numbers.next().expect("a major version"), numbers.next().expect("a minor version"))
     }
 
     /// Enables a plugin.

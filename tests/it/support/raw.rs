@@ -37,6 +37,18 @@ impl Frame {
     }
 }
 
+/// The arguments of `connection.start` as the proxy lets them pass: of the mechanisms those with a user and a password.
+pub fn start_with_passwords(arguments: &[u8]) -> Vec<u8> {
+    let mut reader = Reader::new(arguments);
+    let mut out = vec![reader.u8().expect("a major version"), reader.u8().expect("a minor version")];
+    out.put_long_string(reader.long_string().expect("server properties"));
+    let mechanisms = String::from_utf8_lossy(reader.long_string().expect("mechanisms")).into_owned();
+    let left: Vec<_> = mechanisms.split(' ').filter(|name| ["PLAIN", "AMQPLAIN"].contains(name)).collect();
+    out.put_long_string(left.join(" ").as_bytes());
+    out.put_long_string(reader.long_string().expect("locales"));
+    out
+}
+
 /// The end of a connection or a channel, in the server's words: reply code, text, and the method it is about.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Close {
