@@ -4,6 +4,8 @@
 
 # How long each fuzz target runs: seconds, or a number of inputs (30000x) that are the same each time.
 FOR ?= 30
+# Which RabbitMQ the tests run against: 4.0 and 4.3 come from another Debian (tests/rabbitmq.sh), without it the machine's own.
+RABBITMQ ?=
 
 help: ## Show this list
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -14,11 +16,15 @@ build: ## Build the release binary, target/release/halfway
 demo: ## See it work against a real RabbitMQ, step by step
 	@tests/demo.sh
 
-test: ## Run every test, against a real RabbitMQ
+test: ## Run every test, against a real RabbitMQ; with RABBITMQ=4.0 or 4.3 those of tests/it against that version
 	@tests/setup.sh
+ifeq ($(RABBITMQ),)
 	cargo test --locked
 	@tests/package.sh
 	@tests/compose.sh
+else
+	root=$$(tests/rabbitmq.sh $(RABBITMQ)) && RABBITMQ_ROOT=$$root cargo test --locked --test it
+endif
 
 picture: ## Take the README's picture of the dashboard again, after five minutes of traffic
 	@tests/setup.sh
