@@ -61,7 +61,7 @@ fn a_hundred_crashes_lose_nothing_and_invent_nothing() {
         let left = proxy.metric("halfway_backlog_transactions") as usize;
         (committed..=stuck.len()).contains(&left)
     });
-    assert!(committed > 200, "there was too little that was stuck to prove anything");
+    assert!(committed > 50, "there was too little that was stuck to prove anything");
     broker.ctl(&["clear_policy", FULL]);
 
     wait_until(deadline(2 * PATIENCE), "the backlog to be gone", || {
