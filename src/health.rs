@@ -111,7 +111,8 @@ impl Component {
 }
 
 /// Every part, in the order of its number.
-pub const COMPONENTS: [Component; 4] = [Component::Listener, Component::Store, Component::Upstream, Component::Relay];
+pub(crate) const COMPONENTS: [Component; 4] =
+    [Component::Listener, Component::Store, Component::Upstream, Component::Relay];
 
 #[cfg(test)]
 mod tests {

@@ -24,7 +24,7 @@ const HEAD_BYTES_MAX: usize = 64 * 1024;
 /// Connects, and does TLS for `https://`, for which `tls` is needed.
 /// # Errors
 /// Why there is no connection.
-pub async fn dial(url: &HttpUrl, tls: Option<&ClientTls>) -> io::Result<Stream> {
+pub(crate) async fn dial(url: &HttpUrl, tls: Option<&ClientTls>) -> io::Result<Stream> {
     let tcp = TcpStream::connect((url.host.as_str(), url.port)).await?;
     tcp.set_nodelay(true)?;
     if !url.tls {
@@ -37,7 +37,7 @@ pub async fn dial(url: &HttpUrl, tls: Option<&ClientTls>) -> io::Result<Stream> 
 
 /// An answer of which the head is there. The connection ends with it, however much the other side still has to say.
 #[derive(Debug)]
-pub struct Answer {
+pub(crate) struct Answer {
     /// Status and headers.
     pub head: Parts,
     body: Incoming,
@@ -47,7 +47,7 @@ pub struct Answer {
 /// Sends a request, the only one on its connection.
 /// # Errors
 /// The connection failed, or what came is no HTTP.
-pub async fn send(
+pub(crate) async fn send(
     stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
     request: Request<Full<Bytes>>,
 ) -> hyper::Result<Answer> {
@@ -63,7 +63,7 @@ impl Answer {
     /// The rest of it.
     /// # Errors
     /// The connection failed, or the body has more than `bytes_max`.
-    pub async fn body(self, bytes_max: usize) -> Result<Bytes, Box<dyn Error + Send + Sync>> {
+    pub(crate) async fn body(self, bytes_max: usize) -> Result<Bytes, Box<dyn Error + Send + Sync>> {
         Ok(Limited::new(self.body, bytes_max).collect().await?.to_bytes())
     }
 }

@@ -6,53 +6,53 @@
 //! - [`amqp`]: bytes and AMQP rules, pure.
 //! - [`tx`]: half messages, and the states of a transaction, pure.
 //! - [`protocol`]: what one client connection says and is told, pure.
-//! - [`histogram`]: durations counted in buckets.
+//! - `histogram`: durations counted in buckets.
 //! - [`store`]: what survives a crash.
 //! - [`config`]: what an operator can set, checked at the edge.
-//! - [`telemetry`] and [`signals`]: logs, and what the operator says while the proxy runs.
-//! - [`service`]: what the service manager is told.
-//! - [`metrics`] and [`health`]: what every part reports.
-//! - [`values`]: AMQP's values as JSON.
-//! - [`roster`]: what the parts that run tell of themselves, for people to look at.
+//! - [`telemetry`] and `signals`: logs, and what the operator says while the proxy runs.
+//! - `service`: what the service manager is told.
+//! - [`metrics`] and `health`: what every part reports.
+//! - `values`: AMQP's values as JSON.
+//! - `roster`: what the parts that run tell of themselves, for people to look at.
 //! - [`memory`]: one budget of bytes for all clients.
 //! - `places`: where connections wait that nobody knows yet.
-//! - [`tls`]: certificates and trust, on both sides.
+//! - `tls`: certificates and trust, on both sides.
 //! - [`upstream`]: dialing RabbitMQ.
-//! - [`http`]: asking HTTP servers.
-//! - [`trace`]: spans for OpenTelemetry.
+//! - `http`: asking HTTP servers.
+//! - `trace`: spans for OpenTelemetry.
 //! - [`relay`]: committed half messages to RabbitMQ.
 //! - [`check_back`]: asks what became of transactions in doubt.
 //! - [`session`]: one task for each client connection.
-//! - [`admin`]: the HTTP port.
-//! - [`report`]: brings together what the parts count.
+//! - `admin`: the HTTP port.
+//! - `report`: brings together what the parts count.
 //! - [`app`]: builds every part in order.
 //! - [`doctor`]: looks at what the proxy needs.
 //! - [`cli`]: the command line.
 
-pub mod admin;
+mod admin;
 pub mod amqp;
 pub mod app;
 pub mod check_back;
 pub mod cli;
 pub mod config;
 pub mod doctor;
-pub mod health;
-pub mod histogram;
-pub mod http;
+mod health;
+mod histogram;
+mod http;
 pub mod memory;
 pub mod metrics;
 mod places;
 pub mod protocol;
 pub mod relay;
-pub mod report;
-pub mod roster;
-pub mod service;
+mod report;
+mod roster;
+mod service;
 pub mod session;
-pub mod signals;
+mod signals;
 pub mod store;
 pub mod telemetry;
-pub mod tls;
-pub mod trace;
+mod tls;
+mod trace;
 pub mod tx;
 pub mod upstream;
-pub mod values;
+mod values;

@@ -32,7 +32,7 @@ const VHOSTS_MAX: usize = 100;
 const OTHER_VHOSTS: &str = "(others)";
 
 /// What is looked at, and who is told beside health and metrics.
-pub struct Watched {
+pub(crate) struct Watched {
     /// What it counts.
     pub store: Arc<SqliteStore>,
     /// How the relay is, in each virtual host.
@@ -48,7 +48,7 @@ pub struct Watched {
 }
 
 /// Starts to report, until the task is aborted.
-pub fn start(health: &Arc<Health>, metrics: &Arc<Metrics>, watched: Watched) -> JoinHandle<()> {
+pub(crate) fn start(health: &Arc<Health>, metrics: &Arc<Metrics>, watched: Watched) -> JoinHandle<()> {
     let (health, metrics) = (Arc::clone(health), Arc::clone(metrics));
     let Watched { store, relay, upstream, certificate, memory, roster } = watched;
     tokio::spawn(async move {

@@ -44,7 +44,7 @@ impl ShutdownTrigger {
 
 /// The process's signals, as the app sees them.
 #[derive(Debug)]
-pub struct Signals {
+pub(crate) struct Signals {
     /// SIGTERM or SIGINT.
     pub shutdown: Shutdown,
     /// One item for each SIGHUP; several that come before one is taken count as one.
@@ -58,7 +58,7 @@ impl Signals {
     /// for commits, and nothing that was promised depends on a clean end.
     /// # Errors
     /// When the system refuses a handler.
-    pub fn install() -> io::Result<Signals> {
+    pub(crate) fn install() -> io::Result<Signals> {
         let mut terminate = signal(SignalKind::terminate())?;
         let mut interrupt = signal(SignalKind::interrupt())?;
         let mut hangup = signal(SignalKind::hangup())?;

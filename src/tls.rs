@@ -152,7 +152,7 @@ impl ClientTls {
 /// The name that RabbitMQ's certificate must carry: the host of the upstream URL.
 /// # Errors
 /// [`TlsError::BadServerName`].
-pub fn server_name(host: &str) -> Result<ServerName<'static>, TlsError> {
+pub(crate) fn server_name(host: &str) -> Result<ServerName<'static>, TlsError> {
     ServerName::try_from(host.to_owned()).map_err(|_| TlsError::BadServerName(host.to_owned()))
 }
 

@@ -11,7 +11,7 @@ use utoipa::ToSchema;
 const DEPTH_MAX: usize = 32;
 
 /// A field table: of entries with one name the first, as RabbitMQ takes it. What can't be read ends it.
-pub fn object(table: &[u8]) -> Value {
+pub(crate) fn object(table: &[u8]) -> Value {
     object_within(table, 0)
 }
 
@@ -24,7 +24,7 @@ fn object_within(table: &[u8], depth: usize) -> Value {
 }
 
 /// Bytes that are meant as text: what is not UTF-8 is shown as U+FFFD.
-pub fn text(bytes: &[u8]) -> String {
+pub(crate) fn text(bytes: &[u8]) -> String {
     String::from_utf8_lossy(bytes).into_owned()
 }
 
@@ -67,7 +67,7 @@ fn float(number: f64) -> Value {
 /// A value with its AMQP type, by the name that RabbitMQ gives it.
 #[derive(Debug, Clone, PartialEq, Serialize, ToSchema)]
 #[schema(as = Value)]
-pub struct Typed {
+pub(crate) struct Typed {
     /// Its name; none within an array.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub name: Option<String>,
@@ -80,7 +80,7 @@ pub struct Typed {
 }
 
 /// The entries of a field table as they came, those included that have the same name. What can't be read ends it.
-pub fn typed(table: &[u8]) -> Vec<Typed> {
+pub(crate) fn typed(table: &[u8]) -> Vec<Typed> {
     typed_within(table, 0)
 }
 
@@ -131,7 +131,7 @@ fn type_name(kind: u8) -> &'static str {
 }
 
 /// A property that is not the headers table.
-pub fn property(name: &str, property: Property<'_>) -> Typed {
+pub(crate) fn property(name: &str, property: Property<'_>) -> Typed {
     let (kind, value) = match property {
         Property::Text(bytes) => ("shortstr", text(bytes).into()),
         Property::Octet(octet) => ("octet", octet.into()),
@@ -153,7 +153,7 @@ fn decimal(scale: u8, unscaled: i32) -> String {
 }
 
 /// Lower-case hexadecimal digits.
-pub fn hex(bytes: &[u8]) -> String {
+pub(crate) fn hex(bytes: &[u8]) -> String {
     bytes.iter().flat_map(|byte| [byte >> 4, byte & 15]).map(|digit| char::from(DIGITS[usize::from(digit)])).collect()
 }
 

@@ -46,7 +46,7 @@ pub enum TokenError {
 }
 
 /// The tokens in force. They are not kept, only tags of them, made with a key of this process.
-pub struct Access {
+pub(crate) struct Access {
     key: hmac::Key,
     open: AtomicBool,
     tokens: RwLock<Vec<Token>>,
@@ -55,7 +55,7 @@ pub struct Access {
 }
 
 /// Tokens that were read and are not in force yet.
-pub struct FreshTokens {
+pub(crate) struct FreshTokens {
     tokens: Vec<Token>,
     open: bool,
 }
@@ -77,7 +77,7 @@ impl Access {
     /// Reads the tokens' files.
     /// # Errors
     /// [`TokenError`]: names the file.
-    pub fn load(config: &config::Admin) -> Result<Self, TokenError> {
+    pub(crate) fn load(config: &config::Admin) -> Result<Self, TokenError> {
         // A tag can be compared without the care that the token would need, and says nothing about it.
         let key = hmac::Key::generate(hmac::HMAC_SHA256, &SystemRandom::new()).map_err(|_| TokenError::NoRandom)?;
         let tokens = RwLock::new(read(&key, &config.tokens)?);
@@ -88,12 +88,12 @@ impl Access {
     /// Reads the files again, or others. What is in force stays so until [`Access::put_in_force`].
     /// # Errors
     /// As [`Access::load`].
-    pub fn read(&self, config: &config::Admin) -> Result<FreshTokens, TokenError> {
+    pub(crate) fn read(&self, config: &config::Admin) -> Result<FreshTokens, TokenError> {
         Ok(FreshTokens { tokens: read(&self.key, &config.tokens)?, open: config.is_open() })
     }
 
     /// From now on these tokens count, and no other.
-    pub fn put_in_force(&self, fresh: FreshTokens) {
+    pub(crate) fn put_in_force(&self, fresh: FreshTokens) {
         // Closed first and opened last, so that no moment lets more callers in than before or after it.
         self.open.fetch_and(fresh.open, Ordering::SeqCst);
         *self.tokens.write().unwrap_or_else(PoisonError::into_inner) = fresh.tokens;
@@ -101,7 +101,7 @@ impl Access {
     }
 
     /// Whether `/api` answers without a token.
-    pub fn is_open(&self) -> bool {
+    pub(crate) fn is_open(&self) -> bool {
         self.open.load(Ordering::SeqCst)
     }
 
@@ -244,7 +244,7 @@ fn read(key: &hmac::Key, files: &[AdminToken]) -> Result<Vec<Token>, TokenError>
 /// Reads a token, without the newline at the end of its file.
 /// # Errors
 /// [`TokenError`], also if no header could carry what the file holds.
-pub fn read_token(path: &Path) -> Result<String, TokenError> {
+pub(crate) fn read_token(path: &Path) -> Result<String, TokenError> {
     let unusable = |text| TokenError::Unusable { path: path.to_owned(), text };
     let text = fs::read_to_string(path).map_err(|source| TokenError::Unreadable { path: path.to_owned(), source })?;
     let token = text.trim_end_matches(['\n', '\r']);

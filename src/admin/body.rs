@@ -254,7 +254,7 @@ mod shapes {
 /// Whether the history may keep this as a reason.
 /// # Errors
 /// Why not, in a clause.
-pub fn check_reason(reason: &str) -> Result<(), String> {
+pub(crate) fn check_reason(reason: &str) -> Result<(), String> {
     match reason.chars().count() {
         _ if reason.trim().is_empty() => Err("is empty: the history keeps it".into()),
         0..=REASON_CHARS_MAX => Ok(()),

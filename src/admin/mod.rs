@@ -38,13 +38,13 @@ use crate::store::system_clock;
 use crate::tx::id::Timestamp;
 use crate::{health::Health, metrics::Metrics, roster::Roster, store::Store};
 
-pub use access::{Access, FreshTokens, TokenError, read_token};
-pub use body::check_reason;
-pub use request::LIMIT_MAX;
+pub(crate) use access::{Access, TokenError, read_token};
+pub(crate) use body::check_reason;
+pub(crate) use request::LIMIT_MAX;
 
 /// What the HTTP port shows, and to whom. Clones are the same port.
 #[derive(Clone)]
-pub struct Admin {
+pub(crate) struct Admin {
     health: Arc<Health>,
     metrics: Arc<Metrics>,
     access: Arc<Access>,
@@ -80,13 +80,13 @@ async fn apart<T: Send + 'static>(
 
 impl Admin {
     /// A port that answers for health and metrics, and with 503 for what needs the store.
-    pub fn new(health: Arc<Health>, metrics: Arc<Metrics>, access: Arc<Access>, roster: Arc<Roster>) -> Self {
+    pub(crate) fn new(health: Arc<Health>, metrics: Arc<Metrics>, access: Arc<Access>, roster: Arc<Roster>) -> Self {
         let (started_at, sampler) = (system_clock(), Arc::default());
         Self { health, metrics, access, roster, started_at, sampler, setup: Arc::default(), store: Arc::default() }
     }
 
     /// From now on this is the configuration, to be shown and to be followed.
-    pub fn configure(&self, loaded: &Loaded) {
+    pub(crate) fn configure(&self, loaded: &Loaded) {
         let config = &loaded.config;
         let setup = Setup {
             show_bodies: config.admin.show_bodies,
@@ -106,12 +106,12 @@ impl Admin {
     }
 
     /// Opens what needs the store. The first one stays.
-    pub fn open(&self, store: Arc<dyn Store>) {
+    pub(crate) fn open(&self, store: Arc<dyn Store>) {
         self.store.get_or_init(|| store);
     }
 
     /// Serves until the future is dropped: a drain ends with it, so that it can be watched to its end.
-    pub async fn serve(self, listeners: Vec<TcpListener>) -> Infallible {
+    pub(crate) async fn serve(self, listeners: Vec<TcpListener>) -> Infallible {
         let sampling = sampler::run(self.clone());
         let metrics = Arc::clone(&self.metrics);
         tokio::select! {

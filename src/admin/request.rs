@@ -18,7 +18,7 @@ use crate::tx::name::TransactionName;
 use crate::tx::state::State;
 
 /// Transactions, or dead letters, in one page.
-pub const LIMIT_MAX: usize = 1000;
+pub(crate) const LIMIT_MAX: usize = 1000;
 const LIMIT_DEFAULT: usize = 100;
 /// What transactions are filtered by.
 pub(super) const FILTER_KEYS: [&str; 6] = ["state", "vhost", "user", "name", "exchange", "min_age"];

@@ -11,7 +11,7 @@ const LINKS_MAX: usize = 32;
 
 /// A span of somebody else, as `traceparent` names it.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub struct Context {
+pub(crate) struct Context {
     pub(super) trace_id: [u8; 16],
     pub(super) span_id: [u8; 8],
     pub(super) flags: u8,
@@ -19,7 +19,7 @@ pub struct Context {
 
 impl Context {
     /// Reads a `traceparent`. Source: W3C Trace Context, section 3.2; of a version above 00 the first four fields count.
-    pub fn parse(text: &[u8]) -> Option<Self> {
+    pub(crate) fn parse(text: &[u8]) -> Option<Self> {
         let [version, trace_id, span_id, flags] =
             [text.get(..2)?, text.get(3..35)?, text.get(36..52)?, text.get(53..55)?];
         let dashes = [2, 35, 52].iter().all(|at| text[*at] == b'-');

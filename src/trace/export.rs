@@ -34,7 +34,7 @@ const ANSWER_BYTES_MAX: usize = 64 * 1024;
 
 /// The task that sends.
 #[derive(Debug)]
-pub struct Exporter {
+pub(crate) struct Exporter {
     task: JoinHandle<()>,
     stop: watch::Sender<bool>,
 }
@@ -42,7 +42,10 @@ pub struct Exporter {
 /// Starts to send what the tracer takes, if a collector is configured. Must be called within the runtime.
 /// # Errors
 /// [`TlsError`], where the system has no certificate authorities and the collector is `https://`.
-pub fn start(telemetry: &Telemetry, metrics: &Arc<Metrics>) -> Result<Option<(Arc<Tracer>, Exporter)>, TlsError> {
+pub(crate) fn start(
+    telemetry: &Telemetry,
+    metrics: &Arc<Metrics>,
+) -> Result<Option<(Arc<Tracer>, Exporter)>, TlsError> {
     let Some(url) = &telemetry.otlp_url else { return Ok(None) };
     let tls = url.tls.then(|| ClientTls::load(&UpstreamTls { ca: None })).transpose()?;
     let (sender, queue) = mpsc::channel(QUEUE_MAX);
@@ -65,7 +68,7 @@ pub fn start(telemetry: &Telemetry, metrics: &Arc<Metrics>) -> Result<Option<(Ar
 
 impl Exporter {
     /// Sends what there is, within `limit`, and ends.
-    pub async fn finish(mut self, limit: Duration) {
+    pub(crate) async fn finish(mut self, limit: Duration) {
         self.stop.send_replace(true);
         if timeout(limit, &mut self.task).await.is_err() {
             self.task.abort();

@@ -10,9 +10,9 @@ mod export;
 mod otlp;
 mod store;
 
-pub use about::{About, Context};
-pub use export::{Exporter, start};
-pub use store::{TracedOutlet, TracedStore};
+pub(crate) use about::{About, Context};
+pub(crate) use export::start;
+pub(crate) use store::{TracedOutlet, TracedStore};
 
 use crate::metrics::{Metrics, SpanResult};
 use crate::store::Sequence;

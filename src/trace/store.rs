@@ -16,20 +16,20 @@ use tokio::sync::watch;
 const READ_BYTES_MAX: usize = 64 << 10;
 
 /// See the module. Its calls must be made on a tokio runtime.
-pub struct TracedStore {
+pub(crate) struct TracedStore {
     inner: Arc<dyn Store>,
     pub(super) tracer: Arc<Tracer>,
 }
 
 /// The same for [`Outlet`].
-pub struct TracedOutlet {
+pub(crate) struct TracedOutlet {
     inner: Arc<dyn Outlet>,
     pub(super) tracer: Arc<Tracer>,
 }
 
 impl TracedOutlet {
     /// Looks at what becomes committed.
-    pub fn new(inner: Arc<dyn Outlet>, tracer: Arc<Tracer>) -> Self {
+    pub(crate) fn new(inner: Arc<dyn Outlet>, tracer: Arc<Tracer>) -> Self {
         Self { inner, tracer }
     }
 }
@@ -46,7 +46,7 @@ impl Outlet for TracedOutlet {
 
 impl TracedStore {
     /// Looks at what is asked of `inner`.
-    pub fn new(inner: Arc<dyn Store>, tracer: Arc<Tracer>) -> Self {
+    pub(crate) fn new(inner: Arc<dyn Store>, tracer: Arc<Tracer>) -> Self {
         Self { inner, tracer }
     }
 
