@@ -199,14 +199,18 @@ fn certificates(folder: &Path) -> (PathBuf, PathBuf, PathBuf) {
 
 #[test]
 fn tls_on_both_sides() {
-    let folder = tempfile::tempdir().expect("a folder can be made");
+    let folder = broker::folder();
     let (ca, certificate, key) = certificates(folder.path());
-    let (ca, certificate, key) = (ca.display(), certificate.display(), key.display());
+    let [its_ca, its_certificate, its_key] = [&ca, &certificate, &key].map(|file| broker::as_seen_by_rabbitmq(file));
     let upstream_port = free_port();
     let own = Broker::start_with(&format!(
-        "listeners.ssl.1 = 127.0.0.1:{upstream_port}\nssl_options.cacertfile = {ca}\nssl_options.certfile = {certificate}\n\
-         ssl_options.keyfile = {key}\nssl_options.verify = verify_none\n"
+        "listeners.ssl.1 = 127.0.0.1:{upstream_port}\nssl_options.cacertfile = {}\nssl_options.certfile = {}\n\
+         ssl_options.keyfile = {}\nssl_options.verify = verify_none\n",
+        its_ca.display(),
+        its_certificate.display(),
+        its_key.display()
     ));
+    let (ca, certificate, key) = (ca.display(), certificate.display(), key.display());
     let tls_port = free_port();
     let quoted = |text: &dyn std::fmt::Display| format!("'{text}'");
     let mut proxy = Proxy::start_with(

@@ -85,10 +85,7 @@ impl Broker {
             "these tests run against a real RabbitMQ, and there is no {}: apt-get install rabbitmq-server",
             server.display()
         );
-        let mut folder = tempfile::Builder::new();
-        folder.prefix("halfway-rabbitmq-");
-        let folder = if is_elsewhere() { folder.tempdir_in(root().join("tmp")) } else { folder.tempdir() };
-        let folder = folder.expect("a folder can be made");
+        let folder = folder();
         let (port, distribution_port) = (free_port(), free_port());
         let epmd_port = first.map_or_else(free_port, |first| first.epmd_port);
         let write =
@@ -117,8 +114,7 @@ impl Broker {
 
     fn command(&self, program: &str) -> Command {
         let mut command = rooted(&format!("{BIN}/{program}"));
-        let folder = self.folder.path();
-        let folder = &Path::new("/").join(folder.strip_prefix(root()).unwrap_or(folder));
+        let folder = &as_seen_by_rabbitmq(self.folder.path());
         command
             .env("HOME", folder)
             .env("ERL_EPMD_PORT", self.epmd_port.to_string())
@@ -275,6 +271,19 @@ impl Broker {
 /// Where the Debian is whose RabbitMQ is used.
 fn root() -> PathBuf {
     std::env::var_os(ROOT).map_or_else(|| PathBuf::from("/"), PathBuf::from)
+}
+
+/// A folder for a node, or for files that its configuration names.
+pub fn folder() -> TempDir {
+    let mut folder = tempfile::Builder::new();
+    folder.prefix("halfway-rabbitmq-");
+    let folder = if is_elsewhere() { folder.tempdir_in(root().join("tmp")) } else { folder.tempdir() };
+    folder.expect("a folder can be made")
+}
+
+/// What is in [`folder`], under the name that it has for RabbitMQ.
+pub fn as_seen_by_rabbitmq(path: &Path) -> PathBuf {
+    Path::new("/").join(path.strip_prefix(root()).unwrap_or(path))
 }
 
 fn is_elsewhere() -> bool {
