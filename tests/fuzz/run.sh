@@ -1,16 +1,17 @@
 #!/usr/bin/env bash
 # Fuzzes each target: tests/fuzz/run.sh LIMIT [TARGET...]
 #
-# LIMIT is a time in seconds (30), or a number of inputs from a fixed seed (30000x): the same inputs each time, give or
-# take the order of a hash map, so that a check which turns red has turned red over the change it checks.
+# LIMIT is a time in seconds (30), or a number of inputs (30000x), half of them from each of two fixed seeds, side by side: the
+# same inputs each time, give or take the order of a hash map, so that a check which turns red has turned red over the change
+# it checks.
 #
 # It takes the stable toolchain and no cargo-fuzz: the flags are what coverage guidance needs, without a sanitizer, for
 # the proxy has no unsafe code. What is found stands in tests/fuzz/artifacts, and the run fails.
 set -euo pipefail
 cd "$(dirname "$0")"
 case ${1:-30} in
-    *x) limit=(-seed=1 -runs="${1%x}") corpus=$(mktemp -d) && trap 'rm -rf "$corpus"' EXIT ;;
-    *) limit=(-max_total_time="${1:-30}") corpus=corpus ;;
+    *x) limit=(-runs="$((${1%x} / 2))") seeds=(1 2) corpus=$(mktemp -d) && trap 'rm -rf "$corpus"' EXIT ;;
+    *) limit=(-max_total_time="${1:-30}") seeds=(0) corpus=corpus ;;
 esac
 targets=("${@:2}")
 [ ${#targets[@]} -gt 0 ] || targets=(frames session)
@@ -23,7 +24,15 @@ export RUSTFLAGS="--cfg fuzzing -Cpasses=sancov-module -Cllvm-args=-sanitizer-co
 cargo build --release --locked --target "$host"
 
 for target in "${targets[@]}"; do
-    mkdir -p "$corpus/$target" "artifacts/$target"
-    "target/$host/release/$target" "$corpus/$target" "seeds/$target" "${limit[@]}" -max_len=2048 \
-        -rss_limit_mb=1024 -timeout=10 -print_final_stats=1 -artifact_prefix="artifacts/$target/"
+    mkdir -p "artifacts/$target"
+    runs=()
+    for seed in "${seeds[@]}"; do
+        mkdir -p "$corpus/$target/$seed"
+        "target/$host/release/$target" "$corpus/$target/$seed" "seeds/$target" -seed="$seed" "${limit[@]}" -max_len=2048 \
+            -rss_limit_mb=1024 -timeout=10 -print_final_stats=1 -artifact_prefix="artifacts/$target/" &
+        runs+=($!)
+    done
+    for run in "${runs[@]}"; do
+        wait "$run" || { kill "${runs[@]}" 2>/dev/null; exit 1; }
+    done
 done
