@@ -15,7 +15,6 @@ case $version in
     *) sed -n '2,8s/^# \{0,1\}//p' "$0" >&2; exit 2 ;;
 esac
 
-fail() { printf 'failed: no RabbitMQ %s to test with: %s\n' "$version" "$*" >&2; exit 1; }
 unavailable() { printf 'no RabbitMQ %s to test with: %s\n' "$version" "$*" >&2; exit 75; }
 
 [ "$(id -u)" = 0 ] || unavailable "only root can make a Debian in a folder"
@@ -45,7 +44,7 @@ rm -rf "$made"
 debootstrap --variant=minbase --include=rabbitmq-server "$suite" "$made" "$mirror" >"$log" 2>&1 ||
     unavailable "debootstrap fails: $(tail --lines=1 "$log")"
 found=$(chroot "$made" dpkg-query --show --showformat='${Version}' rabbitmq-server)
-[[ $found == "$version".* ]] || fail "Debian $suite has $found by now"
+[[ $found == "$version".* ]] || unavailable "Debian $suite has $found by now"
 # RabbitMQ's nodes find each other by this name.
 printf '127.0.0.1 localhost\n::1 localhost\n' >"$made/etc/hosts"
 rm -rf "$made"/var/cache/apt/*.bin "$made"/var/cache/apt/archives/*.deb
