@@ -94,10 +94,13 @@ impl Leases {
     /// A message of this kind belongs to the open transaction: what is known about it?
     pub fn look(&mut self, kind: &[u8], io: &Io) -> Standing {
         let Some(kind) = self.kinds.get_mut(kind) else { return Standing::Unknown };
+        if kind.generation != self.generation {
+            return Standing::Unknown;
+        }
         if let Some(refused) = kind.refused.take() {
             return Standing::Refused(refused);
         }
-        if kind.generation != self.generation || kind.routing != io.routing {
+        if kind.routing != io.routing {
             return Standing::Unknown;
         }
         let holds = io.judgement_holds();

@@ -63,7 +63,20 @@ fn a_no_ends_the_transaction_that_has_such_a_message_or_the_next_one() {
     leases.renew(b"a", Ticket(3), &io);
     leases.next_transaction(&io);
     assert_eq!(leases.renewed(Ticket(3), NO), None);
+    // Others hear of it, too, and that makes no yes of it.
+    io.routing += 1;
     assert_eq!(leases.look(b"a", &io), Standing::Refused(NO));
+}
+
+#[test]
+fn a_no_is_forgotten_when_the_client_has_mended_what_was_missing() {
+    let (mut leases, io) = (Leases::default(), io());
+    given(&mut leases, &io);
+    leases.renew(b"a", Ticket(1), &io);
+    leases.next_transaction(&io);
+    assert_eq!(leases.renewed(Ticket(1), NO), None);
+    leases.forget();
+    assert_eq!(leases.look(b"a", &io), Standing::Unknown);
 }
 
 #[test]
