@@ -4,35 +4,35 @@
 //! back by itself: a client that reads slowly stops what is read *for it*, and nothing else. A silent session holds no
 //! buffer.
 
+mod commands;
+mod events;
+
+use self::events::Event;
 use super::begun::Begun;
-use super::buffers::{self, READ_BYTES};
+use super::buffers;
+use super::entry::Entry;
 use super::heartbeat::{Due, Heartbeat};
-use super::listener::Entry;
 use super::routing::Version;
+use super::share::Share;
+use super::side::Side;
 use super::{Shared, Terms};
-use crate::amqp::frame::{self, Split};
+use crate::amqp::frame;
 use crate::health::{Component, Condition};
-use crate::memory::{self, Held, Overdraft};
-use crate::metrics::{Outcome, Refused};
+use crate::memory;
+use crate::metrics::Refused;
 use crate::places::{Leave, told_to};
-use crate::protocol::command::{Command, Ended, Opened, Refusal, Ticket};
+use crate::protocol::command::Opened;
 use crate::protocol::connection::Connection;
 use crate::roster::{Guest, Seat};
-use crate::store::{Commit, Committing, Forwarded, Lane, Named, Origin, StoreError, Strand, Waiter};
-use crate::tx::decision::{Actor, Owned, Target, Verdict};
-use crate::tx::id::{Timestamp, TransactionId};
-use crate::tx::name::TransactionName;
 use crate::upstream::{ClientAddresses, ConnectError, Stream};
-use bytes::{Buf, BufMut, BytesMut};
+use bytes::Buf;
 use futures_util::future::BoxFuture;
-use futures_util::stream::{FuturesUnordered, StreamExt};
+use futures_util::stream::FuturesUnordered;
 use std::future::poll_fn;
-use std::io;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::task::{Context, Poll};
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
-use tokio::io::{AsyncReadExt, AsyncWrite};
+use std::time::Instant;
 use tokio::sync::watch;
 use tokio::time::Sleep;
 
@@ -41,14 +41,6 @@ const OUTPUT_BYTES_MAX: usize = 256 << 10;
 /// How often a session looks for more to do before all others have their turn: a client that sends without end must not
 /// keep a thread for itself. Each round takes what one read gave, or as much of it as the core handles at a time.
 const ROUNDS_MAX: usize = 2;
-/// Answers of the store and the relay that are taken in one round.
-const EVENTS_MAX: usize = 256;
-/// What a client may hold, and send, before it is counted.
-const COUNT_BYTES: usize = 16 << 10;
-/// What one read takes at most from a client that has not logged in.
-const LOGIN_READ_BYTES: usize = 1 << 10;
-/// How long the last bytes may take to go out once a session is over.
-const LAST_WORDS_WITHIN: Duration = Duration::from_secs(5);
 
 /// One client connection.
 pub(super) struct Session {
@@ -81,27 +73,7 @@ pub(super) struct Session {
     opened: bool,
     /// Whether the client's silence counted at the last look.
     misses_heartbeats: bool,
-    /// What is held for the client, at the last count.
-    held: Held,
-    /// Bytes of the client since then.
-    uncounted: usize,
-    /// Bytes that the store was given and has not answered for.
-    given_away: usize,
-    /// Memory is waited for.
-    waits_for_memory: bool,
-    /// Leave to go on although memory is short.
-    overdraft: Option<Overdraft>,
-    /// Bytes of the client since it was timed.
-    overdrawn: usize,
-}
-
-/// One socket, and what came from it and is not handled yet.
-struct Side {
-    stream: Stream,
-    input: BytesMut,
-    heartbeat: Option<Heartbeat>,
-    /// Nothing more comes from it, or it takes nothing more.
-    gone: bool,
+    share: Share,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -109,28 +81,6 @@ enum Ending {
     /// When what is to be written is written, or the time is up.
     Flushed(Instant),
     Now,
-}
-
-enum Event {
-    /// With the bytes that were given to the store.
-    Parked(u16, TransactionId, usize, Result<(), StoreError>),
-    /// As well.
-    Committed(u16, TransactionId, usize, Result<bool, StoreError>),
-    Decided(u16, Ticket, TransactionName, Result<Verdict, StoreError>),
-    Forwarded(u16, TransactionId, Option<Forwarded>),
-    /// Rolled back or left in doubt.
-    RolledBack(u16, TransactionId, Result<(), StoreError>),
-    Abandoned(TransactionId, Result<(), StoreError>),
-    StoreFull(bool),
-    Drain,
-    /// An operator wants it gone.
-    Close(String),
-    /// There is memory again, or leave to go on without.
-    Memory(Option<Overdraft>),
-    /// That leave is over, unless it is made use of.
-    OverdraftTimed,
-    /// Its place among those who have not logged in is wanted for another.
-    TurnedAway,
 }
 
 impl Session {
@@ -180,12 +130,7 @@ impl Session {
             ending: None,
             opened: false,
             misses_heartbeats: false,
-            held: shared.memory.part(),
-            uncounted: 0,
-            given_away: 0,
-            waits_for_memory: false,
-            overdraft: None,
-            overdrawn: 0,
+            share: Share::new(shared.memory.part()),
             shared,
         }
     }
@@ -250,75 +195,6 @@ impl Session {
         }
     }
 
-    fn poll_events(&mut self, cx: &mut Context<'_>) -> bool {
-        let mut progress = false;
-        for _ in 0..EVENTS_MAX {
-            let Poll::Ready(Some(event)) = self.events.poll_next_unpin(cx) else { break };
-            progress = true;
-            match event {
-                Event::Parked(channel, id, bytes, result) => {
-                    self.given_away -= bytes;
-                    self.connection.handle_parked(channel, id, result);
-                }
-                Event::Committed(channel, id, bytes, result) => {
-                    self.given_away -= bytes;
-                    match &result {
-                        Ok(_) => self.begun.settled(id),
-                        Err(error) => {
-                            tracing::error!(connection = self.number, channel, transaction = %id, %error, "commit failed");
-                        }
-                    }
-                    self.connection.handle_committed(channel, id, result);
-                }
-                Event::Forwarded(channel, id, Some(forwarded)) => {
-                    self.connection.handle_forwarded(channel, id, forwarded);
-                }
-                Event::Forwarded(channel, id, None) => self.connection.handle_unforwarded(channel, id),
-                Event::Decided(channel, ticket, name, result) => {
-                    self.connection.handle_decided(channel, ticket, &name, result);
-                }
-                Event::RolledBack(channel, id, result) => {
-                    if let Err(error) = &result {
-                        tracing::warn!(connection = self.number, transaction = %id, %error, "the rollback was not kept");
-                    }
-                    self.connection.handle_rolled_back(channel, id, result);
-                }
-                Event::Abandoned(id, result) => {
-                    if let Err(error) = result {
-                        tracing::warn!(connection = self.number, transaction = %id, %error, "the end was not kept");
-                    }
-                }
-                Event::StoreFull(full) => {
-                    self.connection.handle_store_full(full);
-                    self.watch_store();
-                }
-                Event::Memory(leave) => {
-                    self.waits_for_memory = false;
-                    self.overdraft = leave;
-                    self.time_overdraft();
-                }
-                Event::OverdraftTimed => {
-                    if self.overdrawn < memory::OVERDRAFT_BYTES_MIN {
-                        self.overdraft = None;
-                    }
-                    self.time_overdraft();
-                }
-                Event::Drain => self.connection.drain(),
-                Event::Close(reason) => {
-                    tracing::info!(connection = self.number, peer = %self.addresses.source, ?reason, "an operator closes it");
-                    self.connection.close_because(&format!("closed by an operator: {reason}"));
-                }
-                // It may have logged in just when it was told.
-                Event::TurnedAway if self.opened => {}
-                Event::TurnedAway => {
-                    self.shared.metrics.refused(Refused::Handshakes);
-                    self.ending = Some(Ending::Now);
-                }
-            }
-        }
-        progress
-    }
-
     fn poll_dialing(&mut self, cx: &mut Context<'_>) -> bool {
         let Some(Poll::Ready(result)) = self.dialing.as_mut().map(|dialing| dialing.as_mut().poll(cx)) else {
             return false;
@@ -350,7 +226,7 @@ impl Session {
             self.client.heard(now);
             return false;
         }
-        let waited = self.waits_for_memory;
+        let waited = self.share.waits();
         if self.waits_for_memory() {
             self.client.heard(now);
             // What it waits for now has to be asked once.
@@ -372,8 +248,7 @@ impl Session {
                 self.shared.metrics.received_bytes.inc_by(read as u64);
                 self.seat.received(read);
                 self.entry.heard(read);
-                self.uncounted += read;
-                self.overdrawn += read;
+                self.share.received(read);
                 let used = self.connection.handle_client(&self.client.input);
                 self.client.input.advance(used);
                 true
@@ -386,26 +261,16 @@ impl Session {
         }
     }
 
-    /// Counts what is held, seldom: only what came, and what the store or the relay answered, changes it by much.
     fn count_held(&mut self, answered: bool) {
-        if self.uncounted >= COUNT_BYTES || (answered && self.held.bytes() > 0) {
-            self.uncounted = 0;
+        if self.share.is_due(answered) {
             let inputs = self.client.input.len() + self.upstream.as_ref().map_or(0, |upstream| upstream.input.len());
-            let held = self.connection.held_bytes() + self.given_away + inputs;
-            self.held.set(if held < COUNT_BYTES { 0 } else { held });
+            self.share.count(self.connection.held_bytes() + inputs);
         }
     }
 
-    /// Counts what the store is given.
-    fn gives_away(&mut self, bytes: usize) -> usize {
-        self.given_away += bytes;
-        bytes
-    }
-
-    /// Has a look at the leave to go on after a while, if there is one.
-    fn time_overdraft(&mut self) {
-        self.overdrawn = 0;
-        if self.overdraft.is_some() {
+    /// Has a look at the overdraft after a while, if there is one.
+    fn time_overdraft(&self) {
+        if self.share.has_overdraft() {
             self.events.push(Box::pin(async {
                 tokio::time::sleep(memory::OVERDRAFT_FOR).await;
                 Event::OverdraftTimed
@@ -415,19 +280,18 @@ impl Session {
 
     /// Whether the client has to wait because memory is short and it has more than its part.
     fn waits_for_memory(&mut self) -> bool {
-        if self.waits_for_memory {
+        if self.share.waits() {
             return true;
         }
-        if !self.held.is_too_much() {
-            self.overdraft = None;
+        if !self.share.is_too_much() {
             return false;
         }
-        // What is whole needs no leave.
+        // What is whole needs no overdraft.
         self.connection.spill();
-        if self.overdraft.is_some() {
+        if self.share.has_overdraft() {
             return false;
         }
-        self.waits_for_memory = true;
+        self.share.wait();
         self.shared.metrics.memory_waits.inc();
         let memory = Arc::clone(&self.shared.memory);
         self.events.push(Box::pin(async move { Event::Memory(memory.turn().await) }));
@@ -546,94 +410,6 @@ impl Session {
         true
     }
 
-    fn run_commands(&mut self, now: Instant) -> bool {
-        let mut progress = false;
-        while let Some(command) = self.connection.poll_command() {
-            progress = true;
-            match command {
-                Command::Connect => {
-                    let (upstream, addresses) = (Arc::clone(&self.shared.upstream), self.addresses);
-                    self.dialing = Some(Box::pin(async move { upstream.connect(Some(addresses)).await }));
-                }
-                Command::Opened(opened) => self.opened(&opened, now),
-                Command::Park { channel, transaction, named, batch } => {
-                    self.shared.metrics.messages_staged.inc_by(batch.messages().into());
-                    let bytes = self.gives_away(batch.bytes());
-                    self.begun.parked(transaction, named.as_deref());
-                    let reply = self.shared.store.park(self.origin(channel, transaction, named), batch);
-                    self.events.push(Box::pin(async move { Event::Parked(channel, transaction, bytes, reply.await) }));
-                }
-                Command::Commit { channel, transaction, named, batch, parked, wait } => {
-                    self.shared.metrics.messages_staged.inc_by(batch.messages().into());
-                    let (waiter, receiver) = wait.map(Waiter::pair).unzip();
-                    let origin = self.origin(channel, transaction, named);
-                    let bytes = self.gives_away(batch.bytes());
-                    let commit = Commit { origin, batch, parked, forwarded: waiter };
-                    let reply = self.shared.store.commit(commit);
-                    self.events.push(Box::pin(async move {
-                        let result = reply.await.map(|committing| matches!(committing, Committing::Now(_)));
-                        Event::Committed(channel, transaction, bytes, result)
-                    }));
-                    if let Some(receiver) = receiver {
-                        self.events
-                            .push(Box::pin(async move { Event::Forwarded(channel, transaction, receiver.await.ok()) }));
-                    }
-                }
-                Command::RollBack { channel, transaction, reason } => {
-                    self.begun.settled(transaction);
-                    let reply = self.shared.store.rollback(transaction, reason);
-                    self.events.push(Box::pin(async move { Event::RolledBack(channel, transaction, reply.await) }));
-                }
-                Command::Abandon { transaction } => {
-                    self.begun.settled(transaction);
-                    let reply = self.shared.store.abandon(transaction);
-                    self.events.push(Box::pin(async move { Event::Abandoned(transaction, reply.await) }));
-                }
-                Command::Decide { channel, ticket, decision, name } => {
-                    let owned =
-                        Owned { vhost: Arc::clone(&self.vhost), user: Arc::clone(&self.user), name: name.clone() };
-                    let reply = self.shared.store.decide(Target::Name(owned), decision, Actor::Control, None);
-                    self.events.push(Box::pin(async move { Event::Decided(channel, ticket, name, reply.await) }));
-                }
-                Command::Refused(why) => self.shared.metrics.refused(match why {
-                    Refusal::Protocol => Refused::Protocol,
-                    Refusal::Login => Refused::LoopbackUser,
-                    Refusal::Timeout => Refused::Timeout,
-                    Refusal::Draining => Refused::Draining,
-                }),
-                Command::NoSpareChannel => {
-                    tracing::warn!(
-                        connection = self.number,
-                        user = &*self.user,
-                        "RabbitMQ lets this user open no channel beside its own; half messages on ordinary channels are refused"
-                    );
-                    self.shared.without_spare_channel().insert(Arc::clone(&self.user));
-                }
-                Command::EndLeases => self.routing.change(),
-                Command::Began => self.begun.count(1),
-                Command::Ended(ended) => self.count(ended),
-                Command::Close => self.ending = Some(Ending::Flushed(now + LAST_WORDS_WITHIN)),
-                Command::Abort => self.ending = Some(Ending::Now),
-            }
-        }
-        progress
-    }
-
-    fn count(&mut self, ended: Ended) {
-        let outcome = match ended {
-            Ended::Committed(took) => {
-                self.shared.metrics.commit_seconds.observe(took);
-                Outcome::Committed
-            }
-            Ended::RolledBack => Outcome::RolledBack,
-            Ended::Refused => Outcome::Refused,
-            Ended::Failed => Outcome::Failed,
-            Ended::InDoubt => Outcome::InDoubt,
-        };
-        self.begun.count(-1);
-        self.shared.metrics.transaction(outcome);
-    }
-
     fn opened(&mut self, opened: &Opened, now: Instant) {
         tracing::info!(
             connection = self.number,
@@ -670,110 +446,5 @@ impl Session {
         }
         self.connection.handle_store_full(self.shared.store.is_full());
         self.watch_store();
-    }
-
-    /// Waits for the store to become full, or to have room again.
-    fn watch_store(&self) {
-        let mut fullness = self.shared.store.fullness();
-        let known = self.connection.knows_store_full();
-        self.events.push(Box::pin(async move {
-            let changed = fullness.wait_for(|full| *full != known).await.map(|full| *full);
-            match changed {
-                Ok(full) => Event::StoreFull(full),
-                // The store is closed, and the process about to end.
-                Err(_) => std::future::pending().await,
-            }
-        }));
-    }
-
-    fn origin(&self, channel: u16, id: TransactionId, named: Option<Arc<Named>>) -> Origin {
-        let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        // Neighbouring channels and neighbouring connections go different ways.
-        let number = (self.number.wrapping_add(channel.into()) % u64::from(self.lanes)) as u16;
-        // An odd factor: no two channels of a connection have the same, and those of others lie elsewhere.
-        let strand = self.first_strand.wrapping_add(u32::from(channel).wrapping_mul(0x9e37_79b1)) >> 1;
-        Origin {
-            id,
-            user: Arc::clone(&self.user),
-            lane: Lane::new(Arc::clone(&self.vhost), number),
-            strand: Strand(strand),
-            created_at: Timestamp(i64::try_from(since.as_millis()).unwrap_or(i64::MAX)),
-            named,
-        }
-    }
-}
-
-impl Side {
-    fn new(stream: Stream) -> Self {
-        Self { stream, input: BytesMut::new(), heartbeat: None, gone: false }
-    }
-
-    fn heard(&mut self, now: Instant) {
-        if let Some(heartbeat) = &mut self.heartbeat {
-            heartbeat.heard(now);
-        }
-    }
-
-    fn spoken(&mut self, now: Instant) {
-        if let Some(heartbeat) = &mut self.heartbeat {
-            heartbeat.spoken(now);
-        }
-    }
-
-    fn due(&self, now: Instant) -> Due {
-        self.heartbeat.as_ref().map_or(Due::Nothing, |heartbeat| heartbeat.due(now))
-    }
-
-    /// Reads what there is, behind the front of a frame that may be in `input` already, which grows to `bytes_max`.
-    fn poll_read(&mut self, cx: &mut Context<'_>, bytes_max: Option<usize>) -> Poll<io::Result<usize>> {
-        if let Some(max) = bytes_max {
-            // Whoever has not logged in gets memory of its own, as much as it sends: a shared buffer would be held by a
-            // single byte.
-            let room = max.saturating_sub(self.input.len()).min(LOGIN_READ_BYTES);
-            self.input.reserve(room);
-            let read = pin!(self.stream.read_buf(&mut (&mut self.input).limit(room))).poll(cx);
-            if read.is_pending() && self.input.is_empty() {
-                self.input = BytesMut::new();
-            }
-            return read;
-        }
-        let missing = match frame::split(&self.input, usize::MAX - frame::OVERHEAD_BYTES) {
-            Split::NeedBytes(total) => total.saturating_sub(self.input.len()),
-            Split::Frame(_) | Split::Malformed => 0,
-        };
-        // Memory is taken for what comes, not for what a frame header announces.
-        let room = missing.clamp(READ_BYTES, READ_BYTES.max(self.input.len()));
-        buffers::lend_input(&mut self.input, room);
-        let read = pin!(self.stream.read_buf(&mut self.input)).poll(cx);
-        if read.is_pending() {
-            buffers::reclaim_input(&mut self.input);
-        }
-        read
-    }
-
-    /// Writes as much of `output` as the socket takes, and takes it out of `output`.
-    fn poll_write_all(&mut self, cx: &mut Context<'_>, output: &mut Vec<u8>, now: Instant) -> bool {
-        let mut written = 0;
-        while written < output.len() && !self.gone {
-            match Pin::new(&mut self.stream).poll_write(cx, &output[written..]) {
-                Poll::Pending => break,
-                Poll::Ready(Ok(bytes @ 1..)) => written += bytes,
-                // The reading side learns of the end by itself; until then there is nobody to write to.
-                Poll::Ready(Ok(0) | Err(_)) => written = output.len(),
-            }
-        }
-        if self.gone {
-            written = output.len();
-        }
-        if written == 0 {
-            return false;
-        }
-        output.drain(..written);
-        self.spoken(now);
-        // TLS keeps what it encrypted until it is flushed; for TCP this is nothing.
-        if matches!(self.stream, Stream::Tls(_)) {
-            let _ = Pin::new(&mut self.stream).poll_flush(cx);
-        }
-        true
     }
 }

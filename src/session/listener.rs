@@ -2,8 +2,9 @@
 
 use super::Shared;
 use super::client;
+use super::entry::{Entry, Seats};
 use crate::metrics::Refused;
-use crate::places::{Leave, Place, Places, told_to};
+use crate::places::{Leave, Places, told_to};
 use crate::protocol::handshake::is_loopback;
 use crate::roster::Seated;
 use crate::store::system_clock;
@@ -16,7 +17,6 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::watch;
 use tokio_rustls::TlsStream;
 
 /// A pause after accept failed, for want of file descriptors say: trying again at once would burn a core.
@@ -31,60 +31,6 @@ pub struct Listener {
     /// Taken by those that have logged in.
     seats: Arc<Seats>,
     numbers: Arc<AtomicU64>,
-}
-
-/// Counts the clients that are there. The limit is not kept here, because it may change.
-#[derive(Debug, Default)]
-struct Seats(watch::Sender<usize>);
-
-/// One of them, until it is dropped.
-#[derive(Debug)]
-struct Seat(Arc<Seats>);
-
-/// A client's way in: a place among those who have not logged in, then a seat.
-#[derive(Debug)]
-pub(super) struct Entry {
-    place: Option<Place>,
-    seats: Arc<Seats>,
-    seat: Option<Seat>,
-}
-
-impl Entry {
-    /// Counts what the client said, as long as it has not logged in.
-    pub(super) fn heard(&self, bytes: usize) {
-        if let Some(place) = &self.place {
-            place.heard(bytes);
-        }
-    }
-
-    /// It has logged in, and takes a seat if fewer than `max` are taken.
-    pub(super) fn sit(&mut self, max: usize) -> bool {
-        self.place = None;
-        self.seat = self.seats.take(max);
-        self.seat.is_some()
-    }
-}
-
-impl Seats {
-    fn has_free(&self, max: usize) -> bool {
-        *self.0.borrow() < max
-    }
-
-    /// One more, if there are fewer than `max`.
-    fn take(self: &Arc<Self>, max: usize) -> Option<Seat> {
-        let is_free = self.0.send_if_modified(|taken| {
-            let is_free = *taken < max;
-            *taken += usize::from(is_free);
-            is_free
-        });
-        is_free.then(|| Seat(Arc::clone(self)))
-    }
-}
-
-impl Drop for Seat {
-    fn drop(&mut self) {
-        self.0.0.send_modify(|taken| *taken -= 1);
-    }
 }
 
 /// A connection that is counted until this is dropped, however its session ends.
@@ -135,13 +81,12 @@ impl Listener {
 
     /// Returns when every session has ended.
     pub async fn ended(&self) {
-        // Fails only without a sender, which is here.
-        let _ = self.sessions.0.subscribe().wait_for(|taken| *taken == 0).await;
+        self.sessions.all_free().await;
     }
 
     /// Sessions that have not ended.
     pub fn sessions(&self) -> usize {
-        *self.sessions.0.borrow()
+        self.sessions.taken()
     }
 
     fn admit(&self, tcp: TcpStream, peer: SocketAddr, places: &Places, tls: Option<Arc<ServerTls>>) {
@@ -153,7 +98,7 @@ impl Listener {
             return;
         }
         let (place, leave) = places.enter(peer.ip(), terms.handshakes);
-        let entry = Entry { place: Some(place), seats: Arc::clone(&self.seats), seat: None };
+        let entry = Entry::new(place, &self.seats);
         let session = self.sessions.take(usize::MAX);
         let number = self.numbers.fetch_add(1, Ordering::Relaxed) + 1;
         let shared = Arc::clone(&self.shared);

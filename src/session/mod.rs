@@ -4,9 +4,12 @@
 mod begun;
 mod buffers;
 mod client;
+mod entry;
 mod heartbeat;
 pub mod listener;
 mod routing;
+mod share;
+mod side;
 
 use self::routing::Routing;
 use crate::config::{self, Config, MessageSizeLimit};

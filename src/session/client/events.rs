@@ -1,0 +1,120 @@
+//! What a session hears of the store, the relay and the rest of the process.
+
+use super::{Ending, Session};
+use crate::memory::Overdraft;
+use crate::metrics::Refused;
+use crate::protocol::command::Ticket;
+use crate::store::{Forwarded, StoreError};
+use crate::tx::decision::Verdict;
+use crate::tx::id::TransactionId;
+use crate::tx::name::TransactionName;
+use futures_util::stream::StreamExt;
+use std::task::{Context, Poll};
+
+/// Answers of the store and the relay that are taken in one round.
+const EVENTS_MAX: usize = 256;
+
+/// An answer that was due, or word of the rest of the process.
+pub(super) enum Event {
+    /// With the bytes that were given to the store.
+    Parked(u16, TransactionId, usize, Result<(), StoreError>),
+    /// As well.
+    Committed(u16, TransactionId, usize, Result<bool, StoreError>),
+    Decided(u16, Ticket, TransactionName, Result<Verdict, StoreError>),
+    Forwarded(u16, TransactionId, Option<Forwarded>),
+    /// Rolled back or left in doubt.
+    RolledBack(u16, TransactionId, Result<(), StoreError>),
+    Abandoned(TransactionId, Result<(), StoreError>),
+    StoreFull(bool),
+    Drain,
+    /// An operator wants it gone.
+    Close(String),
+    /// There is memory again, or leave to go on without.
+    Memory(Option<Overdraft>),
+    /// That leave is over, unless it is made use of.
+    OverdraftTimed,
+    /// Its place among those who have not logged in is wanted for another.
+    TurnedAway,
+}
+
+impl Session {
+    pub(super) fn poll_events(&mut self, cx: &mut Context<'_>) -> bool {
+        let mut progress = false;
+        for _ in 0..EVENTS_MAX {
+            let Poll::Ready(Some(event)) = self.events.poll_next_unpin(cx) else { break };
+            progress = true;
+            match event {
+                Event::Parked(channel, id, bytes, result) => {
+                    self.share.answered(bytes);
+                    self.connection.handle_parked(channel, id, result);
+                }
+                Event::Committed(channel, id, bytes, result) => {
+                    self.share.answered(bytes);
+                    match &result {
+                        Ok(_) => self.begun.settled(id),
+                        Err(error) => {
+                            tracing::error!(connection = self.number, channel, transaction = %id, %error, "commit failed");
+                        }
+                    }
+                    self.connection.handle_committed(channel, id, result);
+                }
+                Event::Forwarded(channel, id, Some(forwarded)) => {
+                    self.connection.handle_forwarded(channel, id, forwarded);
+                }
+                Event::Forwarded(channel, id, None) => self.connection.handle_unforwarded(channel, id),
+                Event::Decided(channel, ticket, name, result) => {
+                    self.connection.handle_decided(channel, ticket, &name, result);
+                }
+                Event::RolledBack(channel, id, result) => {
+                    if let Err(error) = &result {
+                        tracing::warn!(connection = self.number, transaction = %id, %error, "the rollback was not kept");
+                    }
+                    self.connection.handle_rolled_back(channel, id, result);
+                }
+                Event::Abandoned(id, result) => {
+                    if let Err(error) = result {
+                        tracing::warn!(connection = self.number, transaction = %id, %error, "the end was not kept");
+                    }
+                }
+                Event::StoreFull(full) => {
+                    self.connection.handle_store_full(full);
+                    self.watch_store();
+                }
+                Event::Memory(overdraft) => {
+                    self.share.go_on(overdraft);
+                    self.time_overdraft();
+                }
+                Event::OverdraftTimed => {
+                    self.share.time_overdraft();
+                    self.time_overdraft();
+                }
+                Event::Drain => self.connection.drain(),
+                Event::Close(reason) => {
+                    tracing::info!(connection = self.number, peer = %self.addresses.source, ?reason, "an operator closes it");
+                    self.connection.close_because(&format!("closed by an operator: {reason}"));
+                }
+                // It may have logged in just when it was told.
+                Event::TurnedAway if self.opened => {}
+                Event::TurnedAway => {
+                    self.shared.metrics.refused(Refused::Handshakes);
+                    self.ending = Some(Ending::Now);
+                }
+            }
+        }
+        progress
+    }
+
+    /// Waits for the store to become full, or to have room again.
+    pub(super) fn watch_store(&self) {
+        let mut fullness = self.shared.store.fullness();
+        let known = self.connection.knows_store_full();
+        self.events.push(Box::pin(async move {
+            let changed = fullness.wait_for(|full| *full != known).await.map(|full| *full);
+            match changed {
+                Ok(full) => Event::StoreFull(full),
+                // The store is closed, and the process about to end.
+                Err(_) => std::future::pending().await,
+            }
+        }));
+    }
+}
