@@ -1,30 +1,37 @@
 //! One virtual host: a task, a connection to RabbitMQ, and the lanes on it.
 
+mod answers;
+mod lost;
+
+pub(super) use lost::Lost;
+
+use self::answers::{Answer, DELIVERED_WAIT, keep};
+use self::lost::End;
 use super::Settings;
 use super::channels::Channels;
-use super::lane::{DEAD_LETTERS_WAITING_MAX, Fault, Lane, Policy};
+use super::inbox::Inbox;
+use super::lane::{DEAD_LETTERS_WAITING_MAX, Lane, Policy};
 use super::login::{Connection, LoginError};
-use super::message::{Message, Source};
-use super::queue::{Budget, Next, Queue};
+use super::message::Message;
+use super::queue::{Next, Queue};
 use super::status::{Link, Refused, VhostStatus, add};
 use super::trial::{self, Verdict};
 use super::wire::{WRITE_BYTES, Wire};
 use crate::amqp::frame::{self, Frame};
 use crate::amqp::method::{self, Close, id};
 use crate::amqp::reply_code::ReplyCode;
-use crate::amqp::wire::{Malformed, Reader};
-use crate::store::{Committed, Cursor, DeadLetter, Pack, Sequence, Store, StoreError, Strand, system_clock};
-use crate::upstream::{ConnectError, Upstream};
+use crate::amqp::wire::Reader;
+use crate::store::{Sequence, Store};
+use crate::upstream::Upstream;
 use futures_util::future::BoxFuture;
 use futures_util::stream::{FuturesUnordered, StreamExt};
 use std::collections::BTreeMap;
-use std::io;
 use std::pin::pin;
-use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::atomic::{AtomicI64, Ordering};
+use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
-use tokio::sync::{Notify, watch};
+use tokio::sync::watch;
 use tokio::time::{sleep, sleep_until, timeout};
 
 /// Bytes of messages that a lane has at hand to send; more waits in its queue.
@@ -33,11 +40,6 @@ const UNSENT_BYTES: usize = 256 << 10;
 const PAGE_BYTES: usize = 512 << 10;
 /// The same of one client channel that waited beside its lane.
 const ASIDE_BYTES: usize = 64 << 10;
-/// Transactions that are reported to the store at once, and how long a few may wait for more.
-const DELIVERED_MAX: usize = 512;
-const DELIVERED_WAIT: Duration = Duration::from_millis(10);
-/// Before the store is asked again for what it could not do.
-const STORE_PAUSE: Duration = Duration::from_secs(1);
 /// A connection that held this long, or confirmed something, was no failure.
 const USEFUL_AFTER: Duration = Duration::from_secs(30);
 /// The timer is never set to less, should a lane's deadline have passed while it may not act.
@@ -47,73 +49,6 @@ const TIMER_MIN: Duration = Duration::from_millis(1);
 const COMPANY_WAIT: Duration = Duration::from_millis(1);
 /// How long RabbitMQ may take for a polite goodbye.
 pub(super) const GOODBYE_TIMEOUT: Duration = Duration::from_secs(1);
-
-/// Where the store's writer thread leaves what a virtual host's task takes.
-#[derive(Debug)]
-pub(super) struct Inbox {
-    queues: Mutex<BTreeMap<u16, Queue>>,
-    /// What an earlier process left beside the lanes.
-    asides: Mutex<Vec<Source>>,
-    /// Something came that is to be looked at now.
-    wake: Notify,
-    /// Something came that nobody waits for.
-    wake_soon: Notify,
-    budget: Arc<Budget>,
-    /// Whether nothing can be sent, as far as is known: there is no connection, though it was tried.
-    is_cut_off: AtomicBool,
-}
-
-impl Inbox {
-    pub(super) fn new(budget: Arc<Budget>) -> Self {
-        Self {
-            queues: Mutex::default(),
-            asides: Mutex::default(),
-            wake: Notify::new(),
-            wake_soon: Notify::new(),
-            budget,
-            is_cut_off: AtomicBool::new(false),
-        }
-    }
-
-    /// Makes a lane known, or what waits beside it, of which the store may hold transactions.
-    pub(super) fn add_lane(&self, lane: u16, aside: Option<Strand>) {
-        let source = aside.map(|strand| Source { lane, strand });
-        self.asides.lock().unwrap_or_else(PoisonError::into_inner).extend(source);
-        let sends_soon = !self.is_cut_off.load(Ordering::Relaxed);
-        self.queues().entry(lane).or_insert_with(|| Queue::new(Arc::clone(&self.budget), sends_soon));
-        self.wake.notify_one();
-    }
-
-    /// Takes new commits, in commit order.
-    pub(super) fn push(&self, transactions: impl Iterator<Item = Committed>) {
-        let mut queues = self.queues();
-        let is_cut_off = self.is_cut_off.load(Ordering::Relaxed);
-        let mut awaited = false;
-        for committed in transactions {
-            awaited |= committed.forwarded.is_some();
-            let queue = queues.entry(committed.lane.number);
-            queue.or_insert_with(|| Queue::new(Arc::clone(&self.budget), !is_cut_off)).push(committed);
-        }
-        drop(queues);
-        if awaited { self.wake.notify_one() } else { self.wake_soon.notify_one() }
-    }
-
-    /// There is no connection, or there is one again.
-    fn set_cut_off(&self, is_cut_off: bool) {
-        let mut queues = self.queues();
-        self.is_cut_off.store(is_cut_off, Ordering::Relaxed);
-        for queue in queues.values_mut() {
-            queue.set_sends_soon(!is_cut_off);
-            if is_cut_off {
-                queue.spill();
-            }
-        }
-    }
-
-    fn queues(&self) -> MutexGuard<'_, BTreeMap<u16, Queue>> {
-        self.queues.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
 
 /// What the tasks of all virtual hosts share.
 pub(super) struct Shared {
@@ -152,58 +87,6 @@ pub(super) struct Vhost {
     trial: Option<UnboundedSender<Vec<Message>>>,
     verdicts: UnboundedReceiver<(Message, Verdict)>,
     verdicts_sender: UnboundedSender<(Message, Verdict)>,
-}
-
-/// What the store said.
-enum Answer {
-    Page { lane: u16, packs: Result<Vec<Pack>, StoreError> },
-    AskForPageAgain { lane: u16 },
-    Aside { source: Source, after: Option<Cursor>, packs: Result<Vec<Pack>, StoreError> },
-    AskForAsideAgain { source: Source, after: Option<Cursor> },
-    Marked { source: Source, transactions: Vec<Sequence>, marked: Result<(), StoreError> },
-    DeadLetter { letter: DeadLetter, kept: Result<(), StoreError> },
-}
-
-/// How a connection ended that was left.
-enum End {
-    /// The relay drains, and everything that was in flight has its answer.
-    Drained,
-    /// There was nothing to send for a while.
-    Idle,
-}
-
-/// Why a connection ended.
-#[derive(Debug, thiserror::Error)]
-pub(super) enum Lost {
-    #[error(transparent)]
-    Connect(#[from] ConnectError),
-    #[error(transparent)]
-    Login(#[from] LoginError),
-    #[error("RabbitMQ closed the connection: {0} {1}")]
-    Closed(ReplyCode, String),
-    #[error("the connection broke: {0}")]
-    Io(#[from] io::Error),
-    #[error("RabbitMQ said goodbye")]
-    Goodbye,
-    #[error("RabbitMQ gives no sign of life")]
-    Silent,
-    #[error("RabbitMQ sent what can't be read")]
-    Malformed,
-    #[error(transparent)]
-    Lane(#[from] Fault),
-}
-
-impl Lost {
-    /// Whether a message that was in flight may be why. An operator's word and an account's limits are no message's fault.
-    pub(super) fn accuses(&self) -> bool {
-        matches!(self, Self::Closed(code, _) if ![ReplyCode::CONNECTION_FORCED, ReplyCode::NOT_ALLOWED].contains(code))
-    }
-}
-
-impl From<Malformed> for Lost {
-    fn from(Malformed: Malformed) -> Self {
-        Self::Malformed
-    }
 }
 
 impl Vhost {
@@ -576,119 +459,6 @@ impl Vhost {
         self.lane(channel).tried(message, verdict, Instant::now());
     }
 
-    /// Where the store keeps what waits of this source.
-    fn aside(&self, source: Source) -> crate::store::Lane {
-        crate::store::Lane { vhost: Arc::clone(&self.name), number: source.lane, aside: Some(source.strand) }
-    }
-
-    /// Has the store keep these beside their lane.
-    fn mark(&mut self, source: Source, transactions: Vec<Sequence>) {
-        let marked = self.shared.store.step_aside(&self.aside(source), transactions.clone());
-        self.questions.push(Box::pin(async move { Answer::Marked { source, transactions, marked: marked.await } }));
-    }
-
-    fn delivered_is_due(&self, now: Instant) -> bool {
-        self.delivered.len() >= DELIVERED_MAX || self.delivered_since.is_some_and(|since| now >= since + DELIVERED_WAIT)
-    }
-
-    /// If we crash before this: the transactions are sent again, as possible duplicates.
-    fn report_delivered(&mut self) {
-        self.delivered_since = None;
-        if !self.delivered.is_empty() {
-            self.shared.store.delivered(std::mem::take(&mut self.delivered));
-        }
-    }
-
-    fn hear(&mut self, answer: Answer) {
-        match answer {
-            Answer::Page { lane, packs: Ok(packs) } => {
-                if let Some(queue) = self.inbox.queues().get_mut(&lane) {
-                    queue.page(&packs, PAGE_BYTES);
-                }
-                let channel = self.channels.of(lane);
-                for (pack, possible_duplicate, decided) in self.dated(packs) {
-                    self.lane(channel).add_pack(lane, pack, possible_duplicate, decided);
-                }
-            }
-            Answer::Aside { source, after, packs: Ok(packs) } => {
-                let channel = self.channels.of(source.lane);
-                if self.lane(channel).page(source, after, Some(&packs), Instant::now()) {
-                    for (pack, possible_duplicate, decided) in self.dated(packs) {
-                        self.lane(channel).add_aside(source, pack, possible_duplicate, decided);
-                    }
-                }
-            }
-            Answer::Aside { source, after, packs: Err(error) } => {
-                tracing::error!(vhost = %self.name, lane = source.lane, %error, "the store gives no page; it is asked again");
-                self.questions.push(Box::pin(async move {
-                    sleep(STORE_PAUSE).await;
-                    Answer::AskForAsideAgain { source, after }
-                }));
-            }
-            Answer::AskForAsideAgain { source, after } => {
-                let channel = self.channels.of(source.lane);
-                self.lane(channel).page(source, after, None, Instant::now());
-            }
-            Answer::Marked { source, transactions, marked: Err(error @ (StoreError::Full(_) | StoreError::Io(_))) } => {
-                tracing::error!(vhost = %self.name, %error, "the store does not keep what waits beside its lane; it is asked again");
-                let (store, aside) = (Arc::clone(&self.shared.store), self.aside(source));
-                self.questions.push(Box::pin(async move {
-                    sleep(STORE_PAUSE).await;
-                    let marked = store.step_aside(&aside, transactions.clone()).await;
-                    Answer::Marked { source, transactions, marked }
-                }));
-            }
-            Answer::Marked { marked: Err(StoreError::Closed), .. } => {}
-            Answer::Marked { source, .. } => {
-                let channel = self.channels.of(source.lane);
-                self.lane(channel).marked(source, Instant::now());
-            }
-            Answer::Page { lane, packs: Err(error) } => {
-                tracing::error!(vhost = %self.name, lane, %error, "the store gives no page; it is asked again");
-                self.questions.push(Box::pin(async move {
-                    sleep(STORE_PAUSE).await;
-                    Answer::AskForPageAgain { lane }
-                }));
-            }
-            Answer::AskForPageAgain { lane } => {
-                if let Some(queue) = self.inbox.queues().get_mut(&lane) {
-                    queue.page_failed();
-                }
-            }
-            Answer::DeadLetter { letter, kept: Err(error @ (StoreError::Full(_) | StoreError::Io(_))) } => {
-                tracing::error!(vhost = %self.name, %error, "the store does not keep a dead letter; it is asked again");
-                let store = Arc::clone(&self.shared.store);
-                self.questions.push(Box::pin(async move {
-                    sleep(STORE_PAUSE).await;
-                    keep(store, letter).await
-                }));
-            }
-            // A store that is closed has the message as undelivered still; one that does not know it can't be helped.
-            Answer::DeadLetter { kept: Err(StoreError::Closed), .. } => {}
-            Answer::DeadLetter { letter, kept } => {
-                self.letters_waiting -= 1;
-                if let Err(error) = kept {
-                    tracing::error!(vhost = %self.name, %error, "the store does not know the transaction of a dead letter");
-                }
-                if let Some(lane) = self.lanes.values_mut().find(|lane| lane.holds(letter.sequence)) {
-                    lane.dead_letter_kept(letter.sequence, Instant::now());
-                }
-            }
-        }
-    }
-
-    /// Packs, whether an earlier process may have sent them, and when they were decided.
-    fn dated(&self, packs: Vec<Pack>) -> impl Iterator<Item = (Pack, bool, Instant)> + use<> {
-        let first_own = Sequence(self.shared.first_own.load(Ordering::Relaxed));
-        let (now, clock) = (Instant::now(), system_clock());
-        packs.into_iter().map(move |pack| {
-            let possible_duplicate = pack.sequence < first_own;
-            let age = pack.decided_at.map_or(0, |at| clock.0.saturating_sub(at.0).max(0)).unsigned_abs();
-            let decided = now.checked_sub(Duration::from_millis(age)).unwrap_or(now);
-            (pack, possible_duplicate, decided)
-        })
-    }
-
     fn deadline(&self, wire: &Wire) -> Instant {
         let lanes = self.lanes.values().filter_map(Lane::deadline);
         let delivered = self.delivered_since.map(|since| since + DELIVERED_WAIT);
@@ -774,12 +544,6 @@ impl Vhost {
         };
         timeout(GOODBYE_TIMEOUT, goodbye).await.unwrap_or(Ok(()))
     }
-}
-
-/// Asks the store to keep a dead letter.
-async fn keep(store: Arc<dyn Store>, letter: DeadLetter) -> Answer {
-    let kept = store.dead_letter(letter.clone()).await;
-    Answer::DeadLetter { letter, kept }
 }
 
 impl Settings {

@@ -13,34 +13,33 @@
 //! - *connection error*: the same, for what was in flight on all lanes.
 //! - *lost connection, or no confirm in time*: everything unconfirmed is sent again in order.
 
+mod answered;
+mod incoming;
+mod stuck;
+
 use super::aside::Aside;
-use super::forward;
-use super::message::{Message, Source, Stretch, Transaction};
+use super::message::{Message, Stretch, Transaction};
 use super::outgoing::{Closed, Heard, Outgoing};
-use super::status::{Refused, VhostStatus, add};
+use super::status::{VhostStatus, add};
 use super::trial::Verdict;
 use crate::amqp::frame::Frame;
 use crate::amqp::reply_code::ReplyCode;
 use crate::amqp::wire::Malformed;
-use crate::store::{Committed, Cursor, DeadLetter, Forwarded, Pack, ReturnedMessage, Sequence, Stored, Waiter};
+use crate::store::{DeadLetter, ReturnedMessage, Sequence, Stored, Waiter};
 use crate::tx::batch;
-use crate::tx::id::{MessageId, Timestamp, TransactionId};
+use crate::tx::id::MessageId;
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant};
 
-/// How far a doubled confirm timeout grows.
 /// Why a message is not sent that is not the one that was kept.
 const DAMAGED: &str = "INTERNAL_ERROR - damaged in the store: not sent, and it can't be tried again";
+/// How far a doubled confirm timeout grows.
 const CONFIRM_TIMEOUT_MAX: Duration = Duration::from_secs(600);
 /// How long RabbitMQ may take to close a channel before the connection counts as sick.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(10);
 /// Bytes of messages that may be unconfirmed in a lane, whatever their number; a single message may be larger.
 const IN_FLIGHT_BYTES_MAX: usize = 4 << 20;
-/// How long the messages of a client channel are tried first, from the last one on that was guilty.
-const PROBATION: Duration = Duration::from_secs(60);
-/// Transactions of which nobody has heard whose returned messages are kept for a moment.
-const UNHEARD_MAX: usize = 16;
 /// Dead letters that may wait for the store before more is sent.
 pub(super) const DEAD_LETTERS_WAITING_MAX: usize = 1000;
 
@@ -152,88 +151,6 @@ impl Lane {
         self.policy = policy;
     }
 
-    /// Takes a transaction that never left this process. Sequences rise.
-    pub(super) fn add_committed(&mut self, committed: Committed) {
-        let Committed { sequence, id, decided, messages, forwarded: waiter, lane, strand } = committed;
-        let source = Source { lane: lane.number, strand };
-        if self.aside.contains(source) {
-            return self.aside.leave(source, sequence, waiter);
-        }
-        let messages = messages.expect("a transaction without its messages is read from the store");
-        self.begin(sequence, id, source, decided, waiter);
-        let (possible_duplicate, damaged, nacks) = (false, false, 0);
-        let (next_index, last) = (0, true);
-        self.add_stretch(Stretch { sequence, source, next_index, last, messages, damaged, possible_duplicate, nacks });
-    }
-
-    /// Takes a part of a transaction of this lane of the store's that was decided at `decided`, read from the store.
-    pub(super) fn add_pack(&mut self, lane: u16, pack: Pack, possible_duplicate: bool, decided: Instant) {
-        let source = Source { lane, strand: pack.strand };
-        if !self.aside.contains(source) {
-            self.take_pack(source, pack, possible_duplicate, decided);
-        } else if pack.number == 0 {
-            self.aside.leave(source, pack.sequence, None);
-        }
-    }
-
-    fn take_pack(&mut self, source: Source, pack: Pack, possible_duplicate: bool, decided: Instant) {
-        let Pack { sequence, id, number, first_index, last, retried, messages, .. } = pack;
-        let forgotten = self.aside.forgotten(source, sequence);
-        let possible_duplicate = possible_duplicate || retried || forgotten.is_some();
-        if number == 0 && !self.transactions.contains_key(&sequence) {
-            let waiter = self.aside.take_waiter(source, sequence);
-            self.begin(sequence, id, source, decided, waiter);
-        }
-        let (messages, damaged) = match messages {
-            Stored::Sound(messages) => (messages, false),
-            Stored::Damaged(messages) => (messages, true),
-        };
-        // What comes behind a last pack, from a store that miscounts, is passed over; so is what came before.
-        if let Some(transaction) = self.transactions.get_mut(&sequence).filter(|it| it.next_pack == number) {
-            transaction.next_pack += 1;
-            let (next_index, nacks) = (first_index, forgotten.unwrap_or(0));
-            let mut stretch =
-                Stretch { sequence, source, next_index, last, messages, damaged, possible_duplicate, nacks };
-            stretch.skip_to(transaction.cut_to);
-            if damaged && !stretch.messages.is_empty() {
-                self.tell_of_damage(id);
-            }
-            self.aside.given(source);
-            self.add_stretch(stretch);
-        }
-    }
-
-    /// An earlier process left something of this source beside the lane.
-    pub(super) fn found_aside(&mut self, source: Source, now: Instant) {
-        self.aside.found(source, now);
-    }
-
-    /// What the store is to be asked for, of what waits beside the lane.
-    pub(super) fn next_page(&mut self) -> Option<(Source, Option<Cursor>)> {
-        self.aside.next_page()
-    }
-
-    /// The store has answered, or failed to. Says whether the lane is to be given the packs with [`Lane::add_aside`].
-    pub(super) fn page(&mut self, source: Source, after: Option<Cursor>, packs: Option<&[Pack]>, now: Instant) -> bool {
-        let cursor = |pack: &Pack| Cursor { sequence: pack.sequence, pack: pack.number };
-        self.aside.page(source, after, packs.map(|packs| packs.last().map(cursor)), now)
-    }
-
-    /// As [`Lane::add_pack`], of what waited beside the lane.
-    pub(super) fn add_aside(&mut self, source: Source, pack: Pack, possible_duplicate: bool, decided: Instant) {
-        self.take_pack(source, pack, possible_duplicate, decided);
-    }
-
-    /// What the store is to keep beside the lane; each is answered with [`Lane::marked`].
-    pub(super) fn next_marks(&mut self) -> Option<(Source, Vec<Sequence>)> {
-        self.aside.next_marks()
-    }
-
-    /// The store keeps it there.
-    pub(super) fn marked(&mut self, source: Source, now: Instant) {
-        self.aside.marked(source, now);
-    }
-
     /// Whether RabbitMQ confirms nothing of what it has.
     pub(super) fn is_stalled(&self) -> bool {
         self.stalled
@@ -249,49 +166,6 @@ impl Lane {
     /// Whether it takes more: see [`Lane::unsent_bytes`] too.
     pub(super) fn has_room(&self) -> bool {
         self.aside.has_room()
-    }
-
-    /// Someone waits for a transaction that was read from the store.
-    pub(super) fn attach(&mut self, sequence: Sequence, source: Source, waiter: Waiter) {
-        match self.transactions.get_mut(&sequence) {
-            Some(transaction) => transaction.waiter = Some(waiter),
-            None if self.aside.contains(source) => self.aside.wait(source, sequence, Some(waiter)),
-            // It was read from the store, and confirmed, before the commit was heard of.
-            None => {
-                let place = self.unheard.iter().position(|(unheard, _)| *unheard == sequence);
-                let returned = place.and_then(|place| self.unheard.remove(place)).map(|(_, returned)| returned);
-                waiter.tell(Forwarded { returned: returned.unwrap_or_default() });
-            }
-        }
-    }
-
-    fn begin(
-        &mut self,
-        sequence: Sequence,
-        id: TransactionId,
-        source: Source,
-        decided: Instant,
-        waiter: Option<Waiter>,
-    ) {
-        let waiter = if self.stalled { waiter.and_then(Waiter::if_mandatory) } else { waiter };
-        let transaction = Transaction {
-            id,
-            source,
-            decided,
-            waiter,
-            unanswered: 0,
-            burying: 0,
-            cut_to: 0,
-            cut: false,
-            next_pack: 0,
-            returned: Vec::new(),
-        };
-        self.transactions.insert(sequence, transaction);
-    }
-
-    fn add_stretch(&mut self, stretch: Stretch) {
-        self.unsent_bytes += stretch.messages.len();
-        self.unsent.push_back(stretch);
     }
 
     /// Bytes that it holds and did not send yet.
@@ -518,181 +392,6 @@ impl Lane {
                 self.aside.acquit(source);
             }
         }
-        self.settle(source, now);
-    }
-
-    /// A message of this source made RabbitMQ close its channel, or its connection: the next ones are tried first.
-    fn convict(&mut self, source: Source, now: Instant) {
-        self.step_aside(source);
-        self.aside.convict(source, now + PROBATION);
-    }
-
-    /// RabbitMQ did not take a message: it goes again, beside the lane; or it has gone too often.
-    fn nacked(&mut self, message: Message, now: Instant) {
-        let message = Message { nacks: message.nacks + 1, possible_duplicate: true, returned: None, ..message };
-        let (nacks, source) = (message.nacks, message.source);
-        let Some(pause) = self.policy.nack_pause(nacks) else {
-            let code = ReplyCode::PRECONDITION_FAILED;
-            let text = format!("RabbitMQ nacked it {nacks} times: a queue that it goes to is full, or fails");
-            return self.bury(message, code, code.text(&text));
-        };
-        if !self.aside.contains(source) || nacks > 1 {
-            let (exchange, routing_key) = message.destination();
-            tracing::warn!(message = %message.id, exchange, routing_key, nacks, ?pause, "RabbitMQ nacks a committed message; it is sent again, and its channel's messages wait");
-        }
-        self.step_aside(source);
-        self.aside.put_back(message, Some(now + pause));
-    }
-
-    /// What was not sent of a source is left to the store, and what it has in flight is awaited.
-    fn step_aside(&mut self, source: Source) {
-        if !self.aside.flows(source) {
-            return;
-        }
-        let again: Vec<_> =
-            self.again.iter().filter(|(_, message)| message.source == source).map(|(place, _)| *place).collect();
-        let (mut held, mut unsent, mut waiters) = (Vec::new(), None, Vec::new());
-        self.transactions.retain(|sequence, transaction| {
-            if transaction.source != source {
-                return true;
-            }
-            held.push(*sequence);
-            if !transaction.cut {
-                unsent.get_or_insert(*sequence);
-                transaction.next_pack = 0;
-            }
-            // Nobody waits for what may take long.
-            transaction.waiter = transaction.waiter.take().and_then(Waiter::if_mandatory);
-            let begun = transaction.cut || transaction.cut_to > 0;
-            if !begun {
-                waiters.extend(transaction.waiter.take().map(|waiter| (*sequence, waiter)));
-            }
-            begun
-        });
-        self.unsent.retain(|stretch| stretch.source != source);
-        self.unsent_bytes = self.unsent.iter().map(|stretch| stretch.messages.len()).sum();
-        let in_flight = self.outgoing.iter().filter(|message| message.source == source).count();
-        self.aside.step(source, in_flight, held, unsent);
-        for message in again.iter().filter_map(|place| self.again.remove(place)) {
-            self.aside.put_back(message, None);
-        }
-        for (sequence, waiter) in waiters {
-            self.aside.wait(source, sequence, Some(waiter));
-        }
-    }
-
-    /// Looks what a source waits for now. What memory has no room for is forgotten, but not while something is under way
-    /// that would be counted to it when it is here again.
-    fn settle(&mut self, source: Source, now: Instant) {
-        if !self.aside.contains(source) {
-            return;
-        }
-        if self.aside.is_too_much(source) {
-            let of_source = self.transactions.iter().filter(|(_, transaction)| transaction.source == source);
-            let last = of_source.clone().next_back().map(|(sequence, _)| *sequence);
-            if let Some(last) = last
-                && of_source.clone().all(|(_, transaction)| transaction.burying == 0)
-            {
-                self.transactions.retain(|_, transaction| transaction.source != source);
-                self.aside.forget(source, last);
-            }
-        }
-        self.aside.settle(source, now);
-    }
-
-    /// What RabbitMQ nacked and has not taken since: how many messages, and the first.
-    pub(super) fn refused(&self) -> Option<Refused> {
-        self.aside.refused()
-    }
-
-    /// RabbitMQ has confirmed a message; perhaps it gave it back before.
-    fn answered(&mut self, mut message: Message, now: Instant) {
-        if let Some(returned) = message.returned.take() {
-            let half = message.parse();
-            let mandatory = forward::is_mandatory(half);
-            let transaction = self.transactions.get_mut(&message.sequence);
-            let heard = transaction.as_ref().is_some_and(|it| it.waiter.as_ref().is_some_and(|it| !it.is_closed()));
-            if mandatory && let Some(transaction) = transaction {
-                let body = message.bytes.slice(message.bytes.len() - half.body.len()..);
-                let back = forward::for_publisher(&returned, half, body);
-                transaction.returned.push((message.id.index, back));
-                add(&self.status.counters.returned, 1);
-            } else {
-                add(&self.status.counters.unroutable, 1);
-            }
-            // Where nobody hears that it came back, it is kept like any other that reaches no queue.
-            if self.policy.keep_unroutable && !(mandatory && heard) {
-                let (code, text) = returned.reason();
-                return self.bury(message, code, text);
-            }
-        }
-        self.message_done(message.sequence, now);
-    }
-
-    fn message_done(&mut self, sequence: Sequence, now: Instant) {
-        if let Some(transaction) = self.transactions.get_mut(&sequence) {
-            transaction.unanswered -= 1;
-            transaction.waiter.as_ref().map(Waiter::answered);
-            self.finish_if_done(sequence, now);
-        }
-    }
-
-    fn finish_if_done(&mut self, sequence: Sequence, now: Instant) {
-        let done = |transaction: &Transaction| transaction.cut && transaction.unanswered == 0;
-        if self.transactions.get(&sequence).is_some_and(done)
-            && let Some(mut transaction) = self.transactions.remove(&sequence)
-        {
-            self.delivered.push(sequence);
-            self.status.forwarded.observe(now.saturating_duration_since(transaction.decided));
-            transaction.returned.sort_unstable_by_key(|(index, _)| *index);
-            let returned: Vec<_> = transaction.returned.into_iter().map(|(_, message)| message).collect();
-            if let Some(waiter) = transaction.waiter {
-                waiter.tell(Forwarded { returned });
-            } else if !returned.is_empty() {
-                self.unheard.truncate(UNHEARD_MAX - 1);
-                self.unheard.push_front((sequence, returned));
-            }
-        }
-    }
-
-    /// Makes a message that RabbitMQ can't take a dead letter.
-    fn bury(&mut self, message: Message, code: ReplyCode, reply_text: String) {
-        tracing::warn!(message = %message.id, code = code.0, reason = %reply_text, "RabbitMQ can't take a committed message; it becomes a dead letter");
-        self.keep_letter(message.sequence, message.id.index, Stored::Sound(message.bytes), code, reply_text);
-    }
-
-    fn tell_of_damage(&self, transaction: TransactionId) {
-        tracing::error!(%transaction, "the store gave other bytes than it was given; they become dead letters");
-        add(&self.status.counters.unreadable, 1);
-    }
-
-    fn keep_letter(&mut self, sequence: Sequence, index: u32, message: Stored, code: ReplyCode, reply_text: String) {
-        add(&self.status.counters.dead_lettered, 1);
-        if let Some(transaction) = self.transactions.get_mut(&sequence) {
-            transaction.burying += 1;
-        }
-        let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-        self.dead_letters.push(DeadLetter {
-            sequence,
-            index,
-            message,
-            reply_code: code.0,
-            reply_text,
-            since: Timestamp(i64::try_from(since.as_millis()).unwrap_or(i64::MAX)),
-        });
-    }
-
-    /// The caller has given these to the store.
-    pub(super) fn take_dead_letters(&mut self) -> Vec<DeadLetter> {
-        std::mem::take(&mut self.dead_letters)
-    }
-
-    /// The store keeps a dead letter of this transaction.
-    pub(super) fn dead_letter_kept(&mut self, sequence: Sequence, now: Instant) {
-        let Some(transaction) = self.transactions.get_mut(&sequence) else { return };
-        transaction.burying -= 1;
-        let source = transaction.source;
-        self.message_done(sequence, now);
         self.settle(source, now);
     }
 

@@ -11,6 +11,7 @@ mod backoff;
 mod channels;
 mod connection;
 mod forward;
+mod inbox;
 mod lane;
 mod login;
 mod message;
@@ -28,7 +29,8 @@ pub use status::{Link, Refused, RelayStatus, VhostSnapshot};
 
 use crate::store::{Committed, Outlet, Store, StoreError};
 use crate::upstream::Upstream;
-use connection::{Inbox, Shared, Vhost};
+use connection::{Shared, Vhost};
+use inbox::Inbox;
 use queue::Budget;
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicI64, Ordering};

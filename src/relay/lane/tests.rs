@@ -2,6 +2,8 @@
 
 mod aside;
 mod damage;
+mod refusals;
+mod returns;
 
 use super::*;
 use crate::amqp::frame::{self, Split, kind, split};
@@ -11,10 +13,13 @@ use crate::amqp::properties::{Properties, copy_entries};
 use crate::amqp::table;
 use crate::amqp::wire::Write;
 use crate::histogram::{Histogram, LATENCIES};
+use crate::relay::forward;
+use crate::relay::message::Source;
 use crate::relay::status::Counters;
 use crate::relay::trial::tests::{Answer, Court};
-use crate::store::{Lane as LaneName, Strand, Wait};
+use crate::store::{Committed, Cursor, Forwarded, Lane as LaneName, Pack, Strand, Wait};
 use crate::tx::batch::{Batch, HalfMessage};
+use crate::tx::id::TransactionId;
 use bytes::Bytes;
 use proptest::prelude::*;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -376,151 +381,6 @@ fn how_long_forwarding_takes_is_counted_from_the_decision_to_the_last_answer() {
 }
 
 #[test]
-fn what_is_nacked_goes_again_alone_and_with_pauses_once_the_rest_is_answered() {
-    let mut rabbit = Rabbit::new(policy(4, false));
-    rabbit.commit(1, 6);
-    assert_eq!(rabbit.got().len(), 4);
-    rabbit.nack(1);
-    rabbit.ack(2);
-    rabbit.nack(3);
-    assert_eq!(rabbit.got(), [], "the fourth has no answer yet");
-    rabbit.ack(4);
-    assert_eq!(rabbit.got(), [], "the pause is not over");
-    rabbit.wait(NACK_PAUSES[0]);
-    assert_eq!(rabbit.got(), [(1, 0, true)]);
-    rabbit.nack(5);
-    rabbit.wait(NACK_PAUSES[0]);
-    assert_eq!(rabbit.got(), [], "the pause has grown");
-    assert!(rabbit.lane.deadline().is_some_and(|deadline| deadline <= rabbit.now + NACK_PAUSES[1]));
-    let refused = rabbit.lane.refused().unwrap();
-    assert_eq!((refused.messages, refused.nacks, refused.routing_key.as_str()), (2, 2, "key-0"));
-    rabbit.wait(NACK_PAUSES[1]);
-    assert_eq!(rabbit.got(), [(1, 0, true)]);
-    rabbit.ack(6);
-    assert_eq!(rabbit.got(), [(1, 2, true)]);
-    rabbit.ack(7);
-    assert_eq!(rabbit.got(), [], "the rest is in the store");
-    rabbit.ask_store();
-    assert_eq!(rabbit.got(), [(1, 4, false), (1, 5, false)]);
-    rabbit.ack_all();
-    assert_eq!(rabbit.delivered(), [1]);
-    assert_eq!(rabbit.count(|it| &it.nacked), 3);
-    assert_eq!(rabbit.lane.refused(), None);
-}
-
-#[test]
-fn what_is_nacked_too_often_becomes_a_dead_letter_and_the_rest_goes_on() {
-    let mut rabbit = Rabbit::new(policy(100, false));
-    rabbit.commit(1, 2);
-    rabbit.read();
-    rabbit.nack(1);
-    rabbit.ack(2);
-    assert_eq!(rabbit.got(), []);
-    rabbit.wait(NACK_PAUSES[0]);
-    assert_eq!(rabbit.got(), [(1, 0, true)]);
-    rabbit.nack(3);
-    // A lost connection takes no nack back.
-    rabbit.disconnect();
-    rabbit.connect();
-    rabbit.wait(NACK_PAUSES[1]);
-    rabbit.read();
-    rabbit.nack(1);
-    let letters = rabbit.lane.take_dead_letters();
-    assert_eq!((letters.len(), letters[0].reply_code), (1, 406));
-    assert!(letters[0].reply_text.starts_with("PRECONDITION_FAILED - RabbitMQ nacked it 3 times"), "{letters:?}");
-    rabbit.lane.dead_letter_kept(Sequence(1), rabbit.now);
-    assert_eq!(rabbit.delivered(), [1]);
-    rabbit.commit(2, 3);
-    assert_eq!(rabbit.got().len(), 3, "pipelined again");
-}
-
-#[test]
-fn the_message_that_closes_the_channel_is_looked_for_elsewhere_and_the_rest_goes_on() {
-    let mut rabbit = Rabbit::new(policy(100, false));
-    rabbit.commit_from(7, 1, 2, false);
-    rabbit.commit_from(8, 2, 2, false);
-    rabbit.read();
-    rabbit.ack(1);
-    rabbit.refuse();
-    assert_eq!(rabbit.read(), (vec![id::CHANNEL_CLOSE_OK, id::CHANNEL_OPEN, id::CONFIRM_SELECT], Vec::new()));
-    // Others have nothing to do with it; those who had something in flight wait.
-    rabbit.commit_from(9, 3, 1, false);
-    rabbit.commit_from(8, 4, 1, false);
-    assert_eq!(rabbit.got(), [(3, 0, false)]);
-    rabbit.ack_all();
-    assert_eq!(rabbit.delivered(), [3]);
-    let poison = |id: MessageId| match (id.transaction == transaction_id(2), id.index) {
-        (true, 0) => Answer::CloseChannel,
-        _ => Answer::Ack,
-    };
-    // What the guilty channel has committed since is tried as well.
-    assert_eq!(rabbit.try_suspects(poison), [(1, 1), (2, 0), (2, 0), (2, 1), (4, 0)]);
-    assert_eq!(rabbit.delivered(), [1, 4]);
-    assert_eq!(rabbit.dead_letters(), [(2, 0, 404)]);
-    rabbit.lane.dead_letter_kept(Sequence(2), rabbit.now);
-    assert_eq!(rabbit.delivered(), [2]);
-    // The innocent goes with the others again, the guilty is tried for a while.
-    rabbit.commit_from(7, 5, 1, false);
-    assert_eq!(rabbit.got(), [(5, 0, false)]);
-    rabbit.ack_all();
-    rabbit.commit_from(8, 6, 1, false);
-    rabbit.ask_store();
-    assert_eq!(rabbit.got(), []);
-    assert_eq!(rabbit.try_suspects(poison), [(6, 0)]);
-    rabbit.wait(PROBATION);
-    rabbit.commit_from(8, 7, 1, false);
-    rabbit.ask_store();
-    assert_eq!(rabbit.got(), [(7, 0, false)]);
-    rabbit.ack_all();
-    assert_eq!(rabbit.delivered(), [5, 6, 7]);
-    assert!(rabbit.lane.is_empty());
-}
-
-#[test]
-fn of_a_connection_that_rabbitmq_closes_all_that_was_in_flight_is_tried() {
-    let mut rabbit = Rabbit::new(policy(100, false));
-    rabbit.commit_from(7, 1, 1, false);
-    rabbit.commit_from(8, 2, 1, false);
-    rabbit.read();
-    rabbit.lane.disconnected(true, rabbit.now);
-    rabbit.out.clear();
-    rabbit.tag = 0;
-    rabbit.connect();
-    rabbit.commit_from(9, 3, 1, false);
-    let (_, got) = rabbit.read();
-    assert_eq!(got.iter().map(sequence_of).collect::<Vec<_>>(), [3]);
-    let poison = |id: MessageId| match id.transaction == transaction_id(1) {
-        true => Answer::CloseConnection,
-        false => Answer::Ack,
-    };
-    assert_eq!(rabbit.try_suspects(poison), [(1, 0), (1, 0), (2, 0)]);
-    assert_eq!(rabbit.dead_letters(), [(1, 0, 541)]);
-}
-
-#[test]
-fn a_lonely_message_that_closes_the_channel_needs_no_second_look() {
-    let mut rabbit = Rabbit::new(policy(100, false));
-    rabbit.commit(1, 1);
-    rabbit.read();
-    rabbit.refuse();
-    assert_eq!(rabbit.dead_letters(), [(1, 0, 404)]);
-}
-
-#[test]
-fn a_close_that_no_publish_caused_is_not_held_against_a_message() {
-    let mut rabbit = Rabbit::new(policy(100, false));
-    rabbit.commit(1, 1);
-    rabbit.read();
-    let close = Close { code: ReplyCode::PRECONDITION_FAILED, text: b"", method: (85, 10) };
-    assert!(matches!(rabbit.send(|out| close.write(out, CHANNEL)), Err(Fault::Channel(..))));
-    rabbit.disconnect();
-    rabbit.connect();
-    let (_, got) = rabbit.read();
-    assert!(got.len() == 1 && got[0].possible_duplicate);
-    assert_eq!(rabbit.dead_letters(), []);
-}
-
-#[test]
 fn after_a_lost_connection_what_is_unconfirmed_goes_first_and_marked() {
     let mut rabbit = Rabbit::new(policy(3, false));
     rabbit.commit(1, 5);
@@ -596,72 +456,6 @@ fn while_rabbitmq_is_blocked_no_confirm_is_owed() {
     }
     rabbit.now += CLOSE_TIMEOUT;
     assert!(matches!(rabbit.lane.handle_timeout(&mut rabbit.out, rabbit.now), Err(Fault::NoCloseOk)));
-}
-
-#[test]
-fn mandatory_messages_go_back_to_who_waits_in_publish_order() {
-    let mut rabbit = Rabbit::new(policy(100, true));
-    rabbit.commit_with(1, 3, true);
-    let (_, got) = rabbit.read();
-    rabbit.give_back(&got[0]);
-    rabbit.give_back(&got[2]);
-    rabbit.ack(3);
-    rabbit.settle(id::BASIC_ACK, 2, true);
-    let forwarded = rabbit.receivers.get_mut(&1).unwrap().try_recv().unwrap();
-    let keys: Vec<_> = forwarded.returned.iter().map(|message| Return::parse(&message.arguments).unwrap()).collect();
-    assert_eq!(keys.iter().map(|it| it.routing_key).collect::<Vec<_>>(), [b"key-0", b"key-2"]);
-    assert_eq!((&forwarded.returned[0].header[..], &forwarded.returned[0].body[..]), (&empty(4)[..], &b"body"[..]));
-    assert_eq!(rabbit.dead_letters(), []);
-    assert_eq!((rabbit.count(|it| &it.returned), rabbit.count(|it| &it.unroutable)), (2, 0));
-}
-
-#[test]
-fn what_came_back_before_the_commit_was_heard_of_is_told_then() {
-    let mut rabbit = Rabbit::new(policy(100, false));
-    let count = UNHEARD_MAX as i64 + 1;
-    for sequence in 1..=count {
-        let messages = Stored::Sound(messages(1, true));
-        rabbit.lane.add_pack(LANE, Pack { messages, ..pack(sequence, 0, 1, true) }, true, rabbit.now);
-    }
-    let (_, got) = rabbit.read();
-    got.iter().for_each(|message| rabbit.give_back(message));
-    rabbit.ack_all();
-    let returned = |rabbit: &mut Rabbit, sequence| {
-        let (sender, mut receiver) = Waiter::pair(Wait::new(true));
-        rabbit.lane.attach(Sequence(sequence), source(0), sender);
-        receiver.try_recv().unwrap().returned.len()
-    };
-    assert_eq!([count, count, 2, 1].map(|sequence| returned(&mut rabbit, sequence)), [1, 0, 1, 0]);
-}
-
-#[test]
-fn a_message_that_reaches_no_queue_is_dropped_or_kept() {
-    for keep in [false, true] {
-        let mut rabbit = Rabbit::new(policy(100, keep));
-        rabbit.commit(1, 2);
-        let (_, got) = rabbit.read();
-        rabbit.give_back(&got[1]);
-        rabbit.ack_all();
-        assert_eq!(rabbit.count(|it| &it.unroutable), 1);
-        if keep {
-            assert!(rabbit.delivered().is_empty());
-            assert_eq!(rabbit.dead_letters(), [(1, 1, 312)]);
-            rabbit.lane.dead_letter_kept(Sequence(1), rabbit.now);
-        }
-        assert_eq!(rabbit.delivered(), [1]);
-        assert_eq!(rabbit.receivers.get_mut(&1).unwrap().try_recv(), Ok(Forwarded::default()));
-    }
-}
-
-#[test]
-fn a_mandatory_message_whose_publisher_is_gone_is_kept_too() {
-    let mut rabbit = Rabbit::new(policy(100, true));
-    rabbit.commit_with(1, 1, true);
-    rabbit.receivers.clear();
-    let (_, got) = rabbit.read();
-    rabbit.give_back(&got[0]);
-    rabbit.ack_all();
-    assert_eq!(rabbit.dead_letters(), [(1, 0, 312)]);
 }
 
 proptest! {
