@@ -6,6 +6,7 @@
 
 mod change;
 mod checker;
+mod database;
 mod load;
 mod validate;
 mod value;
@@ -23,6 +24,7 @@ use serde::{Deserialize, Serialize};
 
 pub use change::{Change, Effect};
 pub use checker::{Asked, Checker, CheckerMatch, WhenExhausted};
+pub use database::{Place, PostgresUrl, SslMode, Target};
 pub use load::{ConfigError, Entry, Loaded, Origin, Problem, TOKEN_VARIABLE, load};
 pub use value::{HttpUrl, MemoryLimit, MessageSizeLimit, Secret, StoreUrl, UpstreamUrl, format_size};
 

@@ -17,6 +17,7 @@
 //! - [`memory`]: one budget of bytes for all clients.
 //! - `places`: where connections wait that nobody knows yet.
 //! - `tls`: certificates and trust, on both sides.
+//! - [`postgres`]: dialing PostgreSQL.
 //! - [`upstream`]: dialing RabbitMQ.
 //! - `http`: asking HTTP servers.
 //! - `trace`: spans for OpenTelemetry.
@@ -42,6 +43,7 @@ mod http;
 pub mod memory;
 pub mod metrics;
 mod places;
+pub mod postgres;
 pub mod protocol;
 pub mod relay;
 mod report;

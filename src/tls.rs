@@ -1,6 +1,7 @@
-//! TLS on both sides: the certificates of the listening port, and the trust in RabbitMQ's. Both are read from PEM files
+//! TLS on both sides: the certificates of the listening port, and the trust in those of RabbitMQ and databases. Both are read from PEM files
 //! and read again on SIGHUP; connections that exist keep what they began with.
 
+mod anybody;
 mod validity;
 
 use std::{
@@ -15,7 +16,7 @@ use thiserror::Error;
 use tokio_rustls::{
     TlsAcceptor, TlsConnector,
     rustls::{
-        ClientConfig, RootCertStore, ServerConfig,
+        ClientConfig, ConfigBuilder, RootCertStore, ServerConfig, WantsVerifier,
         crypto::{CryptoProvider, ring},
         pki_types::{
             CertificateDer, PrivateKeyDer, ServerName,
@@ -57,7 +58,9 @@ pub enum TlsError {
         reason: String,
     },
     /// The system has no certificate authorities.
-    #[error("no certificate authorities were found on this system ({0}); name a file in upstream.tls.ca")]
+    #[error(
+        "no certificate authorities were found on this system ({0}); name a file: in upstream.tls.ca for RabbitMQ, in sslrootcert for a database"
+    )]
     NoSystemRoots(String),
     /// The host of an upstream URL can't stand in a certificate.
     #[error("`{0}` is neither a DNS name nor an IP address")]
@@ -126,7 +129,7 @@ impl ServerTls {
     }
 }
 
-/// The TLS side of the connections to RabbitMQ.
+/// The TLS side of the connections to RabbitMQ, checkers and databases.
 #[derive(Debug)]
 pub struct ClientTls(RwLock<Arc<ClientConfig>>);
 
@@ -136,6 +139,13 @@ impl ClientTls {
     /// [`TlsError`], naming the file.
     pub fn load(trust: &UpstreamTls) -> Result<Self, TlsError> {
         client_config(trust).map(RwLock::new).map(Self)
+    }
+
+    /// Trusts whoever answers: against those who only listen.
+    pub fn trusting_anybody() -> Self {
+        let verifier = Arc::new(anybody::Anybody(provider()));
+        let builder = client_builder().dangerous().with_custom_certificate_verifier(verifier);
+        Self(RwLock::new(Arc::new(builder.with_no_client_auth())))
     }
 
     /// For the next connection: the authorities now in force.
@@ -186,10 +196,13 @@ fn client_config(trust: &UpstreamTls) -> Result<Arc<ClientConfig>, TlsError> {
         Some(path) => roots(path)?,
         None => system_roots()?,
     };
-    let builder = ClientConfig::builder_with_provider(provider())
+    Ok(Arc::new(client_builder().with_root_certificates(roots).with_no_client_auth()))
+}
+
+fn client_builder() -> ConfigBuilder<ClientConfig, WantsVerifier> {
+    ClientConfig::builder_with_provider(provider())
         .with_safe_default_protocol_versions()
-        .expect("ring offers TLS 1.2 and 1.3");
-    Ok(Arc::new(builder.with_root_certificates(roots).with_no_client_auth()))
+        .expect("ring offers TLS 1.2 and 1.3")
 }
 
 fn provider() -> Arc<CryptoProvider> {

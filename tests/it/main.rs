@@ -24,6 +24,7 @@ mod neighbours;
 mod oauth;
 mod openapi;
 mod parser;
+mod postgres;
 mod process;
 mod publish;
 mod quick_starts;

@@ -22,6 +22,16 @@ impl Postgres {
     /// # Panics
     /// If PostgreSQL is not installed, or does not start.
     pub fn start() -> Self {
+        Self::start_with(&[], |_| {})
+    }
+
+    /// Starts a server that never takes writes: a standby whose primary is gone.
+    pub fn start_standby() -> Self {
+        Self::start_with(&[], |data| data.give("standby.signal", ""))
+    }
+
+    /// Starts a server with more settings (`-c` + name=value), and with what `prepare` puts into its folder.
+    pub fn start_with(settings: &[&str], prepare: impl FnOnce(&Data)) -> Self {
         let folder = tempfile::Builder::new().prefix("halfway-postgres-").tempdir().expect("a folder can be made");
         let data = folder.path().join("data");
         if as_root() {
@@ -29,12 +39,15 @@ impl Postgres {
             std::fs::set_permissions(folder.path(), Permissions::from_mode(0o755)).expect("a mode can be set");
             run(Command::new("install").args(["-d", "-m", "700", "-o", "postgres"]).arg(&data));
         }
-        let prepare = ["--auth=trust", "--username=shop", "--encoding=UTF8", "--locale=C", "--no-sync", "--pgdata"];
-        run(unprivileged("initdb", folder.path()).args(prepare).arg(&data));
+        let options = ["--auth=trust", "--username=shop", "--encoding=UTF8", "--locale=C", "--no-sync", "--pgdata"];
+        run(unprivileged("initdb", folder.path()).args(options).arg(&data));
+        let data = Data(data);
+        prepare(&data);
         let port = free_port();
         let mut command = unprivileged("postgres", folder.path());
         // No socket in a folder that others share.
-        command.args(["-h", "127.0.0.1", "-p", &port.to_string(), "-c", "unix_socket_directories=", "-D"]).arg(&data);
+        command.args(["-h", "127.0.0.1", "-p", &port.to_string(), "-c", "unix_socket_directories=", "-D"]).arg(&data.0);
+        command.args(settings.iter().flat_map(|setting| ["-c", setting]));
         let process = Process::start(command, folder.path(), "postgres.log");
         let mut postgres = Self { port, process, folder };
         wait_until(deadline(PATIENCE), "PostgreSQL to serve", || {
@@ -44,6 +57,11 @@ impl Postgres {
             postgres.psql("SELECT 1").status.success()
         });
         postgres
+    }
+
+    /// Its port on loopback.
+    pub fn port(&self) -> u16 {
+        self.port
     }
 
     /// Where clients connect to.
@@ -70,6 +88,26 @@ impl Postgres {
 
     fn log(&self) -> String {
         std::fs::read_to_string(self.folder.path().join("postgres.log")).unwrap_or_default()
+    }
+}
+
+/// A server's folder, before it is started.
+pub struct Data(PathBuf);
+
+impl Data {
+    /// Puts a file into it that is the server's alone.
+    pub fn give(&self, name: &str, text: &str) {
+        let path = self.0.join(name);
+        std::fs::write(&path, text).expect("a file can be written");
+        std::fs::set_permissions(&path, Permissions::from_mode(0o600)).expect("a mode can be set");
+        if as_root() {
+            run(Command::new("chown").arg("postgres").arg(&path));
+        }
+    }
+
+    /// Lets in who knows a password, except `shop`, who owns all.
+    pub fn ask_for_passwords(&self) {
+        self.give("pg_hba.conf", "host all shop 127.0.0.1/32 trust\nhost all all 127.0.0.1/32 scram-sha-256\n");
     }
 }
 
