@@ -62,3 +62,30 @@ fn what_nobody_will_tell_is_not_waited_for() {
         assert_eq!((script.connection.deadline(), script.connection.io.committing), (None, 0));
     }
 }
+
+#[test]
+fn the_wait_for_the_relay_ends() {
+    let mut script = Script::transactional(settings());
+    script.client(&[publish(1, b"one"), bare(1, id::TX_COMMIT)].concat());
+    script.upstream(&bare(1, id::TX_ROLLBACK_OK));
+    let (id, ..) = script.decide();
+    script.committed(id);
+    script.sent();
+    script.later(Duration::from_millis(999));
+    assert_eq!(script.sent().0, b"");
+    assert!(script.connection.deadline().is_some());
+    script.later(Duration::from_millis(1));
+    assert_eq!(script.sent().0, bare(1, id::TX_COMMIT_OK));
+    assert_eq!(script.connection.deadline(), None);
+}
+
+#[test]
+fn without_a_wait_the_answer_comes_with_the_decision() {
+    let mut script = Script::transactional(Settings { forward_wait: Duration::ZERO, ..settings() });
+    script.client(&[publish(1, b"one"), bare(1, id::TX_COMMIT)].concat());
+    script.upstream(&bare(1, id::TX_ROLLBACK_OK));
+    let (id, ..) = script.decide();
+    script.sent();
+    script.committed(id);
+    assert_eq!(script.sent().0, bare(1, id::TX_COMMIT_OK));
+}
