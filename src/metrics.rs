@@ -16,6 +16,7 @@ use crate::histogram::{AGES, Histogram, LATENCIES};
 use crate::telemetry;
 use crate::tx::check_back::Answer;
 use crate::tx::decision::Actor;
+use crate::tx::outcome::Outcome;
 use crate::tx::state::State;
 
 /// Every metric. Increment the fields; [`Metrics::encode`] writes them for Prometheus.
@@ -134,26 +135,6 @@ pub enum Refused {
     Upstream,
     /// The proxy is about to end.
     Draining,
-}
-
-/// How a transaction ended for its client.
-#[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
-pub enum Outcome {
-    /// It is durable as committed.
-    Committed,
-    /// By `tx.rollback`, or because its channel or connection ended.
-    RolledBack,
-    /// RabbitMQ, or a limit, refused one of its messages.
-    Refused,
-    /// The store could not make it durable.
-    Failed,
-    /// Its channel or connection ended, and it is named: somebody who knows decides.
-    InDoubt,
-}
-
-impl Outcome {
-    /// Every one.
-    pub const ALL: [Self; 5] = [Self::Committed, Self::RolledBack, Self::Refused, Self::Failed, Self::InDoubt];
 }
 
 /// What became of a span.
@@ -289,7 +270,7 @@ impl Metrics {
         metrics.last_reload_successful.set(1);
         metrics.last_reload_success.set(since_1970(SystemTime::now()));
         for outcome in Outcome::ALL {
-            metrics.transactions.get_or_create(&OutcomeLabel { outcome }).inc_by(0);
+            metrics.transactions.get_or_create(&OutcomeLabel { outcome: outcome.as_str() }).inc_by(0);
         }
         metrics
     }
@@ -326,12 +307,12 @@ impl Metrics {
 
     /// Counts a transaction that ended.
     pub fn transaction(&self, outcome: Outcome) {
-        self.transactions.get_or_create(&OutcomeLabel { outcome }).inc();
+        self.transactions.get_or_create(&OutcomeLabel { outcome: outcome.as_str() }).inc();
     }
 
     /// How many transactions ended like this.
     pub fn ended(&self, outcome: Outcome) -> u64 {
-        self.transactions.get_or_create(&OutcomeLabel { outcome }).get()
+        self.transactions.get_or_create(&OutcomeLabel { outcome: outcome.as_str() }).get()
     }
 
     /// Shows how many first decisions about named transactions came from `source`, one of [`Actor::SOURCES`].
@@ -551,19 +532,6 @@ impl EncodeLabelValue for Refused {
     }
 }
 
-impl EncodeLabelValue for Outcome {
-    fn encode(&self, encoder: &mut prometheus_client::encoding::LabelValueEncoder) -> fmt::Result {
-        let name = match self {
-            Outcome::Committed => "committed",
-            Outcome::RolledBack => "rolled_back",
-            Outcome::Refused => "refused",
-            Outcome::Failed => "failed",
-            Outcome::InDoubt => "in_doubt",
-        };
-        EncodeLabelValue::encode(&name, encoder)
-    }
-}
-
 /// OpenMetrics as Prometheus wrote metrics before: a counter's name has its ending in the head too, and there are fewer
 /// types.
 fn older_text(openmetrics: &str) -> String {
@@ -618,7 +586,7 @@ struct RefusedLabel {
 
 #[derive(Clone, Debug, EncodeLabelSet, Eq, Hash, PartialEq)]
 struct OutcomeLabel {
-    outcome: Outcome,
+    outcome: &'static str,
 }
 
 #[derive(Clone, Debug, EncodeLabelSet, Eq, Hash, PartialEq)]

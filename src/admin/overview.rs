@@ -18,9 +18,9 @@ use super::problem::Problem;
 use super::sampler;
 use super::sessions::Caller;
 use super::view::{self, Count};
-use crate::metrics::Outcome;
 use crate::roster;
 use crate::store::system_clock;
+use crate::tx::outcome::Outcome;
 use crate::tx::state::State;
 
 /// The whole at one look.

@@ -10,9 +10,10 @@ use tokio::time::{Instant, MissedTickBehavior};
 
 use super::Admin;
 use crate::histogram::Snapshot;
-use crate::metrics::{Metrics, Outcome};
+use crate::metrics::Metrics;
 use crate::store::system_clock;
 use crate::tx::id::Timestamp;
+use crate::tx::outcome::Outcome;
 use crate::tx::state::State;
 
 /// How often.

@@ -20,7 +20,7 @@ use self::commit::{Commit, Step};
 pub(super) use self::judgement::PROBES_MAX;
 use self::receiving::{Body, Receiving};
 use super::behind::Behind;
-use super::command::{Command, Ended, Io, Next, Ticket};
+use super::command::{Command, Io, Next, Ticket};
 use super::deliveries::{Consumers, Content};
 use super::leases::Leases;
 use super::transaction::Transaction;
@@ -30,7 +30,7 @@ use crate::amqp::tags::TagSet;
 use crate::amqp::wire::{Malformed, Reader};
 use crate::tx::batch::Batch;
 use crate::tx::id::TransactionId;
-use crate::tx::outcome::StoreError;
+use crate::tx::outcome::{Outcome, StoreError};
 use std::collections::{BTreeSet, HashSet, VecDeque};
 
 /// Bytes of frames that may wait behind a commit before the client has to wait.
@@ -275,7 +275,7 @@ impl Channel {
         let stored = transaction.id.filter(|_| transaction.parked && transaction.named.is_some());
         self.rolling_back = stored.map(|transaction| RollingBack { transaction, answered: false, durable: false });
         self.answers.push_back(if stored.is_some() { Asker::RollBack } else { Asker::Client });
-        roll_back(&transaction, self.number, Ended::RolledBack, None, io);
+        roll_back(&transaction, self.number, Outcome::RolledBack, None, io);
     }
 
     /// The store has, or has not, kept that a transaction is rolled back.
@@ -358,7 +358,7 @@ impl Channel {
                         if self.leases.has_words() {
                             io.commands.push_back(Command::EndLeases);
                         }
-                        self.abandon(Ended::Refused, Some(format!("refused by RabbitMQ: {code} {text}")), io);
+                        self.abandon(Outcome::Refused, Some(format!("refused by RabbitMQ: {code} {text}")), io);
                     }
                     _ => self.leave(io),
                 }
@@ -435,15 +435,15 @@ impl Channel {
     /// The channel is over, and nobody has said what becomes of its transaction: a named one is in doubt, any other is
     /// rolled back. A decision that is being made goes on without it.
     pub fn leave(&mut self, io: &mut Io) {
-        leave(&std::mem::take(&mut self.transaction), self.number, Ended::RolledBack, io);
+        leave(&std::mem::take(&mut self.transaction), self.number, Outcome::RolledBack, io);
         self.leave_commit(None, None, io);
     }
 
     /// The channel is over because something was refused, or failed: what is undecided is rolled back, for `reason`. A
     /// decision that is being made goes on without it; one that failed leaves a named transaction in doubt.
-    pub fn abandon(&mut self, ended: Ended, reason: Option<String>, io: &mut Io) {
-        roll_back(&std::mem::take(&mut self.transaction), self.number, ended, reason.clone(), io);
-        self.leave_commit(Some(ended), reason, io);
+    pub fn abandon(&mut self, outcome: Outcome, reason: Option<String>, io: &mut Io) {
+        roll_back(&std::mem::take(&mut self.transaction), self.number, outcome, reason.clone(), io);
+        self.leave_commit(Some(outcome), reason, io);
     }
 }
 
@@ -458,9 +458,9 @@ fn park(transaction: &mut Transaction, batch: Batch, channel: u16, parks: &mut V
 }
 
 /// Forgets an undecided transaction, in the store too.
-fn roll_back(transaction: &Transaction, channel: u16, ended: Ended, reason: Option<String>, io: &mut Io) {
+fn roll_back(transaction: &Transaction, channel: u16, outcome: Outcome, reason: Option<String>, io: &mut Io) {
     if !transaction.has_no_message() {
-        io.commands.push_back(Command::Ended(ended));
+        io.commands.push_back(Command::Ended(outcome));
     }
     if let Some(transaction) = transaction.id.filter(|_| transaction.parked) {
         io.commands.push_back(Command::RollBack { channel, transaction, reason });
@@ -468,11 +468,11 @@ fn roll_back(transaction: &Transaction, channel: u16, ended: Ended, reason: Opti
 }
 
 /// Forgets an undecided transaction, which ended in this way, unless it is named and in the store.
-fn leave(transaction: &Transaction, channel: u16, ended: Ended, io: &mut Io) {
+fn leave(transaction: &Transaction, channel: u16, outcome: Outcome, io: &mut Io) {
     match transaction.id.filter(|_| transaction.parked && transaction.named.is_some()) {
-        None => roll_back(transaction, channel, ended, None, io),
+        None => roll_back(transaction, channel, outcome, None, io),
         Some(id) => {
-            io.commands.push_back(Command::Ended(Ended::InDoubt));
+            io.commands.push_back(Command::Ended(Outcome::InDoubt));
             io.commands.push_back(Command::Abandon { transaction: id });
         }
     }

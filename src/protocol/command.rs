@@ -8,7 +8,7 @@ use crate::tx::checker::{Named, Rules};
 use crate::tx::decision::Decision;
 use crate::tx::id::TransactionId;
 use crate::tx::name::TransactionName;
-use crate::tx::outcome::Wait;
+use crate::tx::outcome::{Outcome, Wait};
 use std::collections::{BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -139,7 +139,9 @@ pub enum Command {
     /// A transaction has its first message.
     Began,
     /// A transaction that began is over.
-    Ended(Ended),
+    Ended(Outcome),
+    /// So long after tx.commit it was answered, or given up waiting for.
+    CommitTook(Duration),
     /// Send what is to be sent, then close both sockets.
     Close,
     /// Close both sockets at once.
@@ -157,21 +159,6 @@ pub enum Refusal {
     Timeout,
     /// The proxy is about to end.
     Draining,
-}
-
-/// How a transaction ended, to be counted.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Ended {
-    /// So long after tx.commit it was answered, or given up waiting for.
-    Committed(Duration),
-    /// By the client, or with its channel or connection.
-    RolledBack,
-    /// RabbitMQ refused a message of it, or a limit did.
-    Refused,
-    /// The store could not keep it.
-    Failed,
-    /// Its channel ended, and somebody who knows has to decide.
-    InDoubt,
 }
 
 /// How far a connection is.

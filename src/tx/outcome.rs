@@ -5,6 +5,37 @@ use bytes::Bytes;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
+/// How a transaction ended for its client.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Outcome {
+    /// It is durable as committed.
+    Committed,
+    /// By `tx.rollback`, or because its channel or connection ended.
+    RolledBack,
+    /// RabbitMQ, or a limit, refused one of its messages.
+    Refused,
+    /// The store could not make it durable.
+    Failed,
+    /// Its channel or connection ended, and it is named: somebody who knows decides.
+    InDoubt,
+}
+
+impl Outcome {
+    /// Every one.
+    pub const ALL: [Self; 5] = [Self::Committed, Self::RolledBack, Self::Refused, Self::Failed, Self::InDoubt];
+
+    /// As metrics call it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Committed => "committed",
+            Self::RolledBack => "rolled_back",
+            Self::Refused => "refused",
+            Self::Failed => "failed",
+            Self::InDoubt => "in_doubt",
+        }
+    }
+}
+
 /// What became of a transaction that was handed to the relay: told when RabbitMQ has answered for every message.
 #[derive(Debug, Default, Clone, PartialEq, Eq)]
 pub struct Forwarded {

@@ -4,7 +4,7 @@ use super::{Asker, Channel, leave, park, refuse_store, roll_back};
 use crate::amqp::frame::Frame;
 use crate::amqp::method::{self, id};
 use crate::amqp::reply_code::ReplyCode;
-use crate::protocol::command::{Command, Ended, Io, Next, Ticket};
+use crate::protocol::command::{Command, Io, Next, Ticket};
 use crate::protocol::half;
 use crate::protocol::judge::Judgement;
 use crate::protocol::probe;
@@ -12,7 +12,7 @@ use crate::protocol::transaction::{Transaction, write_return};
 use crate::tx::decision::Verdict;
 use crate::tx::id::TransactionId;
 use crate::tx::name::TransactionName;
-use crate::tx::outcome::{Forwarded, StoreError, Wait};
+use crate::tx::outcome::{Forwarded, Outcome, StoreError, Wait};
 use std::time::Instant;
 
 /// Decisions about other transactions that the store is asked for at one time.
@@ -287,7 +287,8 @@ impl Channel {
     fn finish_commit(&mut self, io: &mut Io) -> Next {
         let done = |commit: &mut Commit| commit.step == Step::Settling { upstream: false, relay_until: None };
         let Some(commit) = self.commit.take_if(done) else { return Next::Nothing };
-        io.commands.push_back(Command::Ended(Ended::Committed(io.now - commit.since)));
+        io.commands.push_back(Command::CommitTook(io.now - commit.since));
+        io.commands.push_back(Command::Ended(Outcome::Committed));
         match (commit.forwarded, commit.transaction.id) {
             (Some(forwarded), _) => self.say_returns(&forwarded, io),
             (None, Some(id)) if commit.transaction.mandatory => drop(self.late.insert(id)),
@@ -316,25 +317,26 @@ impl Channel {
         self.finish_commit(io)
     }
 
-    pub(super) fn leave_commit(&mut self, ended: Option<Ended>, reason: Option<String>, io: &mut Io) {
+    pub(super) fn leave_commit(&mut self, outcome: Option<Outcome>, reason: Option<String>, io: &mut Io) {
         let Some(commit) = self.commit.take() else { return };
         io.committing -= 1;
-        match (commit.step, ended) {
+        match (commit.step, outcome) {
             // A message of it was refused, or could not be kept: it is incomplete, and nobody may release the rest.
-            (Step::Fencing | Step::Confirming(_) | Step::Fenced | Step::DecidingOthers(_), Some(ended))
+            (Step::Fencing | Step::Confirming(_) | Step::Fenced | Step::DecidingOthers(_), Some(outcome))
                 if reason.is_some() =>
             {
-                roll_back(&commit.transaction, self.number, ended, reason, io);
+                roll_back(&commit.transaction, self.number, outcome, reason, io);
             }
             (Step::Fencing | Step::Confirming(_) | Step::Fenced | Step::DecidingOthers(_), _)
-            | (Step::Deciding, Some(Ended::Failed)) => {
-                leave(&commit.transaction, self.number, ended.unwrap_or(Ended::RolledBack), io);
+            | (Step::Deciding, Some(Outcome::Failed)) => {
+                leave(&commit.transaction, self.number, outcome.unwrap_or(Outcome::RolledBack), io);
             }
             (Step::Deciding | Step::Settling { .. }, _) => {
                 if let Step::Settling { relay_until: Some(until), .. } = commit.step {
                     io.timers.remove(&(until, self.number));
                 }
-                io.commands.push_back(Command::Ended(Ended::Committed(io.now - commit.since)));
+                io.commands.push_back(Command::CommitTook(io.now - commit.since));
+                io.commands.push_back(Command::Ended(Outcome::Committed));
             }
         }
     }

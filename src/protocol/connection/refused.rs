@@ -4,8 +4,8 @@ use super::{Connection, Slot};
 use crate::amqp::frame::Frame;
 use crate::amqp::method::{self, Close, id};
 use crate::amqp::reply_code::ReplyCode;
-use crate::protocol::command::Ended;
 use crate::protocol::deliveries::Content;
+use crate::tx::outcome::Outcome;
 
 /// Bytes that may wait on a channel that RabbitMQ has not closed yet before the client has to wait.
 const BEHIND_BYTES_MAX: usize = 64 << 10;
@@ -34,12 +34,12 @@ impl Connection {
         let mut refused = Refused::default();
         let behind = match self.channels.remove(&number) {
             Some(Slot::Tx(mut channel)) => {
-                let (ended, reason) = match (code, method) {
-                    (_, id::TX_COMMIT) => (Ended::Failed, None),
-                    (ReplyCode::PRECONDITION_FAILED, _) => (Ended::Refused, Some(format!("refused: {code} {text}"))),
-                    _ => (Ended::Failed, Some(format!("refused: {code} {text}"))),
+                let (outcome, reason) = match (code, method) {
+                    (_, id::TX_COMMIT) => (Outcome::Failed, None),
+                    (ReplyCode::PRECONDITION_FAILED, _) => (Outcome::Refused, Some(format!("refused: {code} {text}"))),
+                    _ => (Outcome::Failed, Some(format!("refused: {code} {text}"))),
                 };
-                channel.abandon(ended, reason, &mut self.io);
+                channel.abandon(outcome, reason, &mut self.io);
                 refused.content = channel.content();
                 channel.take_behind()
             }

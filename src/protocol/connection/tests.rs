@@ -230,7 +230,10 @@ impl Script {
 
     fn collect(&mut self) {
         let kept = |command: &Command| {
-            !matches!(command, Command::Began | Command::Ended(_) | Command::Refused(_) | Command::EndLeases)
+            !matches!(
+                command,
+                Command::Began | Command::Ended(_) | Command::CommitTook(_) | Command::Refused(_) | Command::EndLeases
+            )
         };
         while let Some(command) = self.connection.poll_command() {
             self.lease_ends += usize::from(matches!(command, Command::EndLeases));

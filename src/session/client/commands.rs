@@ -2,8 +2,8 @@
 
 use super::events::Event;
 use super::{Ending, Session};
-use crate::metrics::{Outcome, Refused};
-use crate::protocol::command::{Command, Ended, Refusal};
+use crate::metrics::Refused;
+use crate::protocol::command::{Command, Refusal};
 use crate::store::{Commit, Committing, Lane, Named, Origin, Strand, Waiter};
 use crate::tx::decision::{Actor, Owned, Target};
 use crate::tx::id::{Timestamp, TransactionId};
@@ -79,27 +79,16 @@ impl Session {
                 }
                 Command::EndLeases => self.routing.change(),
                 Command::Began => self.begun.count(1),
-                Command::Ended(ended) => self.count(ended),
+                Command::Ended(outcome) => {
+                    self.begun.count(-1);
+                    self.shared.metrics.transaction(outcome);
+                }
+                Command::CommitTook(took) => self.shared.metrics.commit_seconds.observe(took),
                 Command::Close => self.ending = Some(Ending::Flushed(now + LAST_WORDS_WITHIN)),
                 Command::Abort => self.ending = Some(Ending::Now),
             }
         }
         progress
-    }
-
-    fn count(&mut self, ended: Ended) {
-        let outcome = match ended {
-            Ended::Committed(took) => {
-                self.shared.metrics.commit_seconds.observe(took);
-                Outcome::Committed
-            }
-            Ended::RolledBack => Outcome::RolledBack,
-            Ended::Refused => Outcome::Refused,
-            Ended::Failed => Outcome::Failed,
-            Ended::InDoubt => Outcome::InDoubt,
-        };
-        self.begun.count(-1);
-        self.shared.metrics.transaction(outcome);
     }
 
     fn origin(&self, channel: u16, id: TransactionId, named: Option<Arc<Named>>) -> Origin {

@@ -406,7 +406,7 @@ impl Run {
                     assert!(!self.judged.is_empty(), "RabbitMQ has not said whose decision it is");
                     self.decides.push((channel, ticket, name));
                 }
-                Command::EndLeases | Command::NoSpareChannel => {}
+                Command::EndLeases | Command::NoSpareChannel | Command::CommitTook(_) => {}
                 Command::Began => self.began += 1,
                 Command::Ended(_) => self.ended += 1,
                 Command::Close | Command::Abort => self.over = true,

@@ -313,7 +313,7 @@ impl Run {
                     self.rollbacks.push((channel, transaction));
                 }
                 Command::Abandon { transaction } => drop(self.undecided.remove(&transaction)),
-                Command::EndLeases | Command::NoSpareChannel => {}
+                Command::EndLeases | Command::NoSpareChannel | Command::CommitTook(_) => {}
                 Command::Began => self.began += 1,
                 Command::Ended(_) => self.ended += 1,
                 Command::Close | Command::Abort => self.over = true,
