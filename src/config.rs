@@ -193,7 +193,7 @@ pub struct Retry {
 pub struct Store {
     /// What kind of store, and where.
     pub url: StoreUrl,
-    /// Bytes in use past which clients get `connection.blocked`.
+    /// Bytes in use past which half messages wait, and their clients get `connection.blocked`.
     #[serde(with = "value::size")]
     pub max_size: u64,
 }

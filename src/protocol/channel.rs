@@ -14,11 +14,13 @@
 mod commit;
 mod judgement;
 mod receiving;
+mod room;
 
 use self::commit::{Commit, Step};
 #[cfg(test)]
 pub(super) use self::judgement::PROBES_MAX;
 use self::receiving::{Body, Receiving};
+use self::room::Room;
 use super::behind::Behind;
 use super::command::{Command, Io, Next, Ticket};
 use super::deliveries::{Consumers, Content};
@@ -86,8 +88,9 @@ pub struct Channel {
     /// How often the client said tx.select that is no barrier, and RabbitMQ has not answered.
     selects: usize,
     rolling_back: Option<RollingBack>,
-    /// Frames that came behind a commit, a barrier or a rollback.
+    /// Frames that came behind a commit, a barrier, a rollback or a message that waits for room.
     behind: Behind,
+    room: Room,
     answers: VecDeque<Asker>,
     /// Delivery tags that the client holds, of deliveries since tx.select.
     unacked: TagSet,
@@ -139,7 +142,7 @@ impl Channel {
     pub fn spill(&mut self, io: &mut Io) {
         let transaction = &mut self.transaction;
         let is_whole = transaction.named.is_none() && self.receiving.is_none();
-        if is_whole && transaction.batch.bytes() >= SPILL_BYTES_MIN {
+        if is_whole && !io.store_full && transaction.batch.bytes() >= SPILL_BYTES_MIN {
             let batch = std::mem::take(&mut transaction.batch);
             park(transaction, batch, self.number, &mut self.parks, io);
         }
@@ -153,11 +156,6 @@ impl Channel {
     /// Whether frames wait.
     pub fn has_behind(&self) -> bool {
         !self.behind.is_empty()
-    }
-
-    /// Lets these wait again.
-    pub fn put_behind(&mut self, behind: Behind) {
-        self.behind = behind;
     }
 
     /// Where RabbitMQ is within a content on this channel.
@@ -175,6 +173,9 @@ impl Channel {
         if self.commit.is_some() || self.barrier.is_some() || self.rolling_back.is_some() {
             self.behind.push(frame.raw);
             return Next::Nothing;
+        }
+        if matches!(self.room, Room::Awaited { .. }) {
+            return self.push_behind(frame, io);
         }
         let outcome = match (frame.kind, self.receiving.take()) {
             (kind::METHOD, None) => self.handle_method(frame, io),
@@ -223,6 +224,7 @@ impl Channel {
             id::TX_SELECT => self.selects += 1,
             id::CHANNEL_CLOSE => {
                 self.leave(io);
+                self.room = Room::Enough;
                 self.late.clear();
                 self.closing = true;
             }
@@ -267,6 +269,7 @@ impl Channel {
 
     fn roll_back(&mut self, io: &mut Io) {
         let mut transaction = std::mem::take(&mut self.transaction);
+        self.room = Room::Enough;
         self.leases.next_transaction(io);
         if let Some(unacked) = transaction.take_unsettled() {
             self.unacked = unacked;

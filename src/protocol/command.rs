@@ -2,6 +2,7 @@
 //! write to.
 
 use super::handshake::{Identity, LoginRules};
+use crate::amqp::method::id;
 use crate::amqp::reply_code::ReplyCode;
 use crate::tx::batch::Batch;
 use crate::tx::checker::{Named, Rules};
@@ -218,7 +219,9 @@ pub struct Io {
     pub hurried: bool,
     /// RabbitMQ is gone.
     pub upstream_lost: bool,
-    /// A message in a transaction has begun since this was last looked at.
+    /// The store takes nothing new.
+    pub store_full: bool,
+    /// A message that the store would have to keep has begun since this was last looked at.
     pub published: bool,
     /// What time it is, as the session last said.
     pub now: Instant,
@@ -247,6 +250,7 @@ impl Io {
             committing: 0,
             hurried: false,
             upstream_lost: false,
+            store_full: false,
             published: false,
             now,
             spare_channel: true,
@@ -268,6 +272,12 @@ impl Io {
     /// The login name; as [`Io::vhost`].
     pub fn user(&self) -> &str {
         self.identity.as_ref().map_or("", |identity| &identity.user)
+    }
+
+    /// Closes a channel that the store has no room for, and that had better not wait for it.
+    pub fn refuse_full(&self, why: &str) -> Next {
+        let text = format!("the store is full: store.max_size is reached, and {why}");
+        Next::Refuse(ReplyCode::RESOURCE_ERROR, text, id::BASIC_PUBLISH)
     }
 
     /// A ticket that no channel of the connection has had: an answer may come when its channel is closed, and another

@@ -143,7 +143,6 @@ pub struct Connection {
     client_close: Vec<u8>,
     /// When the phase ends by itself.
     phase_until: Option<Instant>,
-    store_full: bool,
     /// connection.blocked was sent from here, or would have been if the client understood it.
     blocked: bool,
     blocked_upstream: bool,
@@ -172,7 +171,6 @@ impl Connection {
             closed_because: String::new(),
             client_close: Vec::new(),
             phase_until: Some(handshake_until),
-            store_full: false,
             blocked: false,
             blocked_upstream: false,
         }
@@ -242,7 +240,6 @@ impl Connection {
     /// Whether more bytes of the client may be handled now.
     pub fn wants_client(&self) -> bool {
         self.congested.is_empty()
-            && !self.blocked
             && self.ending.is_none_or(|_| self.phase == Phase::Closing)
             && match self.phase {
                 Phase::Connecting | Phase::Closed => false,
@@ -274,9 +271,9 @@ impl Connection {
     }
 
     /// Whether a client that says nothing counts as dead after a while. RabbitMQ doesn't miss the heartbeats of one that
-    /// it has blocked; nor may anybody here, for whom the store has blocked, or who only waits for the end.
+    /// it has blocked; nor may anybody here, or those of one who only waits for the end.
     pub fn misses_heartbeats(&self) -> bool {
-        self.phase == Phase::Running && self.ending.is_none() && !self.blocked && !self.blocked_upstream
+        self.phase == Phase::Running && self.ending.is_none() && !self.blocked_upstream
     }
 
     /// The framing is broken: from here on RabbitMQ gets the bytes as they come, and has the last word.
@@ -406,23 +403,33 @@ impl Connection {
 
     /// The store is past its limit, or has room again.
     pub fn handle_store_full(&mut self, full: bool) {
-        self.store_full = full;
-        if !full && self.blocked {
-            self.blocked = false;
-            if !self.blocked_upstream && self.understands_blocked {
-                method::write_bare(&mut self.io.to_client, 0, id::CONNECTION_UNBLOCKED);
-            }
+        self.io.store_full = full;
+        if full {
+            return;
+        }
+        if std::mem::take(&mut self.blocked) && !self.blocked_upstream && self.understands_blocked {
+            method::write_bare(&mut self.io.to_client, 0, id::CONNECTION_UNBLOCKED);
+        }
+        for number in self.channels.keys().copied().collect::<Vec<_>>() {
+            let next = match self.channels.get_mut(&number) {
+                Some(Slot::Tx(channel)) => channel.have_room(),
+                Some(Slot::Half(channel)) => channel.have_room(&mut self.io),
+                Some(Slot::Confirm(_) | Slot::Refused(_)) | None => Next::Nothing,
+            };
+            self.apply(number, next);
         }
     }
 
     /// What [`Connection::handle_store_full`] said last.
     pub fn knows_store_full(&self) -> bool {
-        self.store_full
+        self.io.store_full
     }
 
-    /// As RabbitMQ under an alarm: the first publish that the store has no room for blocks the connection.
+    /// As RabbitMQ under an alarm, the first publish that the store has no room for is answered by connection.blocked. But all
+    /// that comes is read: what decides makes room.
     fn block_if_full(&mut self) {
-        if std::mem::take(&mut self.io.published) && self.store_full && !self.blocked && self.phase == Phase::Running {
+        if std::mem::take(&mut self.io.published) && self.io.store_full && !self.blocked && self.phase == Phase::Running
+        {
             self.blocked = true;
             if !self.blocked_upstream && self.understands_blocked {
                 method::write_blocked(&mut self.io.to_client, b"the store of halfway is full");

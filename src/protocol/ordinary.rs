@@ -91,6 +91,13 @@ impl Waiting {
         self.stage = Stage::Judging(half, now);
         Some((self.ticket, probe))
     }
+
+    /// Has a half message kept.
+    fn park(&mut self, channel: u16, named: Arc<Named>, batch: Batch, io: &mut Io) {
+        let transaction = (io.settings.new_id)();
+        self.stage = Stage::Parking(transaction);
+        io.commands.push_back(Command::Park { channel, transaction, named: Some(named), batch });
+    }
 }
 
 #[derive(Debug)]
@@ -103,6 +110,8 @@ enum Stage {
     Judging(Half, Instant),
     /// A decision: RabbitMQ is asked whether the client is who it says, to whom the transaction belongs.
     Confirming(Decision, TransactionName),
+    /// RabbitMQ has nothing against it, and the store no room.
+    HeldBack(Arc<Named>, Batch),
     Parking(TransactionId),
     Decision(Decision, TransactionName),
     Deciding(TransactionName),
@@ -127,6 +136,10 @@ pub struct HalfChannel {
     waiting: VecDeque<Waiting>,
     /// The sum of theirs.
     waiting_bytes: usize,
+    /// How many of them wait for room in the store, and their bytes.
+    held_back: (usize, usize),
+    /// Whether this is among those whose answers the end of the connection waits for.
+    counted: bool,
     /// Frames of the client that wait until nothing is on its way.
     behind: Behind,
     /// What RabbitMQ has said to the judge.
@@ -154,6 +167,8 @@ impl HalfChannel {
             receiving: None,
             waiting: VecDeque::new(),
             waiting_bytes: 0,
+            held_back: (0, 0),
+            counted: false,
             behind: Behind::default(),
             // What the client did before this was not looked at.
             leases: Leases::default(),
@@ -166,9 +181,11 @@ impl HalfChannel {
         }
     }
 
-    /// The client closes it, and RabbitMQ's answer is to come.
+    /// The client closes it, and RabbitMQ's answer is to come. What waits for room goes with it.
     pub fn close(&mut self) {
         self.closing = true;
+        self.waiting.clear();
+        (self.waiting_bytes, self.held_back) = (0, (0, 0));
     }
 
     /// Whether closing it has to wait, because an ordinary message is passing: RabbitMQ closes the whole connection over
@@ -184,15 +201,30 @@ impl HalfChannel {
         is_passing
     }
 
-    /// Whether something waits for RabbitMQ or the store: an answer that is not the client's must come before any that
-    /// is.
+    /// Whether something waits for RabbitMQ or the store's answer: one that is not the client's must come before any that
+    /// is. What waits for room is not in the way: nobody can tell how long it does.
     pub fn is_busy(&self) -> bool {
-        !self.waiting.is_empty() || self.flows.contains(&true)
+        self.is_on_its_way() || self.flows.contains(&true)
+    }
+
+    fn is_on_its_way(&self) -> bool {
+        self.waiting.len() > self.held_back.0
+    }
+
+    /// Has the end of the connection wait for what is on its way, and for nothing else.
+    fn count(&mut self, io: &mut Io) {
+        match (self.counted, self.is_on_its_way()) {
+            (false, true) => io.committing += 1,
+            (true, false) => io.committing -= 1,
+            _ => {}
+        }
+        self.counted = self.is_on_its_way();
     }
 
     /// Whether the client has to wait before it may send more.
     pub fn is_congested(&self) -> bool {
-        self.refusal.is_none() && self.behind.len() + self.waiting_bytes > WAITING_BYTES_MAX
+        let on_their_way = self.waiting_bytes - self.held_back.1;
+        self.refusal.is_none() && self.behind.len() + on_their_way > WAITING_BYTES_MAX
     }
 
     /// Bytes that it holds in memory.
@@ -238,7 +270,7 @@ impl HalfChannel {
             return Next::Nothing;
         }
         match (frame.kind, self.receiving.take()) {
-            (kind::METHOD, None) => self.handle_method(frame),
+            (kind::METHOD, None) => self.handle_method(frame, io),
             (kind::HEADER, Some(Receiving::Header(publish))) => self.handle_header(publish, frame, io),
             (kind::BODY, Some(Receiving::Body(mut held))) => {
                 held.received += frame.payload.len() as u64;
@@ -284,7 +316,7 @@ impl HalfChannel {
         }
     }
 
-    fn handle_method(&mut self, frame: &Frame<'_>) -> Next {
+    fn handle_method(&mut self, frame: &Frame<'_>, io: &Io) -> Next {
         let method = frame.method_id();
         match method {
             Some(id::BASIC_PUBLISH) => {
@@ -295,6 +327,10 @@ impl HalfChannel {
             _ if self.is_busy() => {
                 self.behind.push(frame.raw);
                 return Next::Nothing;
+            }
+            // The channel would be another one, with nobody to tell of what waits.
+            Some(id::TX_SELECT) if !self.waiting.is_empty() => {
+                return io.refuse_full("half messages wait on this channel");
             }
             Some(id::CHANNEL_FLOW) => self.flows.push_back(false),
             Some(id::CONFIRM_SELECT) => drop(self.numbering.get_or_insert_with(|| Numbering::new(0))),
@@ -320,7 +356,7 @@ impl HalfChannel {
             self.pass(&publish, None, io);
             return Next::Pass;
         };
-        io.published = true;
+        io.published |= matches!(what, What::Half(_));
         let (header, body) = (frame.payload.to_vec(), Vec::new());
         self.proceed(Held { what, publish, header, body, received: 0, body_bytes }, io)
     }
@@ -352,17 +388,16 @@ impl HalfChannel {
         };
         let tag = self.numbering.as_mut().map(Numbering::park);
         let bytes = publish.len() + header.len() + body.len();
-        if self.waiting.is_empty() {
-            io.committing += 1;
-        }
+        let is_decision = matches!(stage, Stage::Decision(..));
         self.waiting.push_back(Waiting { ticket: io.next_ticket(), tag, bytes, stage });
         self.waiting_bytes += bytes;
+        self.count(io);
         // The answer also tells where RabbitMQ is within a content, which the confirm of a decision needs too.
         if std::mem::take(&mut self.unordered) {
             self.flows.push_back(true);
             method::write_flow(&mut io.to_upstream, self.number);
         }
-        if matches!(self.waiting.front(), Some(Waiting { stage: Stage::Decision(..), .. })) {
+        if is_decision {
             return self.decide_first(io);
         }
         if self.flows.contains(&true) {
@@ -378,17 +413,25 @@ impl HalfChannel {
         asked.map_or(Next::Nothing, |asked| Next::Ask(vec![asked]))
     }
 
-    /// Asks the store for a decision, if all before it are through and the client may make it.
+    /// Asks the store for a decision, if all before it are through, or wait for room that it may make, and the client may
+    /// make it.
     fn decide_first(&mut self, io: &mut Io) -> Next {
-        let Some(Waiting { ticket, stage, .. }) = self.waiting.front_mut() else { return Next::Nothing };
-        let Stage::Decision(decision, name) = stage else { return Next::Nothing };
+        let is_held_back = |waiting: &Waiting| matches!(waiting.stage, Stage::HeldBack(..));
+        let Some(place) = self.waiting.iter().position(|waiting| !is_held_back(waiting)) else { return Next::Nothing };
+        let Stage::Decision(decision, name) = &self.waiting[place].stage else { return Next::Nothing };
+        let is_of_it = |waiting: &Waiting| matches!(&waiting.stage, Stage::HeldBack(named, _) if named.name == *name);
+        if self.waiting.iter().take(place).any(is_of_it) {
+            return io.refuse_full("a message waits of the transaction that is to be decided");
+        }
+        let (decision, name) = (*decision, name.clone());
+        let Waiting { ticket, stage, .. } = &mut self.waiting[place];
         if !io.user_confirmed {
             let mut probe = Vec::new();
             probe::write_claim_anywhere(&mut probe, self.number, io.user());
-            *stage = Stage::Confirming(*decision, name.clone());
+            *stage = Stage::Confirming(decision, name);
             return Next::Ask(vec![(*ticket, probe)]);
         }
-        let (channel, ticket, decision, name) = (self.number, *ticket, *decision, name.clone());
+        let (channel, ticket) = (self.number, *ticket);
         *stage = Stage::Deciding(name.clone());
         io.commands.push_back(Command::Decide { channel, ticket, decision, name });
         Next::Nothing
@@ -419,12 +462,42 @@ impl HalfChannel {
                     self.leases.confirmed(kind, asked, io);
                 }
                 let (named, batch) = (Arc::clone(&half.named), std::mem::take(&mut half.batch));
-                let transaction = (io.settings.new_id)();
-                waiting.stage = Stage::Parking(transaction);
-                io.commands.push_back(Command::Park { channel: self.number, transaction, named: Some(named), batch });
+                if io.store_full {
+                    return self.hold_back(place, named, batch, io);
+                }
+                waiting.park(self.number, named, batch, io);
                 Next::Nothing
             }
         }
+    }
+
+    /// The store has no room for a half message: it waits, and nothing else waits for it.
+    fn hold_back(&mut self, place: usize, named: Arc<Named>, batch: Batch, io: &mut Io) -> Next {
+        let waiting = &mut self.waiting[place];
+        waiting.stage = Stage::HeldBack(named, batch);
+        let (messages, bytes) = self.held_back;
+        self.held_back = (messages + 1, bytes + waiting.bytes);
+        self.count(io);
+        if self.held_back.1 > WAITING_BYTES_MAX {
+            return io.refuse_full(&format!("more than {WAITING_BYTES_MAX} bytes wait on this channel"));
+        }
+        match self.decide_first(io) {
+            Next::Nothing if !self.is_busy() => Next::Release,
+            next => next,
+        }
+    }
+
+    /// There is room again: what waited for it goes to the store, in order.
+    pub fn have_room(&mut self, io: &mut Io) -> Next {
+        self.held_back = (0, 0);
+        for waiting in &mut self.waiting {
+            if let Stage::HeldBack(named, batch) = &mut waiting.stage {
+                let (named, batch) = (Arc::clone(named), std::mem::take(batch));
+                waiting.park(self.number, named, batch, io);
+            }
+        }
+        self.count(io);
+        Next::Nothing
     }
 
     /// The store has kept, or not kept, a half message.
@@ -450,7 +523,7 @@ impl HalfChannel {
     /// Whether all before the last one that came are being parked: what has one name goes to the store in order.
     fn is_next_to_be_parked(&self) -> bool {
         let before = self.waiting.len().checked_sub(2).and_then(|place| self.waiting.get(place));
-        before.is_none_or(|before| matches!(before.stage, Stage::Parking(_)))
+        before.is_none_or(|before| matches!(before.stage, Stage::Parking(_) | Stage::HeldBack(..)))
     }
 
     /// RabbitMQ is asked anew about the next message of each kind.
@@ -472,8 +545,8 @@ impl HalfChannel {
             method::write_settle(&mut ack, self.number, id::BASIC_ACK, settle);
             self.say(&ack, io);
         }
-        if self.waiting.is_empty() {
-            io.committing -= 1;
+        self.count(io);
+        if !self.is_on_its_way() {
             return Next::Release;
         }
         self.decide_first(io)
@@ -521,12 +594,10 @@ impl HalfChannel {
 
     /// RabbitMQ is gone, and with it its judgement. What the store is asked already goes on.
     pub fn lose_upstream(&mut self, io: &mut Io) {
-        let was_waiting = !self.waiting.is_empty();
         self.waiting.retain(|waiting| matches!(waiting.stage, Stage::Parking(_) | Stage::Deciding(_)));
         self.waiting_bytes = self.waiting.iter().map(|waiting| waiting.bytes).sum();
-        if was_waiting && self.waiting.is_empty() {
-            io.committing -= 1;
-        }
+        self.held_back = (0, 0);
+        self.count(io);
     }
 
     /// The channel is over. What the store is asked to keep, it may keep; the rest is not kept.
@@ -536,11 +607,9 @@ impl HalfChannel {
     }
 
     fn stop_waiting(&mut self, io: &mut Io) {
-        if !self.waiting.is_empty() {
-            io.committing -= 1;
-            self.waiting.clear();
-            self.waiting_bytes = 0;
-        }
+        self.waiting.clear();
+        (self.waiting_bytes, self.held_back) = (0, (0, 0));
+        self.count(io);
     }
 
     /// Shows RabbitMQ the front of a message whose rest will not be held back any more.

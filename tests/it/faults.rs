@@ -223,6 +223,60 @@ fn a_store_past_its_size_blocks_publishers_of_transactions() {
     }
 }
 
+/// It once was read no more from its first publish on: what it had open in the store was never decided, and the store never
+/// had room again.
+#[test]
+fn whoever_has_something_in_a_full_store_decides_it() {
+    let limits = [("store.max_size", "'2MiB'"), ("transaction.memory", "'64KiB'"), ("transaction.max_size", "'1MiB'")];
+    let (mut proxy, account) = prepared(&limits);
+    proxy.resume();
+    let queue = unique("fault-full");
+    broker().lock_out(&account);
+    let mut owner = transactional(proxy.port, &queue);
+    let large = "x".repeat(100_000);
+    for channel in [1, 3, 4] {
+        if channel != 1 {
+            owner.open_tx(channel);
+        }
+        owner.publish(channel, &queue, format!("{channel} {large}"));
+    }
+    let mut others = transactional(proxy.port, &queue);
+    loop {
+        others.publish(1, &queue, &large[..60_000]);
+        others.method(1, id::TX_COMMIT, |_| {}).unwrap();
+        if others.read(PATIENCE).expect("an answer").id() == id::BLOCKED {
+            break;
+        }
+    }
+    wait_until(deadline(PATIENCE), "word of it", || proxy.metric("halfway_store_full") == 1.0);
+    // What has nothing in the store waits, what has something is refused; and all that decides is read behind both.
+    owner.open_tx(5);
+    owner.publish(5, &queue, "waits");
+    assert_eq!(owner.read(PATIENCE).expect("word of it").id(), id::BLOCKED);
+    owner.method(5, id::TX_COMMIT, |_| {}).unwrap();
+    owner.publish(4, &queue, "too much");
+    let close = owner.expect_close(4);
+    assert!(close.code == 506 && close.text.contains("store.max_size"), "{close:?}");
+    owner.commit(1);
+    owner.rollback(3);
+    owner.publish(3, &queue, "dropped");
+    owner.rollback(3);
+    owner.open(6);
+    assert_eq!(owner.get(6, &queue), None);
+    broker().let_in(&account);
+    // The relay makes room; then what waits goes on.
+    let mut seen = [(); 2].map(|()| owner.read(PATIENCE).expect("room").id());
+    seen.sort_unstable();
+    assert_eq!(seen, [id::UNBLOCKED, id::TX_COMMIT_OK]);
+    let mut bodies: Vec<String> = Vec::new();
+    wait_until(deadline(PATIENCE), "all of it", || {
+        bodies.extend(owner.drain(6, &queue));
+        bodies.iter().any(|body| body == "waits")
+    });
+    assert_eq!(bodies.iter().filter(|body| body.starts_with("1 ")).count(), 1);
+    assert!(!bodies.iter().any(|body| body.starts_with("3 ") || body.starts_with("4 ") || body == "dropped"));
+}
+
 /// The proxy must refuse to start: its exit code is 1, and its last words have all of `words`.
 fn refuses_to_start(proxy: &mut Proxy, wrapper: &[&str], words: &[&str]) {
     proxy.spawn(wrapper);

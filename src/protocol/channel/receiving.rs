@@ -1,6 +1,6 @@
 //! A message of the client on its way in: what it is, where its bytes go, and when all of it is there.
 
-use super::{Channel, park};
+use super::{Channel, Room, park};
 use crate::amqp::frame::{self, Frame, kind};
 use crate::amqp::method::{CLASS_BASIC, Publish, id};
 use crate::amqp::properties::{self, Properties};
@@ -43,6 +43,8 @@ pub(super) enum Body {
     Native(Vec<u8>),
     /// There is none: the message is a decision about another transaction.
     Decision(Decision, TransactionName),
+    /// Nowhere: the store has no room for it, and a rollback stands behind it.
+    Dropped,
     /// Nowhere: the message is refused, which RabbitMQ does when all of it has come.
     Wrong(String),
 }
@@ -73,9 +75,22 @@ impl Channel {
             self.pass_received(Some(receiving), io);
             return Err(Malformed);
         };
-        io.published = true;
         let publish = Publish::parse(&receiving.publish)?;
         receiving.body = self.look(&publish, frame.payload, body_bytes, io);
+        if matches!(receiving.body, Body::Parked) {
+            io.published = true;
+            match self.room {
+                Room::Dropped => receiving.body = Body::Dropped,
+                _ if !io.store_full => {}
+                _ if self.may_not_wait() => {
+                    return Ok(io.refuse_full("this transaction can't wait for room, which its end may make"));
+                }
+                _ => {
+                    self.receiving = Some(receiving);
+                    return Ok(self.await_room(frame));
+                }
+            }
+        }
         if matches!(receiving.body, Body::Parked) {
             self.transaction.batch.begin(&receiving.publish, frame.payload, body_bytes);
         }
@@ -125,7 +140,7 @@ impl Channel {
         match &mut receiving.body {
             Body::Parked => self.transaction.batch.extend_body(frame.payload),
             Body::Native(body) => body.extend_from_slice(frame.payload),
-            Body::Decision(..) | Body::Wrong(_) => {}
+            Body::Decision(..) | Body::Dropped | Body::Wrong(_) => {}
         }
         Ok(self.proceed(receiving, io))
     }
@@ -141,6 +156,10 @@ impl Channel {
             return refuse(text);
         }
         let (publish, header) = (receiving.publish, receiving.header.unwrap_or_default());
+        if matches!(receiving.body, Body::Dropped) {
+            // RabbitMQ may still have something against it.
+            return self.send_probe(&publish, &header, io);
+        }
         if self.transaction.has_no_message() {
             io.commands.push_back(Command::Began);
             self.transaction.settings = Some(Arc::clone(&io.settings));
@@ -164,7 +183,7 @@ impl Channel {
                 let frame_max = io.frame_max;
                 write_native(&mut self.transaction.native, self.number, &publish, &header, &body, frame_max);
             }
-            Body::Parked | Body::Decision(..) | Body::Wrong(_) => {
+            Body::Parked | Body::Decision(..) | Body::Dropped | Body::Wrong(_) => {
                 self.transaction.batch.finish();
                 self.transaction.messages += 1;
                 self.transaction.mandatory |= Publish::parse(&publish).is_ok_and(|publish| publish.mandatory());

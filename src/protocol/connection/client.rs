@@ -221,7 +221,10 @@ impl Connection {
                 _ => return,
             }
             match self.channels.get_mut(&number) {
-                Some(Slot::Tx(channel)) if channel.has_behind() => return channel.put_behind(behind),
+                Some(Slot::Tx(channel)) if channel.has_behind() => match channel.put_behind(behind, &self.io) {
+                    Next::Release => behind = channel.take_behind(),
+                    next => return self.apply(number, next),
+                },
                 Some(Slot::Half(channel)) if channel.has_behind() => return channel.put_behind(behind),
                 _ => behind.advance(bytes),
             }

@@ -25,6 +25,7 @@ mod leases;
 mod login;
 mod named;
 mod passing;
+mod room;
 mod settlements;
 mod turns;
 mod waiting;

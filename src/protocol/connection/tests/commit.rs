@@ -176,20 +176,3 @@ fn limits_are_channel_errors_with_a_name() {
         assert_eq!(close.method, id::BASIC_PUBLISH);
     }
 }
-
-#[test]
-fn a_full_store_blocks_who_publishes_in_a_transaction() {
-    let mut script = Script::transactional(settings());
-    script.connection.handle_store_full(true);
-    script.client(&publish(7, b"ordinary"));
-    assert!(script.connection.wants_client());
-    let message = publish(1, b"one");
-    let used = script.connection.handle_client(&message);
-    assert_eq!(message.len() - used, b"one".len() + 8, "the header triggers it, the body waits");
-    assert!(!script.connection.wants_client() && !script.connection.misses_heartbeats());
-    assert_eq!(methods(&script.sent().0), [(0, id::CONNECTION_BLOCKED)]);
-    script.connection.handle_store_full(false);
-    assert_eq!(methods(&script.sent().0), [(0, id::CONNECTION_UNBLOCKED)]);
-    script.client(&message[used..]);
-    assert_eq!(methods(&script.sent().1), [(1, id::BASIC_PUBLISH)]);
-}

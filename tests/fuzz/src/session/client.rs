@@ -314,6 +314,12 @@ impl Client {
         self.channels.iter().find_map(due).filter(|_| !self.is_closing)
     }
 
+    /// A decision outside of transactions that it waits for.
+    pub fn decides(&self) -> Option<&String> {
+        let open = self.channels.values().filter(|channel| !channel.refused && !self.is_closing);
+        open.flat_map(|channel| channel.unconfirmed.values()).find(|what| what.starts_with('d'))
+    }
+
     pub fn receive(&mut self, bytes: &[u8]) {
         let mut stream = std::mem::take(&mut self.stream);
         stream.feed(bytes, |frame| self.frame(frame));
