@@ -9,7 +9,7 @@ use pure::amqp::properties;
 use pure::amqp::reply_code::ReplyCode;
 use pure::amqp::table;
 use pure::amqp::wire::{Reader, Write};
-use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 /// A transaction of a transactional channel. Each of its messages has its serial number in its routing key.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -67,9 +67,9 @@ struct Channel {
 
 #[derive(Default)]
 pub struct Client {
-    channels: HashMap<u16, Channel>,
+    channels: BTreeMap<u16, Channel>,
     /// How often a channel was closed.
-    closes: HashMap<u16, usize>,
+    closes: BTreeMap<u16, usize>,
     /// What it has sent.
     pub out: Vec<u8>,
     stream: Stream,
@@ -80,9 +80,9 @@ pub struct Client {
     pub is_closing: bool,
     pub is_closed: bool,
     /// Messages and decisions that are through, by their routing key or name; and whether they were taken.
-    pub through: HashMap<String, bool>,
+    pub through: BTreeMap<String, bool>,
     /// How many half messages of a transaction are durable.
-    pub durable: HashMap<usize, usize>,
+    pub durable: BTreeMap<usize, usize>,
 }
 
 impl Client {
@@ -384,7 +384,8 @@ impl Client {
                 Some(Due::Ok(due)) if due == method => {}
                 Some(Due::Barrier(transaction)) if method == id::TX_SELECT_OK => {
                     let durable = self.durable.get(&transaction.serial).copied().unwrap_or_default();
-                    let prepared = transaction.named != Some(true) || durable == transaction.halves;
+                    // The answer may wait for the end of a content, while what came behind it is kept.
+                    let prepared = transaction.named != Some(true) || durable >= transaction.halves;
                     assert!(prepared, "the barrier is passed with {durable} of {transaction:?} durable");
                 }
                 Some(Due::CommitOk(transaction)) if method == id::TX_COMMIT_OK => {
@@ -402,7 +403,7 @@ impl Client {
 
 impl Channel {
     /// A confirm: each tag has one, after what it confirms.
-    fn confirmed(&mut self, Settle { tag, multiple }: Settle, ack: bool, through: &HashMap<String, bool>) {
+    fn confirmed(&mut self, Settle { tag, multiple }: Settle, ack: bool, through: &BTreeMap<String, bool>) {
         let rest = match multiple {
             true => self.unconfirmed.split_off(&(tag + 1)),
             false => {
