@@ -33,7 +33,7 @@ use crate::amqp::wire::{Malformed, Reader};
 use crate::tx::batch::Batch;
 use crate::tx::id::TransactionId;
 use crate::tx::outcome::{Outcome, StoreError};
-use std::collections::{BTreeSet, HashSet, VecDeque};
+use std::collections::{BTreeSet, VecDeque};
 
 /// Bytes of frames that may wait behind a commit before the client has to wait.
 const BEHIND_BYTES_MAX: usize = 1 << 20;
@@ -103,7 +103,7 @@ pub struct Channel {
     /// Calls to park that the store has not answered.
     parks: Vec<TransactionId>,
     /// Committed transactions whose returns came too late for their commit-ok and still go out.
-    late: HashSet<TransactionId>,
+    late: BTreeSet<TransactionId>,
     /// The client has closed it. Answers to what the proxy asked may still come before RabbitMQ's close-ok.
     closing: bool,
 }
@@ -161,6 +161,11 @@ impl Channel {
     /// Where RabbitMQ is within a content on this channel.
     pub fn content(&self) -> Content {
         self.content
+    }
+
+    /// Whether the client's channel.close has gone to RabbitMQ.
+    pub fn is_closing(&self) -> bool {
+        self.closing
     }
 
     /// A frame from the client.

@@ -7,6 +7,7 @@
 mod client;
 mod ending;
 mod login;
+mod numbers;
 mod ordinary;
 mod refused;
 mod slots;
@@ -16,6 +17,7 @@ mod turn;
 mod upstream;
 
 use self::login::Handshake;
+pub(super) use self::numbers::Numbers;
 use self::refused::Refused;
 use self::slots::Slots;
 use super::behind::Behind;
@@ -30,7 +32,7 @@ use crate::tx::decision::Verdict;
 use crate::tx::id::TransactionId;
 use crate::tx::name::TransactionName;
 use crate::tx::outcome::{Forwarded, StoreError};
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -114,23 +116,20 @@ pub struct Connection {
     pub io: Io,
     phase: Phase,
     channels: Slots,
-    /// The client's channels whose numbers RabbitMQ has not given back: until one of them has answered channel.close.
-    open: HashSet<u16>,
+    open: Numbers,
     /// How many RabbitMQ lets be open; 0 is no limit.
     channel_max: u16,
     judge: Judge,
     /// The client's channel.open, while the judge steps aside for it.
     behind_judge: Vec<u8>,
     /// How many channel.flow of the client RabbitMQ has not answered, on ordinary channels that have some.
-    flows: HashMap<u16, usize>,
+    flows: BTreeMap<u16, usize>,
     /// Consumers of ordinary channels, which matter if they become transactional.
-    consumers: HashMap<u16, Consumers>,
-    /// Channels that RabbitMQ closed and whose client has not answered: RabbitMQ ignores what comes on them.
-    closed_upstream: HashSet<u16>,
+    consumers: BTreeMap<u16, Consumers>,
     /// Channels that the proxy closed at RabbitMQ, whose close-ok has not come: what comes on them is nobody's.
-    closing_upstream: HashSet<u16>,
+    closing_upstream: BTreeSet<u16>,
     /// Channels whose client has to wait.
-    congested: HashSet<u16>,
+    congested: BTreeSet<u16>,
     handshake: Handshake,
     /// Largest frame payload that RabbitMQ takes before open-ok.
     login_frame_max: usize,
@@ -155,15 +154,14 @@ impl Connection {
             io: Io::new(settings, now),
             phase: Phase::Greeting,
             channels: Slots::default(),
-            open: HashSet::new(),
+            open: Numbers::default(),
             channel_max: 0,
             judge: Judge::default(),
             behind_judge: Vec::new(),
-            flows: HashMap::new(),
-            consumers: HashMap::new(),
-            closed_upstream: HashSet::new(),
-            closing_upstream: HashSet::new(),
-            congested: HashSet::new(),
+            flows: BTreeMap::new(),
+            consumers: BTreeMap::new(),
+            closing_upstream: BTreeSet::new(),
+            congested: BTreeSet::new(),
             handshake: Handshake::Start,
             login_frame_max: LOGIN_FRAME_BYTES_MAX,
             understands_blocked: false,
@@ -294,9 +292,6 @@ impl Connection {
         match next {
             Next::Nothing | Next::Pass => {}
             Next::Forget => {
-                if !self.closed_upstream.contains(&number) {
-                    self.open.remove(&number);
-                }
                 if let Some(Slot::Tx(mut channel)) = self.channels.remove(&number) {
                     self.congested.remove(&number);
                     self.replay(number, channel.take_behind());

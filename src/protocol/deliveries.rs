@@ -5,7 +5,7 @@ use crate::amqp::frame::{Frame, kind};
 use crate::amqp::method::{Consume, id};
 use crate::amqp::properties;
 use crate::amqp::wire::{Malformed, Reader};
-use std::collections::{HashMap, VecDeque};
+use std::collections::{BTreeMap, VecDeque};
 
 /// Changes without an answer that wait for an answer behind them; the oldest is made past that.
 const SILENT_MAX: usize = 100;
@@ -16,7 +16,7 @@ pub struct Consumers {
     /// What the client asked for and RabbitMQ has not come to yet, as far as one can know. RabbitMQ answers in this order.
     asked: VecDeque<Change>,
     /// `no_ack` of each consumer whose tag is known.
-    modes: HashMap<Vec<u8>, bool>,
+    modes: BTreeMap<Vec<u8>, bool>,
     /// A no_ack consumer whose tag the server chose and never told: every unknown consumer may be it.
     unnamed_no_ack: bool,
 }

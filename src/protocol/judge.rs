@@ -9,10 +9,11 @@
 //! declared it. [`super::ordinary`] asks only when the client's channel has been through everything before.
 
 use super::command::{Io, Next, Ticket};
+use super::connection::Numbers;
 use crate::amqp::frame::{Frame, Split, split, write_on};
 use crate::amqp::method::{self, Close, id};
 use crate::amqp::reply_code::ReplyCode;
-use std::collections::{HashSet, VecDeque};
+use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
 /// How old the judge's channel may be when it is asked: RabbitMQ keeps its yes to a permission in the channel's process. An older
@@ -118,13 +119,13 @@ impl Judge {
 
     /// A channel number on which nothing is open at RabbitMQ, for what the client sends on the judge's: that is not open
     /// for it. `open` are the client's channels.
-    pub fn elsewhere(&self, open: &HashSet<u16>) -> u16 {
+    pub(super) fn elsewhere(&self, open: &Numbers) -> u16 {
         // With all numbers taken channel 0 says as well that there is no such channel.
         unused(open, self.number()).unwrap_or(0)
     }
 
     /// Whether the client can't open one more channel, this one, while the judge is there.
-    pub fn is_in_the_way(&self, channel: u16, open: &HashSet<u16>, channel_max: u16) -> bool {
+    pub(super) fn is_in_the_way(&self, channel: u16, open: &Numbers, channel_max: u16) -> bool {
         self.number().is_some_and(|number| number == channel || has_no_room(open.len() + 1, channel_max))
     }
 
@@ -133,10 +134,10 @@ impl Judge {
     ///
     /// # Errors
     /// The client has as many channels open as it may, so that none is left for this.
-    pub fn ask(
+    pub(super) fn ask(
         &mut self,
         question: Question,
-        open: &HashSet<u16>,
+        open: &Numbers,
         channel_max: u16,
         io: &mut Io,
     ) -> Result<(), String> {
@@ -237,8 +238,8 @@ impl Judge {
 }
 
 /// The highest number that is neither the client's nor `taken`.
-fn unused(open: &HashSet<u16>, taken: Option<u16>) -> Option<u16> {
-    (1..=u16::MAX).rev().find(|number| !open.contains(number) && Some(*number) != taken)
+fn unused(open: &Numbers, taken: Option<u16>) -> Option<u16> {
+    (1..=u16::MAX).rev().find(|number| !open.contains(*number) && Some(*number) != taken)
 }
 
 fn has_no_room(channels: usize, channel_max: u16) -> bool {

@@ -7,7 +7,7 @@
 
 use super::command::{Io, Ticket};
 use super::judge::Judgement;
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 /// Kinds that are remembered. Messages of others are probed each, and not again at the decision.
@@ -55,7 +55,7 @@ struct Kind {
 /// See the module.
 #[derive(Debug, Default)]
 pub struct Leases {
-    kinds: HashMap<Vec<u8>, Kind>,
+    kinds: BTreeMap<Vec<u8>, Kind>,
     /// Fences sent on the channel, behind each of which RabbitMQ has judged all before it.
     fences: u64,
     /// Those of them that are answered.
@@ -148,7 +148,7 @@ impl Leases {
             return;
         }
         if self.kinds.len() >= KINDS_KEPT_MAX {
-            self.kinds = HashMap::new();
+            self.kinds.clear();
         }
         self.insert(kind, &[], Some(asked), io);
     }
@@ -224,7 +224,7 @@ impl Leases {
     pub fn next_transaction(&mut self, io: &Io) {
         self.transaction += 1;
         if io.settings.judgement.is_zero() || self.kinds.len() > KINDS_KEPT_MAX {
-            self.kinds = HashMap::new();
+            self.kinds.clear();
         }
     }
 }

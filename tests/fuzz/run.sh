@@ -2,8 +2,7 @@
 # Fuzzes each target: tests/fuzz/run.sh LIMIT [TARGET...]
 #
 # LIMIT is a time in seconds (30), or a number of inputs (30000x), half of them from each of two fixed seeds, side by side: the
-# same inputs each time, give or take the order of a hash map, so that a check which turns red has turned red over the change
-# it checks.
+# same inputs each time, so that a check which turns red has turned red over the change it checks.
 #
 # It takes the stable toolchain and no cargo-fuzz: the flags are what coverage guidance needs, without a sanitizer, for
 # the proxy has no unsafe code. What is found stands in tests/fuzz/artifacts, and the run fails.

@@ -123,6 +123,9 @@ impl Connection {
         match self.channels.get_mut(&frame.channel) {
             Some(Slot::Tx(channel)) => {
                 let next = channel.handle_client(frame, &mut self.io);
+                if channel.is_closing() {
+                    self.open.client_closes(frame.channel);
+                }
                 self.apply(frame.channel, next);
                 self.block_if_full();
             }
@@ -151,14 +154,19 @@ impl Connection {
             Some(id::CHANNEL_OPEN) => {
                 // Whatever was there before: this is another channel.
                 self.forget_ordinary(number);
-                self.open.insert(number);
-                self.closed_upstream.remove(&number);
+                self.open.opened(number);
             }
-            Some(id::CHANNEL_CLOSE_OK) => {
-                self.closed_upstream.remove(&number);
-                self.open.remove(&number);
+            Some(id::CHANNEL_CLOSE_OK) => self.open.client_answers(number),
+            Some(id::CHANNEL_CLOSE) => {
+                self.open.client_closes(number);
+                // Nothing waits on it, or this would.
+                match self.channels.get_mut(&number) {
+                    // Confirms may still come, in RabbitMQ's numbers.
+                    Some(Slot::Half(channel)) => channel.close(),
+                    _ => drop(self.forget_ordinary(number)),
+                }
             }
-            _ if self.closed_upstream.contains(&number) => {}
+            _ if self.open.is_closed_upstream(number) => {}
             Some(id::TX_SELECT) => {
                 let consumers = self.consumers.remove(&number).unwrap_or_default();
                 self.channels.insert(number, Slot::Tx(Box::new(Channel::new(number, consumers))));
@@ -177,12 +185,6 @@ impl Connection {
                     let _ = consumers.cancelled(frame.arguments());
                 });
             }
-            // Nothing waits on it, or this would.
-            Some(id::CHANNEL_CLOSE) => match self.channels.get_mut(&number) {
-                // Confirms may still come, in RabbitMQ's numbers.
-                Some(Slot::Half(channel)) => channel.close(),
-                _ => drop(self.forget_ordinary(number)),
-            },
             _ => {}
         }
         self.io.to_upstream.extend_from_slice(frame.raw);

@@ -29,7 +29,7 @@ impl Connection {
             return Road::Look;
         }
         match frame.method_id() {
-            Some(id::BASIC_PUBLISH) if !self.closed_upstream.contains(&frame.channel) => {}
+            Some(id::BASIC_PUBLISH) if !self.open.is_closed_upstream(frame.channel) => {}
             Some(
                 id::TX_SELECT
                 | id::CONFIRM_SELECT

@@ -134,7 +134,7 @@ impl Connection {
         if let Some(Slot::Refused(Refused { client_answered: true, behind, .. })) = self.channels.get_mut(&number) {
             let behind = std::mem::take(behind);
             self.channels.remove(&number);
-            self.open.remove(&number);
+            self.open.given_back(number);
             self.congested.remove(&number);
             self.replay(number, behind.into());
         }

@@ -1,12 +1,12 @@
 //! The channels that are not simply ordinary ones, and how many of them are transactional.
 
 use super::Slot;
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 
 /// Slots by their channel's number.
 #[derive(Debug, Default)]
 pub(super) struct Slots {
-    slots: HashMap<u16, Slot>,
+    slots: BTreeMap<u16, Slot>,
     transactional: usize,
 }
 

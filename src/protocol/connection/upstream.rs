@@ -87,7 +87,10 @@ impl Connection {
             return self.judge_frame(frame);
         }
         if frame.channel != 0 && frame.method_id() == Some(id::CHANNEL_CLOSE) {
-            self.closed_upstream.insert(frame.channel);
+            self.open.upstream_closes(frame.channel);
+        }
+        if frame.channel != 0 && frame.method_id() == Some(id::CHANNEL_CLOSE_OK) {
+            self.open.upstream_answers(frame.channel);
         }
         if let Some(Slot::Tx(channel)) = self.channels.get_mut(&frame.channel) {
             let next = channel.handle_upstream(frame, &mut self.io);
@@ -115,10 +118,7 @@ impl Connection {
                 }
                 self.flows.retain(|_, flows| *flows > 0);
             }
-            Some(id::CHANNEL_CLOSE_OK) => {
-                self.open.remove(&frame.channel);
-                self.forget_ordinary(frame.channel);
-            }
+            Some(id::CHANNEL_CLOSE_OK) => drop(self.forget_ordinary(frame.channel)),
             Some(id::CHANNEL_CLOSE) => {
                 let behind = self.forget_ordinary(frame.channel);
                 self.io.to_client.extend_from_slice(frame.raw);

@@ -149,7 +149,7 @@ fn few_kinds_are_remembered_for_the_next_transaction() {
     }
     assert_eq!(leases.kinds.len(), KINDS_MAX);
     leases.next_transaction(&io);
-    assert_eq!(leases.kinds.capacity(), 0);
+    assert!(leases.kinds.is_empty());
 }
 
 /// What may happen to a channel: each with a number that says what it is about.

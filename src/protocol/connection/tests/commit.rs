@@ -87,7 +87,9 @@ fn what_rabbitmq_refuses_is_never_decided() {
 #[test]
 fn what_is_sent_ahead_on_a_channel_that_rabbitmq_closed_begins_no_transaction() {
     for channel in [1, 2] {
-        let mut script = Script::transactional(settings());
+        let mut script = Script::open(settings());
+        script.client(&[bare(1, id::CHANNEL_OPEN), bare(1, id::TX_SELECT), bare(2, id::CHANNEL_OPEN)].concat());
+        script.upstream(&bare(1, id::TX_SELECT_OK));
         script.upstream(&close(channel, 404, "NOT_FOUND - no queue 'q' in vhost '/'"));
         script.sent();
         let ahead = [bare(channel, id::TX_SELECT), publish(channel, b"one"), bare(channel, id::TX_COMMIT)].concat();

@@ -146,6 +146,28 @@ fn a_number_is_the_clients_until_it_has_answered_for_it() {
     assert_eq!(script.sent().1, channel_open(SEAT));
 }
 
+/// The judge is asked while the client and RabbitMQ close channel SEAT at once, after so many of the two answers.
+#[test]
+fn a_number_that_both_sides_close_is_the_clients_until_both_have_answered() {
+    for (of_client, of_upstream) in [(true, false), (false, true)] {
+        let mut script = ordinary(&[1, SEAT], true);
+        script.client(&bare(SEAT, id::CHANNEL_CLOSE));
+        script.upstream(&close(SEAT, 404, "NOT_FOUND - no queue 'q' in vhost 'shop'"));
+        if of_client {
+            script.client(&bare(SEAT, id::CHANNEL_CLOSE_OK));
+        }
+        if of_upstream {
+            script.upstream(&bare(SEAT, id::CHANNEL_CLOSE_OK));
+        }
+        script.sent();
+        script.client(&half(1, "order-1", b"one"));
+        script.upstream(&flow_ok(1));
+        assert!(methods(&script.sent().1).contains(&(SEAT - 1, id::CHANNEL_OPEN)), "the judge takes another");
+        script.upstream(&bare(SEAT, id::CHANNEL_CLOSE_OK));
+        assert_eq!(script.sent().0, bare(SEAT, id::CHANNEL_CLOSE_OK), "it is the client's answer");
+    }
+}
+
 #[test]
 fn tags_count_for_the_client_as_it_counts() {
     let mut script = ordinary(&[1], true);

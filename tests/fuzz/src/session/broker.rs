@@ -8,7 +8,7 @@ use pure::amqp::method::{self, Close, Publish, Settle, id};
 use pure::amqp::properties;
 use pure::amqp::reply_code::ReplyCode;
 use pure::amqp::wire::{Reader, Write};
-use std::collections::{BTreeMap, BTreeSet, HashSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 /// exchange.declare and exchange.delete, each answered by the next method of its class.
 pub const DECLARE: (u16, u16) = (40, 10);
@@ -65,7 +65,7 @@ pub struct Broker {
     channel_max: usize,
     /// What has arrived for each channel and was not looked at.
     arrived: BTreeMap<u16, VecDeque<Vec<u8>>>,
-    exchanges: HashSet<Vec<u8>>,
+    exchanges: BTreeSet<Vec<u8>>,
     answers: VecDeque<Answer>,
     stream: Stream,
     /// Messages that were published to be delivered.

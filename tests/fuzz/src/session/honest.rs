@@ -16,7 +16,7 @@ use pure::tx::decision::Verdict;
 use pure::tx::id::TransactionId;
 use pure::tx::name::TransactionName;
 use pure::tx::outcome::Forwarded;
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
 /// The last one is the place that the proxy likes best for a channel of its own.
@@ -58,8 +58,8 @@ struct Run {
     decides: Vec<(u16, Ticket, TransactionName)>,
     forwards: Vec<(u16, TransactionId)>,
     rollbacks: Vec<(u16, TransactionId)>,
-    kept: HashMap<TransactionId, Kept>,
-    judged: HashSet<Place>,
+    kept: BTreeMap<TransactionId, Kept>,
+    judged: BTreeSet<Place>,
     began: usize,
     ended: usize,
     upstream_is_lost: bool,
@@ -152,8 +152,8 @@ impl Run {
             decides: Vec::new(),
             forwards: Vec::new(),
             rollbacks: Vec::new(),
-            kept: HashMap::new(),
-            judged: HashSet::new(),
+            kept: BTreeMap::new(),
+            judged: BTreeSet::new(),
             began: 0,
             ended: 0,
             upstream_is_lost: false,

@@ -14,7 +14,7 @@ use pure::protocol::handshake::Identity;
 use pure::tx::id::TransactionId;
 use pure::tx::name::TransactionName;
 use pure::tx::outcome::Forwarded;
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
 struct Run {
@@ -27,10 +27,10 @@ struct Run {
     forwards: Vec<(u16, TransactionId)>,
     rollbacks: Vec<(u16, TransactionId)>,
     /// Kept in the store and decided by nobody so far.
-    undecided: HashSet<TransactionId>,
+    undecided: BTreeSet<TransactionId>,
     /// Answers of RabbitMQ on each channel that a fence may have waited for.
-    answers: HashMap<u16, usize>,
-    decisions: HashMap<u16, usize>,
+    answers: BTreeMap<u16, usize>,
+    decisions: BTreeMap<u16, usize>,
     began: usize,
     ended: usize,
     /// All that RabbitMQ has got before its open-ok.
@@ -52,9 +52,9 @@ pub fn run(script: &mut Script<'_>) -> usize {
         commits: Vec::new(),
         forwards: Vec::new(),
         rollbacks: Vec::new(),
-        undecided: HashSet::new(),
-        answers: HashMap::new(),
-        decisions: HashMap::new(),
+        undecided: BTreeSet::new(),
+        answers: BTreeMap::new(),
+        decisions: BTreeMap::new(),
         began: 0,
         ended: 0,
         said: Vec::new(),
