@@ -167,6 +167,8 @@ impl Leases {
         let (_, asked) = kind.renewal.take()?;
         match judgement {
             Judgement::Fine => kind.confirmed = kind.confirmed.max(Some(asked)),
+            // Asked on another channel, perhaps behind what the client took away on this one.
+            Judgement::Refused { .. } if kind.is_final => {}
             refused if kind.used == self.transaction => return Some(refused),
             refused => kind.refused = Some(refused),
         }

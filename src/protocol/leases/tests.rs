@@ -79,6 +79,16 @@ fn a_no_is_forgotten_when_the_client_has_mended_what_was_missing() {
     assert_eq!(leases.look(b"a", &io), Standing::Unknown);
 }
 
+/// The question goes out on another channel, and RabbitMQ may come to it behind the deletion.
+#[test]
+fn a_no_behind_the_clients_own_deletion_is_none_for_what_came_before() {
+    let (mut leases, io) = (Leases::default(), io());
+    given(&mut leases, &io);
+    leases.renew(b"a", Ticket(1), &io);
+    leases.take_away();
+    assert_eq!(leases.renewed(Ticket(1), NO), None);
+}
+
 #[test]
 fn what_could_change_the_answer_ends_the_lease() {
     type Change = fn(&mut Leases, &mut Io);

@@ -358,6 +358,11 @@ impl Client {
             }
             (content, kind) => panic!("a frame of type {kind} where {content:?} is due on channel {number}"),
         }
+        if frame.method_id() == Some(id::CHANNEL_CLOSE) {
+            let close = Close::parse(frame.arguments()).expect("channel.close");
+            let text = String::from_utf8_lossy(close.text);
+            assert!(!text.contains("no exchange 'e"), "it published to an exchange that was there: {text}");
+        }
         if let Some(id::CHANNEL_CLOSE | id::CHANNEL_CLOSE_OK) = frame.method_id() {
             *self.closes.entry(number).or_default() += 1;
         }
