@@ -11,7 +11,7 @@
 
 use halfway::store::sqlite::{SqliteSettings, SqliteStore};
 use halfway::store::{
-    Check, Commit, Committed, Cursor, Filter, Lane, NameFilter, Named, Origin, Outlet, Sequence, Store, Strand,
+    Backend, Check, Commit, Committed, Cursor, Filter, Lane, NameFilter, Named, Origin, Outlet, Sequence, Strand,
 };
 use halfway::tx::batch::{Batch, HalfMessage};
 use halfway::tx::checker::CheckPlan;
@@ -90,7 +90,7 @@ impl Outlet for Nowhere {
     fn committed(&self, _: Vec<Committed>) {}
 }
 
-fn open(folder: &Path, outlet: Arc<dyn Outlet>) -> Arc<SqliteStore> {
+fn open(folder: &Path, outlet: Arc<dyn Outlet>) -> Arc<dyn Backend> {
     SqliteStore::open(SqliteSettings::new(folder.join("bench.db")), outlet).expect("the folder can be written")
 }
 

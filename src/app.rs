@@ -6,7 +6,7 @@ pub use reload::Load;
 
 use crate::admin::{Access, Admin, TokenError};
 use crate::check_back::{self, CheckBack};
-use crate::config::{Config, Loaded, MemoryLimit, ProxyProtocol, StoreUrl, Unroutable, UpstreamTls};
+use crate::config::{Config, Loaded, MemoryLimit, ProxyProtocol, Unroutable, UpstreamTls};
 use crate::health::{Component, Condition, Health};
 use crate::memory::{self, Memory};
 use crate::metrics::Metrics;
@@ -17,8 +17,7 @@ use crate::service;
 use crate::session::listener::Listener;
 use crate::session::{self, Shared, Terms};
 use crate::signals::Signals;
-use crate::store::sqlite::{OpenError, SqliteSettings, SqliteStore};
-use crate::store::{Outlet, Store, StoreError};
+use crate::store::{Backend, Limits, OpenError, Outlet, Store, StoreError};
 use crate::telemetry::Level;
 use crate::tls::{ClientTls, ServerTls, TlsError};
 use crate::trace::{self, TracedOutlet, TracedStore};
@@ -280,15 +279,14 @@ fn credentials(config: &Config) -> Credentials {
     Credentials { username: config.relay.username.clone(), password: config.relay.password.expose().to_owned() }
 }
 
-async fn open_store(config: &Config, outlet: Arc<dyn Outlet>) -> Result<Arc<SqliteStore>, OpenError> {
-    let StoreUrl::Sqlite(path) = &config.store.url;
-    let settings = SqliteSettings {
-        max_size: Some(config.store.max_size),
-        retention: config.transaction.retention,
-        ..SqliteSettings::new(path)
-    };
-    tracing::info!(path = %path.display(), "opening the store");
-    blocking(move || SqliteStore::open(settings, outlet)).await
+fn limits(config: &Config) -> Limits {
+    Limits { max_size: config.store.max_size, retention: config.transaction.retention }
+}
+
+async fn open_store(config: &Config, outlet: Arc<dyn Outlet>) -> Result<Arc<dyn Backend>, OpenError> {
+    let (url, limits) = (config.store.url.clone(), limits(config));
+    tracing::info!(%url, "opening the store");
+    blocking(move || url.open(limits, outlet)).await
 }
 
 async fn bind(addresses: &[SocketAddr], key: &'static str) -> Result<Vec<TcpListener>, AppError> {

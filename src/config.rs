@@ -22,11 +22,13 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
+use crate::store::StoreUrl;
+
 pub use change::{Change, Effect};
 pub use checker::{Asked, Checker, CheckerMatch, WhenExhausted};
 pub use database::{Place, PostgresUrl, SslMode, Target};
 pub use load::{ConfigError, Entry, Loaded, Origin, Problem, TOKEN_VARIABLE, load};
-pub use value::{HttpUrl, MemoryLimit, MessageSizeLimit, Secret, StoreUrl, UpstreamUrl, format_size};
+pub use value::{HttpUrl, MemoryLimit, MessageSizeLimit, Secret, UpstreamUrl, format_size};
 
 /// The whole configuration. [`Config::default`] is what an empty file gives.
 #[derive(Clone, Debug, Default, Deserialize, PartialEq, Serialize)]
@@ -382,7 +384,7 @@ impl Default for Retry {
 
 impl Default for Store {
     fn default() -> Self {
-        Store { url: StoreUrl::Sqlite("halfway.db".into()), max_size: 10 * GIB }
+        Store { url: StoreUrl::default(), max_size: 10 * GIB }
     }
 }
 

@@ -12,9 +12,9 @@ use clap::Parser;
 use halfway::{
     app,
     cli::{self, Cli, Command, ConfigCommand, Doctor, Progress, Step, StoreCommand, stdout},
-    config::{self, ConfigError, Loaded, StoreUrl},
+    config::{self, ConfigError, Loaded},
     doctor::{self, Verdict},
-    store::sqlite::{self, Checked},
+    store::Checked,
     telemetry,
 };
 use serde_json::json;
@@ -90,7 +90,7 @@ fn doctor(args: &Doctor) -> Result<ExitCode, Box<dyn Error>> {
 
 fn store(command: &StoreCommand) -> Result<ExitCode, Box<dyn Error>> {
     let (StoreCommand::Check(query) | StoreCommand::Backup { query, .. } | StoreCommand::Stats(query)) = command;
-    let StoreUrl::Sqlite(path) = config::load(query.file.config.as_deref())?.config.store.url;
+    let url = config::load(query.file.config.as_deref())?.config.store.url;
     match command {
         StoreCommand::Check(_) => {
             let checked = Arc::new(Checked::default());
@@ -103,21 +103,21 @@ fn store(command: &StoreCommand) -> Result<ExitCode, Box<dyn Error>> {
                 }
             };
             let progress = Progress::start(look);
-            let report = sqlite::check_telling(&path, &checked)?;
+            let report = url.check(&checked)?;
             drop(progress);
             cli::print_report(&report, query.json, stdout())?;
             return Ok(if report.problems.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE });
         }
         StoreCommand::Backup { to, .. } => {
-            let total = sqlite::stats(&path)?.file_bytes;
-            let target = to.clone();
-            let look = move || Step { doing: "copying bytes", done: sqlite::written(&target), total };
+            let total = url.stats()?.file_bytes;
+            let (copied, target) = (url.clone(), to.clone());
+            let look = move || Step { doing: "copying bytes", done: copied.backed_up(&target), total };
             let progress = Progress::start(look);
-            sqlite::backup(&path, to)?;
+            url.back_up(to)?;
             drop(progress);
-            cli::print_report(&json!({"from": path, "to": to}), query.json, stdout())?;
+            cli::print_report(&json!({"from": url.file(), "to": to}), query.json, stdout())?;
         }
-        StoreCommand::Stats(_) => cli::print_report(&sqlite::stats(&path)?, query.json, stdout())?,
+        StoreCommand::Stats(_) => cli::print_report(&url.stats()?, query.json, stdout())?,
     }
     Ok(ExitCode::SUCCESS)
 }

@@ -5,8 +5,7 @@ use crate::memory::Memory;
 use crate::metrics::Metrics;
 use crate::relay::{Link, Refused, RelayStatus, VhostSnapshot};
 use crate::roster::{self, Roster, Standing};
-use crate::store::sqlite::{SqliteStore, Stats};
-use crate::store::{Store, system_clock};
+use crate::store::{Backend, Room, Stats, system_clock};
 use crate::tls::ServerTls;
 use crate::tx::decision::Actor;
 use crate::tx::id::Timestamp;
@@ -34,7 +33,7 @@ const OTHER_VHOSTS: &str = "(others)";
 /// What is looked at, and who is told beside health and metrics.
 pub(crate) struct Watched {
     /// What it counts.
-    pub store: Arc<SqliteStore>,
+    pub store: Arc<dyn Backend>,
     /// How the relay is, in each virtual host.
     pub relay: Arc<RelayStatus>,
     /// Whether RabbitMQ can be reached.
@@ -57,7 +56,7 @@ pub(crate) fn start(health: &Arc<Health>, metrics: &Arc<Metrics>, watched: Watch
         let mut labelled = HashSet::new();
         for tick in 0.. {
             ticks.tick().await;
-            report_store(&health, &metrics, &store);
+            report_store(&health, &metrics, &*store);
             metrics.memory_used_bytes.set(memory.used().try_into().unwrap_or(i64::MAX));
             let links = report_relay(&health, &metrics, &relay, &mut labelled);
             let oldest_doubt = Some(gauge(&store.stats().oldest_in_doubt)).filter(|since| *since > 0).map(Timestamp);
@@ -80,7 +79,7 @@ pub(crate) fn start(health: &Arc<Health>, metrics: &Arc<Metrics>, watched: Watch
     })
 }
 
-fn report_store(health: &Health, metrics: &Metrics, store: &SqliteStore) {
+fn report_store(health: &Health, metrics: &Metrics, store: &dyn Backend) {
     let stats: &Stats = store.stats();
     metrics.store_commit_seconds.show(&stats.groups);
     metrics.in_doubt_seconds.show(&stats.doubts);
@@ -91,7 +90,8 @@ fn report_store(health: &Health, metrics: &Metrics, store: &SqliteStore) {
     metrics.store_errors.inner().store(read(&stats.errors), Ordering::Relaxed);
     metrics.store_waiting_calls.set(gauge(&stats.queued));
     metrics.store_used_bytes.set(gauge(&stats.used_bytes));
-    metrics.store_full.set(store.is_full().into());
+    let room = *store.room().borrow();
+    metrics.store_full.set((room == Room::Full).into());
     metrics.store_failing.set(stats.failing.load(Ordering::Relaxed).into());
     metrics.backlog_transactions.set(gauge(&stats.backlog));
     metrics.dead_letters.set(gauge(&stats.dead_letters));
@@ -104,10 +104,10 @@ fn report_store(health: &Health, metrics: &Metrics, store: &SqliteStore) {
     metrics.in_doubt_oldest_age_seconds.set(age_seconds(gauge(&stats.oldest_in_doubt), now));
     let oldest_committed = if read(&stats.backlog) == 0 { 0 } else { gauge(&stats.oldest_committed) };
     metrics.backlog_oldest_age_seconds.set(age_seconds(oldest_committed, now));
-    health.set(Component::Store, store_condition(stats, store.is_full(), Instant::now()));
+    health.set(Component::Store, store_condition(stats, room, Instant::now()));
 }
 
-fn store_condition(stats: &Stats, is_full: bool, now: Instant) -> Condition {
+fn store_condition(stats: &Stats, room: Room, now: Instant) -> Condition {
     let failed = stats.failed();
     let why = || failed.as_ref().map(|(_, why)| why.as_str()).unwrap_or_default();
     // A disk that is full by a hair takes a write now and then, so that it is not well as soon as it took one.
@@ -115,7 +115,8 @@ fn store_condition(stats: &Stats, is_full: bool, now: Instant) -> Condition {
     match read(&stats.dead_letters) {
         _ if stats.failing.load(Ordering::Relaxed) => Condition::NotReady(format!("it can't write: {}", why())),
         _ if failed_recently => Condition::Degraded(format!("it could not write less than a minute ago: {}", why())),
-        _ if is_full => Condition::Degraded("past store.max_size: publishers of transactions wait".into()),
+        _ if room == Room::Full => Condition::Degraded("past store.max_size: publishers of transactions wait".into()),
+        _ if room == Room::Away => Condition::Degraded("it can't be reached: publishers of transactions wait".into()),
         0 => Condition::Ready,
         letters => Condition::Degraded(format!("dead letters that wait for a person: {letters}")),
     }
@@ -268,22 +269,24 @@ mod tests {
     #[test]
     fn the_store_says_what_is_wrong_with_it() {
         let (stats, now) = (Stats::default(), Instant::now());
-        assert_eq!(store_condition(&stats, false, now), Condition::Ready);
+        assert_eq!(store_condition(&stats, Room::Free, now), Condition::Ready);
         stats.dead_letters.store(1, Ordering::Relaxed);
         let letters = Condition::Degraded("dead letters that wait for a person: 1".into());
-        assert_eq!(store_condition(&stats, false, now), letters);
+        assert_eq!(store_condition(&stats, Room::Free, now), letters);
         stats.fails("database or disk is full");
         let now = Instant::now();
         let failing = Condition::NotReady("it can't write: database or disk is full".into());
-        assert_eq!(store_condition(&stats, true, now), failing, "it is the worst of all");
-        assert_eq!(store_condition(&stats, true, now + RECENTLY), failing, "however long it hangs");
+        assert_eq!(store_condition(&stats, Room::Full, now), failing, "it is the worst of all");
+        assert_eq!(store_condition(&stats, Room::Full, now + RECENTLY), failing, "however long it hangs");
         // What is full by a hair writes and fails in turns.
         stats.failing.store(false, Ordering::Relaxed);
         let shaky = "it could not write less than a minute ago: database or disk is full";
-        assert_eq!(store_condition(&stats, true, now), Condition::Degraded(shaky.into()));
+        assert_eq!(store_condition(&stats, Room::Full, now), Condition::Degraded(shaky.into()));
         let later = now + RECENTLY;
-        assert_eq!(store_condition(&stats, false, later), letters);
-        assert!(matches!(store_condition(&stats, true, later), Condition::Degraded(why) if why.contains("max_size")));
+        assert_eq!(store_condition(&stats, Room::Free, later), letters);
+        assert!(
+            matches!(store_condition(&stats, Room::Full, later), Condition::Degraded(why) if why.contains("max_size"))
+        );
     }
 
     #[test]

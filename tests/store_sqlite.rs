@@ -20,8 +20,8 @@ mod history;
 
 use halfway::store::sqlite::{OpenError, SqliteSettings, SqliteStore, ToolError, backup, check, stats};
 use halfway::store::{
-    Check, Clock, Commit, Committed, Committing, DeadLetter, Filter, Lane, LetterId, Named, Origin, Outlet, Sequence,
-    Store, StoreError, Stored, Strand, Summary,
+    Backend, Check, Clock, Commit, Committed, Committing, DeadLetter, Filter, Lane, LetterId, Limits, Named, Origin,
+    Outlet, Room, Sequence, StoreError, Stored, Strand, Summary,
 };
 use halfway::tx::batch::{Batch, HalfMessage};
 use halfway::tx::checker::CheckPlan;
@@ -45,17 +45,17 @@ impl Outlet for Silent {
     fn committed(&self, _: Vec<Committed>) {}
 }
 
-fn open(path: &Path) -> Arc<SqliteStore> {
+fn open(path: &Path) -> Arc<dyn Backend> {
     try_open(path).unwrap()
 }
 
 /// Opens it to remember for a minute what is finished.
-fn open_for_a_minute(path: &Path, clock: Clock) -> Arc<SqliteStore> {
+fn open_for_a_minute(path: &Path, clock: Clock) -> Arc<dyn Backend> {
     let settings = SqliteSettings { retention: Duration::from_secs(60), clock, ..SqliteSettings::new(path) };
     SqliteStore::open(settings, Arc::new(Silent)).unwrap()
 }
 
-fn try_open(path: &Path) -> Result<Arc<SqliteStore>, OpenError> {
+fn try_open(path: &Path) -> Result<Arc<dyn Backend>, OpenError> {
     SqliteStore::open(SqliteSettings::new(path), Arc::new(Silent))
 }
 
@@ -85,7 +85,7 @@ fn now(committing: Result<Committing, StoreError>) -> Sequence {
     }
 }
 
-async fn committed(store: &SqliteStore) -> BTreeSet<TransactionId> {
+async fn committed(store: &Arc<dyn Backend>) -> BTreeSet<TransactionId> {
     store.page(&lane(), None, usize::MAX).await.unwrap().into_iter().map(|pack| pack.id).collect()
 }
 
@@ -289,24 +289,24 @@ async fn past_its_size_it_is_full_until_there_is_room_again() {
     let folder = Folder::new();
     let settings = SqliteSettings { max_size: Some(1 << 20), ..SqliteSettings::new(folder.db()) };
     let store = SqliteStore::open(settings.clone(), Arc::new(Silent)).unwrap();
-    let mut fullness = store.fullness();
+    let mut room = store.room();
     let mut sequences = Vec::new();
-    while !store.is_full() {
+    while store.room().borrow().is_free() {
         sequences.push(now(store.commit(commit(&origin(), 50_000)).await));
         assert!(sequences.len() < 30, "1 MiB holds fewer");
     }
     assert!(sequences.len() > 10);
-    assert!(*fullness.borrow_and_update());
+    assert_eq!(*room.borrow_and_update(), Room::Full);
     // What is asked all the same is kept: publishers are asked to wait, not cut off.
     sequences.push(now(store.commit(commit(&origin(), 10)).await));
     drop(store);
 
     let store = SqliteStore::open(settings, Arc::new(Silent)).unwrap();
-    assert!(store.is_full(), "known from the start");
-    let mut fullness = store.fullness();
+    assert_eq!(*store.room().borrow(), Room::Full, "known from the start");
+    let mut room = store.room();
     store.delivered(sequences);
-    tokio::time::timeout(DEADLINE, fullness.wait_for(|full| !full)).await.unwrap().unwrap();
-    assert!(!store.is_full());
+    tokio::time::timeout(DEADLINE, room.wait_for(|room| room.is_free())).await.unwrap().unwrap();
+    assert!(store.room().borrow().is_free());
 }
 
 #[tokio::test]
@@ -319,15 +319,15 @@ async fn its_limits_can_change() {
     store.park(old.clone(), batch(1_500_000)).await.unwrap();
     store.rollback(old.id, None).await.unwrap();
     now(store.commit(commit(&origin(), 1_500_000)).await);
-    let mut fullness = store.fullness();
-    assert!(!store.is_full());
+    let mut room = store.room();
+    assert!(store.room().borrow().is_free());
     let day = Duration::from_secs(24 * 60 * 60);
-    store.change_limits(1 << 20, day);
-    tokio::time::timeout(DEADLINE, fullness.wait_for(|full| *full)).await.unwrap().unwrap();
+    store.change_limits(Limits { max_size: 1 << 20, retention: day });
+    tokio::time::timeout(DEADLINE, room.wait_for(|room| *room == Room::Full)).await.unwrap().unwrap();
     assert_eq!(stats(&folder.db()).unwrap().rolled_back, 1);
     NOW.fetch_add(61_000, Ordering::Relaxed);
-    store.change_limits(1 << 30, Duration::from_secs(60));
-    tokio::time::timeout(DEADLINE, fullness.wait_for(|full| !full)).await.unwrap().unwrap();
+    store.change_limits(Limits { max_size: 1 << 30, retention: Duration::from_secs(60) });
+    tokio::time::timeout(DEADLINE, room.wait_for(|room| room.is_free())).await.unwrap().unwrap();
     eventually("the old one is forgotten", || stats(&folder.db()).unwrap().rolled_back == 0).await;
 }
 
@@ -400,17 +400,17 @@ fn parked(origin: &Origin) -> Commit {
     Commit { batch: Batch::default(), parked: true, ..commit(origin, 0) }
 }
 
-async fn summary(store: &SqliteStore, origin: &Origin) -> Summary {
+async fn summary(store: &Arc<dyn Backend>, origin: &Origin) -> Summary {
     store.transaction(origin.id).await.unwrap().expect("it is there").0
 }
 
-async fn last_event(store: &SqliteStore, origin: &Origin) -> (String, String) {
+async fn last_event(store: &Arc<dyn Backend>, origin: &Origin) -> (String, String) {
     let (_, mut history) = store.transaction(origin.id).await.unwrap().expect("it is there");
     let last = history.pop().expect("what was parked has a history");
     (last.event, last.actor)
 }
 
-fn gauges(store: &SqliteStore) -> (u64, u64, u64) {
+fn gauges(store: &Arc<dyn Backend>) -> (u64, u64, u64) {
     let stats = store.stats();
     let gauges = [&stats.open_named, &stats.in_doubt, &stats.oldest_in_doubt];
     let [open, in_doubt, oldest] = gauges.map(|gauge| gauge.load(Ordering::Relaxed));
@@ -524,7 +524,7 @@ async fn what_was_answered_about_a_name_is_in_the_files() {
 async fn a_store_of_version_1_is_brought_forward() {
     let folder = Folder::new();
     let sql = rusqlite::Connection::open(folder.db()).unwrap();
-    sql.execute_batch(include_str!("../src/store/schema/0001.sql")).unwrap();
+    sql.execute_batch(include_str!("../src/store/sqlite/schema/0001.sql")).unwrap();
     sql.execute_batch(
         "PRAGMA application_id = 0x68616c66; PRAGMA user_version = 1; UPDATE store SET sequence_reserved = 100",
     )

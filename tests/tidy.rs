@@ -33,6 +33,9 @@ const IMPURE: [&str; 18] = [
 /// Modules on one level, which must not know each other: the app alone brings them together.
 const STRANGERS: [(&str, &str); 3] = [("session", "relay"), ("admin", "session"), ("admin", "relay")];
 
+/// Names by which one kind of store is known in code.
+const BACKENDS: [&str; 4] = ["::sqlite", "sqlite::", "rusqlite", "SqliteStore"];
+
 #[test]
 fn pure_modules_stay_pure() {
     each_source(|path, text| PURE.iter().find(|pure| within(path, pure)).map_or(Vec::new(), |_| impurities(text)));
@@ -58,6 +61,19 @@ fn a_module_knows_only_those_above_it_in_the_table_of_contents() {
     assert_eq!(upward("session", "use crate::relay::Relay;", &order), ["session knows relay"]);
     assert!(upward("store", "use crate::amqp::frame; use crate::store::Lane;", &order).is_empty());
     assert_eq!(table_of_contents("//! - [`a`]: x\n//! - [`b`] and [`c`]: y, see [`z`]\n"), ["a", "b", "c"]);
+}
+
+#[test]
+fn only_the_store_knows_which_kinds_of_store_there_are() {
+    let src = root().join("src");
+    each_source(|path, text| match path.starts_with(&src) && !path.starts_with(src.join("store")) {
+        true => backends(text),
+        false => Vec::new(),
+    });
+    assert_eq!(backends("use crate::store::sqlite;"), ["::sqlite"]);
+    assert_eq!(backends("use crate::store::{sqlite, Lane}; let x = sqlite::stats(path);"), ["sqlite::"]);
+    assert_eq!(backends("fn open() -> SqliteStore {}"), ["SqliteStore"]);
+    assert!(backends("let file = url.file(); // a SqliteStore").is_empty());
 }
 
 #[test]
@@ -141,6 +157,12 @@ fn impurities(text: &str) -> Vec<String> {
         found.push("std::net".into());
     }
     found
+}
+
+/// The parts of `BACKENDS` that the code of a file names outside its tests.
+fn backends(text: &str) -> Vec<String> {
+    let code = code(text);
+    BACKENDS.into_iter().filter(|name| code.contains(name)).map(String::from).collect()
 }
 
 /// Whether `word` stands in `code` with nothing before or behind it that would make it part of another name.

@@ -14,7 +14,7 @@ use super::openapi::{Changed, Conflict, Refusals, Unknown, Wrong};
 use super::problem::Problem;
 use super::request::{Id, IfMatch, Named, NamedPath, Page, PageQuery};
 use super::{Admin, DECISION_FAILED, apart, sessions, view};
-use crate::store::{Filter, Store, StoreError};
+use crate::store::{Filter, ForAdmin, StoreError};
 use crate::tx::decision::{Actor, Decision, Fate, Target, Verdict};
 use crate::tx::id::TransactionId;
 use crate::tx::state;
@@ -22,7 +22,7 @@ use crate::tx::state;
 type Answer<T> = Result<Json<T>, Problem>;
 
 impl Admin {
-    pub(super) fn store(&self) -> Result<&Arc<dyn Store>, Problem> {
+    pub(super) fn store(&self) -> Result<&Arc<dyn ForAdmin>, Problem> {
         let starting = || Problem::new(StatusCode::SERVICE_UNAVAILABLE, "the store is not open yet: the proxy starts");
         self.store.get().ok_or_else(starting)
     }

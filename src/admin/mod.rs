@@ -36,7 +36,7 @@ use self::sampler::Sampler;
 use crate::config::{Checker, Entry, Loaded};
 use crate::store::system_clock;
 use crate::tx::id::Timestamp;
-use crate::{health::Health, metrics::Metrics, roster::Roster, store::Store};
+use crate::{health::Health, metrics::Metrics, roster::Roster, store::ForAdmin};
 
 pub(crate) use access::{Access, TokenError, read_token};
 pub(crate) use body::check_reason;
@@ -53,7 +53,7 @@ pub(crate) struct Admin {
     sampler: Arc<Sampler>,
     setup: Arc<RwLock<Arc<Setup>>>,
     /// Empty until the store is open: the port answers for the health of a proxy that still starts.
-    store: Arc<OnceLock<Arc<dyn Store>>>,
+    store: Arc<OnceLock<Arc<dyn ForAdmin>>>,
 }
 
 /// What it needs of the configuration.
@@ -106,7 +106,7 @@ impl Admin {
     }
 
     /// Opens what needs the store. The first one stays.
-    pub(crate) fn open(&self, store: Arc<dyn Store>) {
+    pub(crate) fn open(&self, store: Arc<dyn ForAdmin>) {
         self.store.get_or_init(|| store);
     }
 

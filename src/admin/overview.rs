@@ -197,7 +197,7 @@ impl Overview {
             store: Store {
                 used_bytes: Count::gauge(metrics.store_used_bytes.get()),
                 max_bytes: Count(setup.store_bytes_max),
-                blocked: admin.store.get().is_some_and(|store| store.is_full()),
+                blocked: admin.store.get().is_some_and(|store| !store.room().borrow().is_free()),
             },
             components: components.map(|(name, condition)| Component { name, condition }).collect(),
             relay: standing.links.iter().map(Link::from).collect(),

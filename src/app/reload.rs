@@ -1,14 +1,14 @@
 //! SIGHUP: the whole configuration is read again. What can change while the proxy runs is put in force, what can't is
 //! named; if anything is wrong, everything stays as it was.
 
-use super::{Certificates, relay_settings};
+use super::{Certificates, limits, relay_settings};
 use crate::admin::{Access, Admin, TokenError};
 use crate::check_back::{self, CheckBack, Parts};
 use crate::config::{Change, Config, ConfigError, Effect, Loaded};
 use crate::relay::Relay;
 use crate::service;
 use crate::session::{Shared, Terms};
-use crate::store::sqlite::SqliteStore;
+use crate::store::Backend;
 use crate::telemetry::Level;
 use crate::tls::TlsError;
 use std::sync::Arc;
@@ -27,7 +27,7 @@ pub(super) struct Reloader {
     pub(super) access: Arc<Access>,
     pub(super) admin: Admin,
     pub(super) relay: Arc<Relay>,
-    pub(super) store: Arc<SqliteStore>,
+    pub(super) store: Arc<dyn Backend>,
     pub(super) sessions: Arc<Shared>,
     pub(super) check_back: CheckBack,
     pub(super) checkers_need: Parts,
@@ -91,7 +91,7 @@ impl Reloader {
     fn put_in_force(&mut self, config: Config) {
         self.level.change(&config.log.level);
         self.checkers_need.metrics.store_limit(config.store.max_size);
-        self.store.change_limits(config.store.max_size, config.transaction.retention);
+        self.store.change_limits(limits(&config));
         let settings = relay_settings(&config);
         self.checkers_need.credentials = settings.credentials.clone();
         self.checkers_need.tls = self.certificates.checker.clone();

@@ -22,7 +22,7 @@ use crate::config::{Asked, Checker, WhenExhausted};
 use crate::metrics::Metrics;
 use crate::relay::Credentials;
 use crate::roster::Roster;
-use crate::store::{Store, system_clock};
+use crate::store::{ForCheckBack, system_clock};
 use crate::tls::ClientTls;
 use crate::trace::Tracer;
 use crate::tx::check_back::{self as policy, Policy};
@@ -44,7 +44,7 @@ use worker::{Context, Worker};
 #[derive(Clone)]
 pub struct Parts {
     /// Where transactions in doubt are.
-    pub store: Arc<dyn Store>,
+    pub store: Arc<dyn ForCheckBack>,
     /// The nodes of AMQP checkers.
     pub upstream: Arc<Upstream>,
     /// The account that asks AMQP checkers.

@@ -2,7 +2,7 @@
 //! rules, so that a configuration that was changed counts for what is there already.
 
 use super::question::first_exchange;
-use crate::store::{Store, StoreError, Summary};
+use crate::store::{ForCheckBack, StoreError, Summary};
 use crate::tx::checker::{Rules, Subject};
 use std::sync::Arc;
 use std::time::Duration;
@@ -18,7 +18,7 @@ const LATE_FIRST: Duration = Duration::from_secs(2);
 const LATE_MAX: Duration = Duration::from_secs(10 * 60);
 
 /// Goes through all that are without a checker, or with one that is not among `known`. Ends when it has seen them all.
-pub(super) async fn assign(store: &dyn Store, rules: &Rules, known: Vec<Arc<str>>) {
+pub(super) async fn assign(store: &dyn ForCheckBack, rules: &Rules, known: Vec<Arc<str>>) {
     let (mut after, mut assigned) = (0, 0_u64);
     loop {
         match page(store, rules, known.clone(), after, &mut assigned).await {
@@ -38,7 +38,7 @@ pub(super) async fn assign(store: &dyn Store, rules: &Rules, known: Vec<Arc<str>
 
 /// Does the same again and again, with growing pauses, and does not end: a transaction that had begun when the checkers
 /// changed may be in doubt much later, with a checker that is gone.
-pub(super) async fn assign_late(store: &dyn Store, rules: &Rules, known: Vec<Arc<str>>) {
+pub(super) async fn assign_late(store: &dyn ForCheckBack, rules: &Rules, known: Vec<Arc<str>>) {
     let mut pause = LATE_FIRST;
     loop {
         sleep(pause).await;
@@ -49,7 +49,7 @@ pub(super) async fn assign_late(store: &dyn Store, rules: &Rules, known: Vec<Arc
 
 /// One page; where the next begins, if there is one.
 async fn page(
-    store: &dyn Store,
+    store: &dyn ForCheckBack,
     rules: &Rules,
     known: Vec<Arc<str>>,
     after: i64,
@@ -69,7 +69,11 @@ async fn page(
     Ok(listing.next)
 }
 
-async fn checker_of(store: &dyn Store, rules: &Rules, transaction: &Summary) -> Result<Option<Arc<str>>, StoreError> {
+async fn checker_of(
+    store: &dyn ForCheckBack,
+    rules: &Rules,
+    transaction: &Summary,
+) -> Result<Option<Arc<str>>, StoreError> {
     let Some(name) = &transaction.name else { return Ok(None) };
     // One byte: the first pack alone.
     let packs = store.messages(transaction.id, 0, 1).await?;

@@ -5,7 +5,7 @@ use super::ask::{Ask, NoAnswer};
 use super::question::{Question, READ_BYTES_MAX};
 use crate::metrics::CheckerCounts;
 use crate::roster::{LastCheck, Roster};
-use crate::store::{Check, Due, Pack, Reply, Store, StoreError, Summary};
+use crate::store::{Check, Due, ForCheckBack, Pack, Reply, StoreError, Summary};
 use crate::trace::{About, Operation, Span, Tracer, Value};
 use crate::tx::check_back::{Answer, Asked, Breaker, Next, Pace, Permit, Policy, WhenExhausted};
 use crate::tx::decision::{Actor, Decision, Target, Verdict};
@@ -31,7 +31,7 @@ pub(super) struct Context<A> {
     pub(super) policy: Policy,
     /// One check, from its start to the last byte of its answer.
     pub(super) timeout: Duration,
-    pub(super) store: Arc<dyn Store>,
+    pub(super) store: Arc<dyn ForCheckBack>,
     pub(super) clock: Clock,
     pub(super) counts: CheckerCounts,
     pub(super) roster: Arc<Roster>,

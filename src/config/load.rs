@@ -260,17 +260,16 @@ fn read_secret(path: &Path, key: &str) -> Result<Secret, ConfigError> {
 /// looked at is told where it is read.
 fn open_secrets(config: &Config) -> Vec<(String, String)> {
     let Config { listen, relay, store, checker, admin, .. } = config;
-    let super::StoreUrl::Sqlite(store) = &store.url;
     let keys = [
-        ("listen.tls.key", listen.tls.key.as_ref()),
-        ("relay.password_file", relay.password_file.as_ref()),
-        ("store.url", Some(store)),
+        ("listen.tls.key", listen.tls.key.as_deref()),
+        ("relay.password_file", relay.password_file.as_deref()),
+        ("store.url", store.url.file()),
     ];
     let checkers = checker.iter().enumerate().map(|(n, one)| (format!("{CHECKER}.{n}.secret_file"), &one.secret_file));
     let tokens =
-        admin.tokens.iter().enumerate().map(|(n, one)| (format!("admin.tokens.{n}.token_file"), &one.token_file));
+        admin.tokens.iter().enumerate().map(|(n, one)| (format!("admin.tokens.{n}.token_file"), &*one.token_file));
     let files = keys.into_iter().filter_map(|(key, path)| Some((key.to_owned(), path?)));
-    let files = files.chain(checkers.filter_map(|(key, path)| Some((key, path.as_ref()?)))).chain(tokens);
+    let files = files.chain(checkers.filter_map(|(key, path)| Some((key, path.as_deref()?)))).chain(tokens);
     let is_open = |path: &Path| fs::metadata(path).is_ok_and(|file| file.permissions().mode() & READABLE_BY_ALL != 0);
     let open = files.filter(|(_, path)| is_open(path));
     open.map(|(key, path)| (key, format!("{} can be read by everybody on this machine", path.display()))).collect()

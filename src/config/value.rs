@@ -1,6 +1,6 @@
 //! The types of single values: how they are written in a file, and what they are inside.
 
-use std::{fmt, path::PathBuf};
+use std::fmt;
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error};
 
@@ -194,35 +194,6 @@ impl fmt::Display for HttpUrl {
 impl From<HttpUrl> for String {
     fn from(url: HttpUrl) -> String {
         url.to_string()
-    }
-}
-
-/// The kind of store and its place.
-#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
-#[serde(try_from = "String", into = "String")]
-pub enum StoreUrl {
-    /// `sqlite:` + path of the file; a relative path starts at the working directory.
-    Sqlite(PathBuf),
-}
-
-impl TryFrom<String> for StoreUrl {
-    type Error = String;
-
-    fn try_from(text: String) -> Result<Self, String> {
-        match text.strip_prefix("sqlite:") {
-            Some("") => Err("`sqlite:` lacks the path of the file, as in sqlite:halfway.db".into()),
-            Some(path) => Ok(StoreUrl::Sqlite(path.into())),
-            // The text may hold a password (postgres://user:password@…), so the message leaves it out.
-            None => Err("the only kind of store is `sqlite:` + path, as in sqlite:halfway.db".into()),
-        }
-    }
-}
-
-impl From<StoreUrl> for String {
-    fn from(url: StoreUrl) -> String {
-        match url {
-            StoreUrl::Sqlite(path) => format!("sqlite:{}", path.display()),
-        }
     }
 }
 

@@ -18,7 +18,7 @@ pub use health::ask_health;
 use crate::{
     admin::read_token,
     check_back,
-    config::{Config, HttpUrl, StoreUrl, UpstreamTls},
+    config::{Config, HttpUrl, UpstreamTls},
     tls::{ClientTls, ServerTls},
 };
 
@@ -90,11 +90,7 @@ pub async fn examine(config: &Config, vhosts: &[String]) -> Vec<Finding> {
             }
         }
     }
-    let StoreUrl::Sqlite(path) = &config.store.url;
-    findings.push(store::place(path));
-    if path.exists() {
-        findings.extend(store::file(path, config.store.max_size));
-    }
+    findings.extend(store::examine(&config.store));
     findings.extend(certificate::examine(config, SystemTime::now()));
     findings.extend(tokens::examine(&config.admin));
     findings.extend(collector::examine(&config.telemetry).await);

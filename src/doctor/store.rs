@@ -10,12 +10,25 @@ use std::{
 };
 
 use super::{Advice, Finding, Verdict, word};
-use crate::store::sqlite;
+use crate::{config, store::StoreUrl};
 
 const NEARLY_FULL_PERCENT: u64 = 80;
 
+/// Looks at the store, if there is one yet, and where it is.
+pub(super) fn examine(store: &config::Store) -> Vec<Finding> {
+    let mut findings = Vec::new();
+    if let Some(path) = store.url.file() {
+        findings.push(place(path));
+        if !path.exists() {
+            return findings;
+        }
+    }
+    findings.extend(contents(&store.url, store.max_size));
+    findings
+}
+
 /// Whether the folder of the store takes a synced write, and keeps it.
-pub(super) fn place(path: &Path) -> Finding {
+fn place(path: &Path) -> Finding {
     let what = format!("folder of the store {}", path.display());
     let folder = match path.parent() {
         Some(folder) if !folder.as_os_str().is_empty() => folder,
@@ -52,11 +65,11 @@ pub(super) fn place(path: &Path) -> Finding {
     }
 }
 
-/// Whether the file is a store that this version can read, and what in it waits for a person; `halfway store check` reads
+/// Whether it is a store that this version can read, and what in it waits for a person; `halfway store check` reads
 /// all of it.
-pub(super) fn file(path: &Path, bytes_max: u64) -> Vec<Finding> {
-    let what = |part: &str| format!("store {}{part}", path.display());
-    let stats = match sqlite::stats(path) {
+fn contents(url: &StoreUrl, bytes_max: u64) -> Vec<Finding> {
+    let what = |part: &str| format!("store {url}{part}");
+    let stats = match url.stats() {
         Ok(stats) => stats,
         Err(error) => {
             let why = "the proxy does not start on it";
@@ -177,6 +190,7 @@ mod tests {
         let folder = tempfile::tempdir().expect("a temporary folder");
         let path = folder.path().join("halfway.db");
         fs::write(&path, [7; 8192]).expect("written");
-        assert!(matches!(file(&path, 1)[0].verdict, Verdict::Failed(_)));
+        let url = StoreUrl::try_from(format!("sqlite:{}", path.display())).expect("a URL");
+        assert!(matches!(contents(&url, 1)[0].verdict, Verdict::Failed(_)));
     }
 }

@@ -21,7 +21,7 @@ use crate::amqp::frame::{self, Frame};
 use crate::amqp::method::{self, Close, id};
 use crate::amqp::reply_code::ReplyCode;
 use crate::amqp::wire::Reader;
-use crate::store::{Sequence, Store};
+use crate::store::{ForRelay, Sequence};
 use crate::upstream::Upstream;
 use futures_util::future::BoxFuture;
 use futures_util::stream::{FuturesUnordered, StreamExt};
@@ -54,7 +54,7 @@ pub(super) const GOODBYE_TIMEOUT: Duration = Duration::from_secs(1);
 pub(super) struct Shared {
     pub(super) settings: watch::Receiver<Settings>,
     pub(super) upstream: Arc<Upstream>,
-    pub(super) store: Arc<dyn Store>,
+    pub(super) store: Arc<dyn ForRelay>,
     /// The first commit of this process: what is older may have been sent by an earlier one.
     pub(super) first_own: Arc<AtomicI64>,
     pub(super) draining: watch::Receiver<bool>,

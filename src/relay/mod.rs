@@ -27,7 +27,7 @@ pub use login::{Credentials, LoginError};
 pub use probe::{ProbeError, Report, probe_account};
 pub use status::{Link, Refused, RelayStatus, VhostSnapshot};
 
-use crate::store::{Committed, Outlet, Store, StoreError};
+use crate::store::{Committed, ForRelay, Outlet, StoreError};
 use crate::upstream::Upstream;
 use connection::{Shared, Vhost};
 use inbox::Inbox;
@@ -120,7 +120,7 @@ impl Relay {
     ///
     /// # Errors
     /// [`StoreError`] if the store can't tell which lanes it holds transactions of.
-    pub async fn start(&self, store: Arc<dyn Store>) -> Result<(), StoreError> {
+    pub async fn start(&self, store: Arc<dyn ForRelay>) -> Result<(), StoreError> {
         let lanes = store.lanes().await?;
         let shared = Arc::new(Shared {
             settings: self.settings.subscribe(),

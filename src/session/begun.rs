@@ -2,14 +2,14 @@
 //! away before it could do so itself: nobody else would before the next start, and a name would stay taken.
 
 use crate::metrics::Metrics;
-use crate::store::{Named, Store};
+use crate::store::{ForSessions, Named};
 use crate::tx::id::TransactionId;
 use std::collections::HashMap;
 use std::sync::Arc;
 
 pub(super) struct Begun {
     connection: u64,
-    store: Arc<dyn Store>,
+    store: Arc<dyn ForSessions>,
     metrics: Arc<Metrics>,
     /// Transactions that are in the store and that only this session decides, and whether they have a name.
     parked: HashMap<TransactionId, bool>,
@@ -18,7 +18,7 @@ pub(super) struct Begun {
 }
 
 impl Begun {
-    pub(super) fn new(connection: u64, store: Arc<dyn Store>, metrics: Arc<Metrics>) -> Self {
+    pub(super) fn new(connection: u64, store: Arc<dyn ForSessions>, metrics: Arc<Metrics>) -> Self {
         Self { connection, store, metrics, parked: HashMap::new(), open: 0 }
     }
 

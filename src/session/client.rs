@@ -444,7 +444,8 @@ impl Session {
         if let Some(upstream) = &mut self.upstream {
             upstream.heartbeat = Heartbeat::new(opened.heartbeat, now);
         }
-        self.connection.handle_store_full(self.shared.store.is_full());
+        let room = *self.shared.store.room().borrow();
+        self.connection.handle_store_full(!room.is_free());
         self.watch_store();
     }
 }

@@ -21,7 +21,7 @@ use crate::protocol::command::Settings;
 use crate::protocol::handshake::LoginRules;
 use crate::roster::Roster;
 use crate::signals::Shutdown;
-use crate::store::Store;
+use crate::store::ForSessions;
 use crate::tx::checker::Rules;
 use crate::tx::id::TransactionId;
 use crate::upstream::Upstream;
@@ -35,7 +35,7 @@ use uuid::Builder;
 /// What sessions stand on.
 pub struct Parts {
     /// Where half messages are kept.
-    pub store: Arc<dyn Store>,
+    pub store: Arc<dyn ForSessions>,
     /// Dials RabbitMQ.
     pub upstream: Arc<Upstream>,
     /// What they count.
@@ -52,7 +52,7 @@ pub struct Parts {
 
 /// What all sessions share.
 pub struct Shared {
-    store: Arc<dyn Store>,
+    store: Arc<dyn ForSessions>,
     upstream: Arc<Upstream>,
     metrics: Arc<Metrics>,
     health: Arc<Health>,

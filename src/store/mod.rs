@@ -7,37 +7,45 @@
 //! - A state changes only along the arrows of [`State`](crate::tx::state::State), by an update that names the state it
 //!   expects: the first decision wins.
 //! - What is committed is handed to the [`Outlet`] once, in commit order, after it is durable. After a restart it is
-//!   read again with [`Store::page`].
+//!   read again with [`ForRelay::page`].
 //! - What is to be waited for comes after as much time as was said, however the wall clock is set meanwhile.
 //! - What is read back for the relay is what was kept, or says that it is not.
 //! - An error means that nothing of the call took effect, and the store goes on: when space returns, so do commits.
 
+mod calls;
 mod clock;
 mod letter;
 pub mod memory;
 pub mod sqlite;
+mod stats;
 mod stored;
+mod tools;
+mod url;
 mod waiter;
 
+pub use self::calls::{Backend, Bounded, ForAdmin, ForApp, ForCheckBack, ForRelay, ForSessions, Outside, Store};
 pub use self::clock::{Clock, system_clock};
 pub use self::letter::{Envelope, Letter, LetterFilter, LetterId, LetterMessage};
+pub use self::sqlite::{OpenError, ToolError};
+pub use self::stats::Stats;
 use self::stored::Messages;
 pub use self::stored::Stored;
+pub use self::tools::{CheckReport, Checked, LaneBacklog, StoreStats};
+pub use self::url::StoreUrl;
 pub use self::waiter::Waiter;
 use crate::amqp::method::Publish;
 use crate::tx::batch::{self, Batch};
 pub use crate::tx::checker::Named;
-use crate::tx::decision::{Actor, Decision, Target, Verdict};
 use crate::tx::id::{Timestamp, TransactionId};
 use crate::tx::name::TransactionName;
-pub use crate::tx::outcome::{Forwarded, ReturnedMessage, StoreError, Wait};
+pub use crate::tx::outcome::{Forwarded, ReturnedMessage, Room, StoreError, Wait};
 use crate::tx::state::State;
 use bytes::Bytes;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
-use tokio::sync::{oneshot, watch};
+use tokio::sync::oneshot;
 use wildmatch::WildMatch;
 
 /// The place of a committed transaction in the order of commits. Rises, never used twice.
@@ -92,7 +100,7 @@ pub struct Commit {
     pub origin: Origin,
     /// Messages that are not in the store yet; those that were parked go before them.
     pub batch: Batch,
-    /// Whether earlier messages of it were parked with [`Store::park`].
+    /// Whether earlier messages of it were parked with [`ForSessions::park`].
     pub parked: bool,
     /// Told when the relay has an answer for every message; dropped if that may take long, or nobody will know.
     pub forwarded: Option<Waiter>,
@@ -351,6 +359,15 @@ impl<T> Default for Listing<T> {
     }
 }
 
+/// What an operator lets a store have, and may change while it is open.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Limits {
+    /// Bytes that may be in use before there is no [`Room`].
+    pub max_size: u64,
+    /// How long a finished transaction that was parked is kept, from its end.
+    pub retention: Duration,
+}
+
 /// The answer to come of a call on a [`Store`].
 #[derive(Debug)]
 pub struct Reply<T>(oneshot::Receiver<Result<T, StoreError>>);
@@ -369,122 +386,4 @@ impl<T> Future for Reply<T> {
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         Pin::new(&mut self.0).poll(cx).map(|answer| answer.unwrap_or(Err(StoreError::Closed)))
     }
-}
-
-/// What the proxy needs of a store. See the module for what every implementation promises.
-pub trait Store: Send + Sync + 'static {
-    /// Keeps messages of an undecided transaction. The first call makes the transaction: as `open`, or as `in_doubt` if
-    /// it is named and not transactional.
-    ///
-    /// If it fails, an unnamed or transactional transaction is incomplete and can only be rolled back: every later call
-    /// for it fails too, so the caller need not wait for this answer before the next call.
-    ///
-    /// Of a named transaction:
-    /// - A message with the message-id of one that it has already is that message, and is not kept twice.
-    /// - If its name was committed (and is remembered), nothing is kept, and the answer is the same.
-    /// - A transactional one is an attempt of its own under its name. While another such attempt is open, it is refused
-    ///   with [`StoreError::Locked`].
-    /// - What is not transactional joins the transaction in doubt under its name, under whose id it is kept; only if
-    ///   there is none, it makes one. While an attempt is open, it is refused with [`StoreError::Locked`].
-    ///
-    /// If we crash here: an unnamed transaction is rolled back at the next start, a named one is in doubt.
-    fn park(&self, origin: Origin, batch: Batch) -> Reply<()>;
-
-    /// Commits, on behalf of the channel that published. Once answered, every message of the transaction reaches
-    /// RabbitMQ, whatever crashes.
-    ///
-    /// Of a named transaction: an earlier attempt in doubt under its name is rolled back, for this one replaces it. If
-    /// an earlier one was committed, this one is rolled back and the answer is [`Committing::Before`].
-    fn commit(&self, commit: Commit) -> Reply<Committing>;
-
-    /// Rolls back a parked transaction on behalf of the channel that published: its messages go. `reason` is for its
-    /// history: RabbitMQ's refusal, say. If this fails, the store tries again by itself; if the process ends first, the
-    /// next start rolls it back, or leaves it in doubt if it has a name.
-    fn rollback(&self, id: TransactionId, reason: Option<String>) -> Reply<()>;
-
-    /// The channel of a named, open transaction ended undecided: it is in doubt from now on, and its check is due after
-    /// its plan's `first_after`. If an earlier attempt under its name is in doubt already, the one with more messages
-    /// stays, at a tie the later one, and the other is rolled back: a name has one fate. It is rolled back as well if
-    /// its name was committed meanwhile, or if a part of it could not be kept. Does nothing to others.
-    fn abandon(&self, id: TransactionId) -> Reply<()>;
-
-    /// Decides from outside the channel that published. `reason` is for the history.
-    ///
-    /// To commit an attempt is to replace an earlier one in doubt under its name, as with [`Store::commit`]; if an
-    /// earlier one was committed, this one is rolled back, and the verdict is [`Verdict::Before`] with the earlier one's
-    /// fate. What is open without a name only its channel can commit ([`StoreError::Conflict`]); it can be rolled back.
-    fn decide(&self, target: Target, decision: Decision, actor: Actor, reason: Option<String>) -> Reply<Verdict>;
-
-    /// Transactions in doubt whose check by `checker` is due, `limit` at most. Users take turns, each with what is longest
-    /// overdue, from the one behind `after` on: however much one has in doubt, nobody waits for more than a round.
-    fn due(&self, checker: &str, after: &str, limit: usize) -> Reply<DueNow>;
-
-    /// Writes down a check that decided nothing. Says whether the transaction is still in doubt.
-    fn checked(&self, id: TransactionId, check: Check) -> Reply<bool>;
-
-    /// Has a transaction in doubt checked now, by `checker` if given, else by its own. Says whether it is in doubt and
-    /// has a checker. Its counts stay.
-    fn check_now(&self, id: TransactionId, checker: Option<Arc<str>>) -> Reply<bool>;
-
-    /// Transactions in doubt that nobody would ask about: without a checker, or with one that is not among `known`.
-    /// Those behind `after` (0: from the first), `limit` at most.
-    fn unasked(&self, known: Vec<Arc<str>>, after: i64, limit: usize) -> Reply<Listing<Summary>>;
-
-    /// A transaction with its history, oldest event first.
-    fn transaction(&self, id: TransactionId) -> Reply<Option<(Summary, Vec<Event>)>>;
-
-    /// Transactions that fit, behind `after` (0: from the first), `limit` at most, in the order in which they entered the
-    /// store or were committed.
-    fn transactions(&self, filter: Filter, after: i64, limit: usize) -> Reply<Listing<Summary>>;
-
-    /// Messages of a transaction in any state that has them still, from pack number `from` on, until they add up to
-    /// `bytes_max` (at least one pack, if there is one).
-    fn messages(&self, id: TransactionId, from: u32, bytes_max: usize) -> Reply<Vec<Pack>>;
-
-    /// RabbitMQ has confirmed, or a dead letter keeps, every message of these. Need not be durable before the next
-    /// commit: what is forgotten here is sent again, as a possible duplicate.
-    fn delivered(&self, transactions: Vec<Sequence>);
-
-    /// Keeps a message that RabbitMQ can't take. Asking again for the same message counts another attempt; so does one
-    /// that was tried again, and is the same letter as before.
-    fn dead_letter(&self, letter: DeadLetter) -> Reply<()>;
-
-    /// Dead letters that wait for a person and fit, behind `after` (0: from the first), `limit` at most, in the order in
-    /// which they were found out.
-    fn dead_letters(&self, filter: LetterFilter, after: i64, limit: usize) -> Reply<Listing<Letter>>;
-
-    /// A dead letter that waits for a person.
-    fn dead_letter_by_id(&self, letter: LetterId) -> Reply<Option<Letter>>;
-
-    /// The message of a dead letter that waits for a person, and its place in its transaction.
-    fn dead_letter_message(&self, letter: LetterId) -> Reply<Option<LetterMessage>>;
-
-    /// Has a dead letter tried again: its message is committed once more, under its old place in its transaction and
-    /// behind all that is committed now, as a possible duplicate. Until RabbitMQ has answered, the letter is not to be
-    /// seen; then it is gone, or waits again under its number. With the last letter gone its transaction is delivered.
-    ///
-    /// The answer is its transaction, or none if the letter is gone or on its way. While its transaction still is
-    /// forwarded, it is refused with [`StoreError::Conflict`].
-    fn retry(&self, letter: LetterId, actor: Actor, reason: String) -> Reply<Option<TransactionId>>;
-
-    /// Forgets a dead letter for good. Otherwise as [`Store::retry`].
-    fn discard(&self, letter: LetterId, actor: Actor, reason: String) -> Reply<Option<TransactionId>>;
-
-    /// These of a lane, committed and all of one strand, wait beside it from now on: the lane's pages don't show them any
-    /// more, and those of `aside` do. So a crash finds them there.
-    fn step_aside(&self, aside: &Lane, transactions: Vec<Sequence>) -> Reply<()>;
-
-    /// Lanes, and what stepped aside of them, that hold committed, undelivered messages.
-    fn lanes(&self) -> Reply<Vec<Lane>>;
-
-    /// The committed packs of a lane behind `after`, in order, until they add up to `bytes_max` (at least one, if there
-    /// is one). Answered from a reader of its own; sees every commit that was answered before the call, and may see
-    /// some that the [`Outlet`] is only about to be told of, and some that [`Store::delivered`] was just called for.
-    fn page(&self, lane: &Lane, after: Option<Cursor>, bytes_max: usize) -> Reply<Vec<Pack>>;
-
-    /// Whether the store is past its size limit, so that publishers of transactions have to wait.
-    fn is_full(&self) -> bool;
-
-    /// Tells when [`Store::is_full`] changes.
-    fn fullness(&self) -> watch::Receiver<bool>;
 }

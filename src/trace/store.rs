@@ -2,8 +2,9 @@
 
 use super::{About, Operation, Span, Tracer, Value};
 use crate::store::{
-    Check, Commit, Committed, Committing, Cursor, DeadLetter, DueNow, Event, Filter, Lane, Letter, LetterFilter,
-    LetterId, LetterMessage, Listing, Named, Origin, Outlet, Pack, Reply, Sequence, Store, StoreError, Summary,
+    Bounded, Check, Commit, Committed, Committing, Cursor, DeadLetter, DueNow, Event, Filter, ForAdmin, ForCheckBack,
+    ForRelay, ForSessions, Lane, Letter, LetterFilter, LetterId, LetterMessage, Listing, Named, Origin, Outlet,
+    Outside, Pack, Reply, Room, Sequence, Store, StoreError, Summary,
 };
 use crate::tx::batch::Batch;
 use crate::tx::decision::{Actor, Decision, Target, Verdict};
@@ -106,45 +107,13 @@ fn watched<T: Send + 'static>(reply: Reply<T>, told: impl FnOnce(&Result<T, Stor
     watched
 }
 
-impl Store for TracedStore {
-    fn park(&self, origin: Origin, batch: Batch) -> Reply<()> {
-        let (id, about) = (origin.id, self.remember(&origin, &batch));
-        let (tracer, start) = (Arc::clone(&self.tracer), SystemTime::now());
-        let reply = self.inner.park(origin, batch);
-        match about {
-            None => reply,
-            Some(about) => watched(reply, move |result| tracer.send(stage(id, start, about, result.as_ref().err()))),
-        }
+impl Bounded for TracedStore {
+    fn room(&self) -> watch::Receiver<Room> {
+        self.inner.room()
     }
+}
 
-    fn commit(&self, commit: Commit) -> Reply<Committing> {
-        let (id, has_messages) = (commit.origin.id, !commit.batch.is_empty());
-        let Some(about) = self.remember(&commit.origin, &commit.batch) else { return self.inner.commit(commit) };
-        let (tracer, start) = (Arc::clone(&self.tracer), SystemTime::now());
-        let mut reply = self.inner.commit(commit);
-        if has_messages {
-            let about = Arc::clone(&about);
-            reply = watched(reply, move |result| tracer.send(stage(id, start, about, result.as_ref().err())));
-        }
-        self.decided(id, Some(about), Decision::Commit, start, reply, |committing| match committing {
-            Committing::Now(_) => "decided",
-            Committing::Before => "before",
-        })
-    }
-
-    fn rollback(&self, id: TransactionId, reason: Option<String>) -> Reply<()> {
-        let start = SystemTime::now();
-        let reply = self.inner.rollback(id, reason);
-        match self.tracer.samples(id) {
-            false => reply,
-            true => self.decided(id, self.tracer.about(id), Decision::RollBack, start, reply, |()| "decided"),
-        }
-    }
-
-    fn abandon(&self, id: TransactionId) -> Reply<()> {
-        self.inner.abandon(id)
-    }
-
+impl Outside for TracedStore {
     fn decide(&self, target: Target, decision: Decision, actor: Actor, reason: Option<String>) -> Reply<Verdict> {
         let (tracer, start) = (Arc::clone(&self.tracer), SystemTime::now());
         let by = actor.clone();
@@ -182,32 +151,76 @@ impl Store for TracedStore {
         answer
     }
 
-    fn due(&self, checker: &str, after: &str, limit: usize) -> Reply<DueNow> {
-        self.inner.due(checker, after, limit)
-    }
-
-    fn checked(&self, id: TransactionId, check: Check) -> Reply<bool> {
-        self.inner.checked(id, check)
-    }
-
     fn check_now(&self, id: TransactionId, checker: Option<Arc<str>>) -> Reply<bool> {
         self.inner.check_now(id, checker)
-    }
-
-    fn unasked(&self, known: Vec<Arc<str>>, after: i64, limit: usize) -> Reply<Listing<Summary>> {
-        self.inner.unasked(known, after, limit)
     }
 
     fn transaction(&self, id: TransactionId) -> Reply<Option<(Summary, Vec<Event>)>> {
         self.inner.transaction(id)
     }
 
-    fn transactions(&self, filter: Filter, after: i64, limit: usize) -> Reply<Listing<Summary>> {
-        self.inner.transactions(filter, after, limit)
-    }
-
     fn messages(&self, id: TransactionId, from: u32, bytes_max: usize) -> Reply<Vec<Pack>> {
         self.inner.messages(id, from, bytes_max)
+    }
+}
+
+impl ForSessions for TracedStore {
+    fn park(&self, origin: Origin, batch: Batch) -> Reply<()> {
+        let (id, about) = (origin.id, self.remember(&origin, &batch));
+        let (tracer, start) = (Arc::clone(&self.tracer), SystemTime::now());
+        let reply = self.inner.park(origin, batch);
+        match about {
+            None => reply,
+            Some(about) => watched(reply, move |result| tracer.send(stage(id, start, about, result.as_ref().err()))),
+        }
+    }
+
+    fn commit(&self, commit: Commit) -> Reply<Committing> {
+        let (id, has_messages) = (commit.origin.id, !commit.batch.is_empty());
+        let Some(about) = self.remember(&commit.origin, &commit.batch) else { return self.inner.commit(commit) };
+        let (tracer, start) = (Arc::clone(&self.tracer), SystemTime::now());
+        let mut reply = self.inner.commit(commit);
+        if has_messages {
+            let about = Arc::clone(&about);
+            reply = watched(reply, move |result| tracer.send(stage(id, start, about, result.as_ref().err())));
+        }
+        self.decided(id, Some(about), Decision::Commit, start, reply, |committing| match committing {
+            Committing::Now(_) => "decided",
+            Committing::Before => "before",
+        })
+    }
+
+    fn rollback(&self, id: TransactionId, reason: Option<String>) -> Reply<()> {
+        let start = SystemTime::now();
+        let reply = self.inner.rollback(id, reason);
+        match self.tracer.samples(id) {
+            false => reply,
+            true => self.decided(id, self.tracer.about(id), Decision::RollBack, start, reply, |()| "decided"),
+        }
+    }
+
+    fn abandon(&self, id: TransactionId) -> Reply<()> {
+        self.inner.abandon(id)
+    }
+}
+
+impl ForRelay for TracedStore {
+    fn lanes(&self) -> Reply<Vec<Lane>> {
+        self.inner.lanes()
+    }
+
+    fn page(&self, lane: &Lane, after: Option<Cursor>, bytes_max: usize) -> Reply<Vec<Pack>> {
+        let (tracer, vhost) = (Arc::clone(&self.tracer), Arc::clone(&lane.vhost));
+        watched(self.inner.page(lane, after, bytes_max), move |packs| {
+            for pack in packs.iter().flatten().filter(|pack| pack.number == 0 && tracer.samples(pack.id)) {
+                let about = tracer.about(pack.id).unwrap_or_else(|| {
+                    let mut about = About::new(&vhost, None);
+                    about.read(pack.messages.bytes());
+                    Arc::new(about)
+                });
+                tracer.began_forwarding(pack.sequence, pack.id, Some(about));
+            }
+        })
     }
 
     fn delivered(&self, transactions: Vec<Sequence>) {
@@ -217,6 +230,30 @@ impl Store for TracedStore {
 
     fn dead_letter(&self, letter: DeadLetter) -> Reply<()> {
         self.inner.dead_letter(letter)
+    }
+
+    fn step_aside(&self, aside: &Lane, transactions: Vec<Sequence>) -> Reply<()> {
+        self.inner.step_aside(aside, transactions)
+    }
+}
+
+impl ForCheckBack for TracedStore {
+    fn due(&self, checker: &str, after: &str, limit: usize) -> Reply<DueNow> {
+        self.inner.due(checker, after, limit)
+    }
+
+    fn checked(&self, id: TransactionId, check: Check) -> Reply<bool> {
+        self.inner.checked(id, check)
+    }
+
+    fn unasked(&self, known: Vec<Arc<str>>, after: i64, limit: usize) -> Reply<Listing<Summary>> {
+        self.inner.unasked(known, after, limit)
+    }
+}
+
+impl ForAdmin for TracedStore {
+    fn transactions(&self, filter: Filter, after: i64, limit: usize) -> Reply<Listing<Summary>> {
+        self.inner.transactions(filter, after, limit)
     }
 
     fn dead_letters(&self, filter: LetterFilter, after: i64, limit: usize) -> Reply<Listing<Letter>> {
@@ -237,36 +274,6 @@ impl Store for TracedStore {
 
     fn discard(&self, letter: LetterId, actor: Actor, reason: String) -> Reply<Option<TransactionId>> {
         self.inner.discard(letter, actor, reason)
-    }
-
-    fn step_aside(&self, aside: &Lane, transactions: Vec<Sequence>) -> Reply<()> {
-        self.inner.step_aside(aside, transactions)
-    }
-
-    fn lanes(&self) -> Reply<Vec<Lane>> {
-        self.inner.lanes()
-    }
-
-    fn page(&self, lane: &Lane, after: Option<Cursor>, bytes_max: usize) -> Reply<Vec<Pack>> {
-        let (tracer, vhost) = (Arc::clone(&self.tracer), Arc::clone(&lane.vhost));
-        watched(self.inner.page(lane, after, bytes_max), move |packs| {
-            for pack in packs.iter().flatten().filter(|pack| pack.number == 0 && tracer.samples(pack.id)) {
-                let about = tracer.about(pack.id).unwrap_or_else(|| {
-                    let mut about = About::new(&vhost, None);
-                    about.read(pack.messages.bytes());
-                    Arc::new(about)
-                });
-                tracer.began_forwarding(pack.sequence, pack.id, Some(about));
-            }
-        })
-    }
-
-    fn is_full(&self) -> bool {
-        self.inner.is_full()
-    }
-
-    fn fullness(&self) -> watch::Receiver<bool> {
-        self.inner.fullness()
     }
 }
 

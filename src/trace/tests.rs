@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::store::memory::MemoryStore;
-use crate::store::{Commit, Committed, Lane, Named, Origin, Outlet, Store, Strand};
+use crate::store::{Commit, Committed, ForRelay, ForSessions, Lane, Named, Origin, Outlet, Outside, Strand};
 use crate::tx::batch::{Batch, HalfMessage};
 use crate::tx::decision::{Actor, Decision, Target};
 use crate::tx::id::Timestamp;

@@ -80,6 +80,24 @@ pub struct ReturnedMessage {
     pub body: Bytes,
 }
 
+/// Whether the store takes messages of transactions.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Room {
+    /// It does.
+    Free,
+    /// It is past its size limit.
+    Full,
+    /// It can't be reached just now.
+    Away,
+}
+
+impl Room {
+    /// Whether it does.
+    pub fn is_free(self) -> bool {
+        self == Self::Free
+    }
+}
+
 /// Why the store did not do what it was asked.
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum StoreError {

@@ -10,7 +10,7 @@ use halfway::config::{Checker, HttpUrl};
 use halfway::metrics::Metrics;
 use halfway::relay::Credentials;
 use halfway::store::memory::MemoryStore;
-use halfway::store::{Committed, Lane, Named, Origin, Outlet, Store, Strand, Summary, system_clock};
+use halfway::store::{Committed, ForSessions, Lane, Named, Origin, Outlet, Outside, Strand, Summary, system_clock};
 use halfway::tx::batch::{Batch, HalfMessage};
 use halfway::tx::checker::CheckPlan;
 use halfway::tx::id::TransactionId;

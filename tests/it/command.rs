@@ -2,7 +2,7 @@
 
 use crate::support::{Proxy, broker, deadline, wait_until};
 use halfway::store::sqlite::{SqliteSettings, SqliteStore};
-use halfway::store::{Committed, Lane, Named, Origin, Outlet, Store, Strand, system_clock};
+use halfway::store::{Committed, Lane, Named, Origin, Outlet, Strand, system_clock};
 use halfway::tx::batch::{Batch, HalfMessage};
 use halfway::tx::id::TransactionId;
 use halfway::tx::name::TransactionName;

@@ -7,7 +7,7 @@ use crate::support::table::{Properties, Table};
 use crate::support::{Broker, PATIENCE, Raw, broker, deadline, unique, wait_until};
 use halfway::relay::{Backoff, Credentials, Link, Relay, Settings, probe_account};
 use halfway::store::memory::MemoryStore;
-use halfway::store::{Commit, Committed, Forwarded, Lane, Origin, Outlet, Store, Strand, Wait, Waiter};
+use halfway::store::{Commit, Committed, ForSessions, Forwarded, Lane, Origin, Outlet, Strand, Wait, Waiter};
 use halfway::tx::batch::{Batch, HalfMessage};
 use halfway::tx::id::{Timestamp, TransactionId};
 use halfway::upstream::{Upstream, UpstreamUrl};

@@ -39,7 +39,7 @@ macro_rules! hands {
     }};
 }
 
-async fn due(store: &SqliteStore) -> Vec<TransactionId> {
+async fn due(store: &Arc<dyn Backend>) -> Vec<TransactionId> {
     store.due("orders", "", 9).await.unwrap().due.iter().map(|due| due.id).collect()
 }
 
@@ -101,7 +101,7 @@ async fn what_the_clock_was_set_to_survives_a_crash() {
     let difference = || sql.query_row("SELECT wall - count FROM store", [], |row| row.get::<_, i64>(0)).unwrap();
     hands.set(24 * HOUR);
     // Wakes the writer; by itself it wakes every half minute.
-    store.change_limits(u64::MAX, Duration::from_secs(60));
+    store.change_limits(Limits { max_size: u64::MAX, retention: Duration::from_secs(60) });
     eventually("the new time is written down", || difference() == 24 * HOUR).await;
 
     let copy = Folder::new();

@@ -21,7 +21,7 @@ fn problem(folder: &Folder) -> String {
 }
 
 /// Which of the packs for the relay are damaged.
-async fn damaged(store: &SqliteStore) -> Vec<bool> {
+async fn damaged(store: &Arc<dyn Backend>) -> Vec<bool> {
     let packs = store.page(&lane(), None, usize::MAX).await.unwrap();
     packs.iter().map(|pack| matches!(pack.messages, Stored::Damaged(_))).collect()
 }

@@ -6,10 +6,9 @@ use tokio::sync::watch;
 use uuid::Uuid;
 
 use crate::store::{
-    Check, Commit, Committing, Cursor, DeadLetter, DueNow, Envelope, Event, Filter, Lane, Letter, LetterFilter,
-    LetterId, LetterMessage, Listing, Origin, Pack, Reply, Sequence, Store, StoreError, Summary,
+    Bounded, Envelope, Event, Filter, ForAdmin, Letter, LetterFilter, LetterId, LetterMessage, Listing, Outside, Pack,
+    Reply, Room, StoreError, Summary,
 };
-use crate::tx::batch::Batch;
 use crate::tx::decision::{Actor, Decision, Fate, Target, Verdict};
 use crate::tx::id::{Timestamp, TransactionId};
 use crate::tx::name::TransactionName;
@@ -21,11 +20,11 @@ pub(super) const DECIDED_AT: Timestamp = Timestamp(1_767_323_045_678);
 #[derive(Default)]
 pub(super) struct FakeStore {
     pub(super) rows: Mutex<Vec<Summary>>,
-    /// What [`Store::decide`] was given.
+    /// What [`Outside::decide`] was given.
     pub(super) decisions: Mutex<Vec<(Decision, Actor, Option<String>)>>,
     pub(super) packs: Mutex<Vec<Pack>>,
     pub(super) letters: Mutex<Vec<Letter>>,
-    /// What [`Store::retry`] and [`Store::discard`] were given.
+    /// What [`ForAdmin::retry`] and [`ForAdmin::discard`] were given.
     pub(super) handled: Mutex<Vec<(&'static str, LetterId, Actor, String)>>,
     /// Lets decisions fail.
     pub(super) decision_failure: Mutex<Option<StoreError>>,
@@ -104,7 +103,13 @@ impl FakeStore {
     }
 }
 
-impl Store for FakeStore {
+impl Bounded for FakeStore {
+    fn room(&self) -> watch::Receiver<Room> {
+        watch::channel(Room::Free).1
+    }
+}
+
+impl Outside for FakeStore {
     fn decide(&self, target: Target, decision: Decision, actor: Actor, reason: Option<String>) -> Reply<Verdict> {
         if let Some(error) = self.decision_failure.lock().unwrap().clone() {
             let (answer, reply) = Reply::pair();
@@ -151,6 +156,13 @@ impl Store for FakeStore {
         self.answer(|rows| rows.iter().find(|row| row.id == id).map(|row| (row.clone(), vec![event])))
     }
 
+    fn messages(&self, id: TransactionId, from: u32, _: usize) -> Reply<Vec<Pack>> {
+        let packs = self.packs.lock().unwrap().clone();
+        self.answer(|_| packs.into_iter().filter(|pack| pack.id == id && pack.number >= from).collect())
+    }
+}
+
+impl ForAdmin for FakeStore {
     fn transactions(&self, filter: Filter, after: i64, limit: usize) -> Reply<Listing<Summary>> {
         let fits = |row: &Summary| filter.fits(row);
         self.answer(|rows| {
@@ -192,66 +204,5 @@ impl Store for FakeStore {
 
     fn discard(&self, letter: LetterId, actor: Actor, reason: String) -> Reply<Option<TransactionId>> {
         self.handle("discard", letter, actor, reason)
-    }
-
-    fn is_full(&self) -> bool {
-        false
-    }
-
-    fn fullness(&self) -> watch::Receiver<bool> {
-        watch::channel(false).1
-    }
-
-    fn park(&self, _: Origin, _: Batch) -> Reply<()> {
-        unreachable!("the HTTP port publishes nothing")
-    }
-
-    fn commit(&self, _: Commit) -> Reply<Committing> {
-        unreachable!("the HTTP port is no channel")
-    }
-
-    fn rollback(&self, _: TransactionId, _: Option<String>) -> Reply<()> {
-        unreachable!("the HTTP port is no channel")
-    }
-
-    fn abandon(&self, _: TransactionId) -> Reply<()> {
-        unreachable!("the HTTP port is no channel")
-    }
-
-    fn due(&self, _: &str, _: &str, _: usize) -> Reply<DueNow> {
-        unreachable!("the HTTP port asks no checker")
-    }
-
-    fn checked(&self, _: TransactionId, _: Check) -> Reply<bool> {
-        unreachable!("the HTTP port asks no checker")
-    }
-
-    fn unasked(&self, _: Vec<Arc<str>>, _: i64, _: usize) -> Reply<Listing<Summary>> {
-        unreachable!("the HTTP port asks no checker")
-    }
-
-    fn messages(&self, id: TransactionId, from: u32, _: usize) -> Reply<Vec<Pack>> {
-        let packs = self.packs.lock().unwrap().clone();
-        self.answer(|_| packs.into_iter().filter(|pack| pack.id == id && pack.number >= from).collect())
-    }
-
-    fn delivered(&self, _: Vec<Sequence>) {
-        unreachable!("the HTTP port delivers nothing")
-    }
-
-    fn dead_letter(&self, _: DeadLetter) -> Reply<()> {
-        unreachable!("the HTTP port delivers nothing")
-    }
-
-    fn step_aside(&self, _: &Lane, _: Vec<Sequence>) -> Reply<()> {
-        unreachable!("the HTTP port delivers nothing")
-    }
-
-    fn lanes(&self) -> Reply<Vec<Lane>> {
-        unreachable!("the HTTP port delivers nothing")
-    }
-
-    fn page(&self, _: &Lane, _: Option<Cursor>, _: usize) -> Reply<Vec<Pack>> {
-        unreachable!("the HTTP port delivers nothing")
     }
 }

@@ -1,18 +1,13 @@
 //! A store of transactions in doubt: what the check-back asks of it, and nothing else.
 
 use crate::check_back::question::tests::{pack, summary};
-use crate::store::{
-    Check, Commit, Committing, Cursor, DeadLetter, Due, DueNow, Event, Filter, Lane, Letter, LetterFilter, LetterId,
-    LetterMessage, Listing, Origin, Pack, Reply, Sequence, Store, StoreError, Summary,
-};
-use crate::tx::batch::Batch;
+use crate::store::{Check, Due, DueNow, Event, ForCheckBack, Listing, Outside, Pack, Reply, StoreError, Summary};
 use crate::tx::decision::{Actor, Decision, Fate, Target, Verdict};
 use crate::tx::id::{Timestamp, TransactionId};
 use crate::tx::state::State;
 use std::collections::BTreeMap;
 use std::sync::{Arc, LazyLock, Mutex};
 use std::time::Duration;
-use tokio::sync::watch;
 use tokio::time::Instant;
 use uuid::Uuid;
 
@@ -114,7 +109,7 @@ impl FakeStore {
     }
 }
 
-impl Store for FakeStore {
+impl Outside for FakeStore {
     fn decide(&self, target: Target, decision: Decision, actor: Actor, reason: Option<String>) -> Reply<Verdict> {
         let Target::Id(id) = target else { panic!("the check-back knows ids") };
         self.answer(|rows| {
@@ -131,6 +126,29 @@ impl Store for FakeStore {
         })
     }
 
+    fn check_now(&self, id: TransactionId, checker: Option<Arc<str>>) -> Reply<bool> {
+        self.answer(|rows| {
+            let row = rows.get_mut(&id).expect("it was added");
+            row.summary.checker = checker.or(row.summary.checker.take());
+            row.summary.next_check_at = Some(now());
+            row.summary.checker.is_some()
+        })
+    }
+
+    fn transaction(&self, id: TransactionId) -> Reply<Option<(Summary, Vec<Event>)>> {
+        self.answer(|rows| rows.get(&id).map(|row| (row.summary.clone(), Vec::new())))
+    }
+
+    fn messages(&self, id: TransactionId, _: u32, _: usize) -> Reply<Vec<Pack>> {
+        let between = self.decided_between.lock().unwrap().take_if(|number| id.0.as_u128() == *number);
+        if let Some(number) = between {
+            self.decide_by_hand(number);
+        }
+        self.answer(|rows| rows.get(&id).map(|row| pack(row.exchange.as_bytes(), b"", b"body")).into_iter().collect())
+    }
+}
+
+impl ForCheckBack for FakeStore {
     fn due(&self, checker: &str, _: &str, limit: usize) -> Reply<DueNow> {
         self.answer(|rows| {
             let now = now();
@@ -172,15 +190,6 @@ impl Store for FakeStore {
         })
     }
 
-    fn check_now(&self, id: TransactionId, checker: Option<Arc<str>>) -> Reply<bool> {
-        self.answer(|rows| {
-            let row = rows.get_mut(&id).expect("it was added");
-            row.summary.checker = checker.or(row.summary.checker.take());
-            row.summary.next_check_at = Some(now());
-            row.summary.checker.is_some()
-        })
-    }
-
     fn unasked(&self, known: Vec<Arc<str>>, after: i64, limit: usize) -> Reply<Listing<Summary>> {
         self.answer(|rows| {
             let place = |row: &Row| row.summary.id.0.as_u128() as i64;
@@ -192,86 +201,4 @@ impl Store for FakeStore {
             Listing { items, next }
         })
     }
-
-    fn transaction(&self, id: TransactionId) -> Reply<Option<(Summary, Vec<Event>)>> {
-        self.answer(|rows| rows.get(&id).map(|row| (row.summary.clone(), Vec::new())))
-    }
-
-    fn messages(&self, id: TransactionId, _: u32, _: usize) -> Reply<Vec<Pack>> {
-        let between = self.decided_between.lock().unwrap().take_if(|number| id.0.as_u128() == *number);
-        if let Some(number) = between {
-            self.decide_by_hand(number);
-        }
-        self.answer(|rows| rows.get(&id).map(|row| pack(row.exchange.as_bytes(), b"", b"body")).into_iter().collect())
-    }
-
-    fn park(&self, _: Origin, _: Batch) -> Reply<()> {
-        unreachable!("{NOT_ASKED}")
-    }
-
-    fn commit(&self, _: Commit) -> Reply<Committing> {
-        unreachable!("{NOT_ASKED}")
-    }
-
-    fn rollback(&self, _: TransactionId, _: Option<String>) -> Reply<()> {
-        unreachable!("{NOT_ASKED}")
-    }
-
-    fn abandon(&self, _: TransactionId) -> Reply<()> {
-        unreachable!("{NOT_ASKED}")
-    }
-
-    fn transactions(&self, _: Filter, _: i64, _: usize) -> Reply<Listing<Summary>> {
-        unreachable!("{NOT_ASKED}")
-    }
-
-    fn delivered(&self, _: Vec<Sequence>) {
-        unreachable!("{NOT_ASKED}")
-    }
-
-    fn dead_letter(&self, _: DeadLetter) -> Reply<()> {
-        unreachable!("{NOT_ASKED}")
-    }
-
-    fn dead_letters(&self, _: LetterFilter, _: i64, _: usize) -> Reply<Listing<Letter>> {
-        unreachable!("{NOT_ASKED}")
-    }
-
-    fn dead_letter_by_id(&self, _: LetterId) -> Reply<Option<Letter>> {
-        unreachable!("{NOT_ASKED}")
-    }
-
-    fn dead_letter_message(&self, _: LetterId) -> Reply<Option<LetterMessage>> {
-        unreachable!("{NOT_ASKED}")
-    }
-
-    fn retry(&self, _: LetterId, _: Actor, _: String) -> Reply<Option<TransactionId>> {
-        unreachable!("{NOT_ASKED}")
-    }
-
-    fn discard(&self, _: LetterId, _: Actor, _: String) -> Reply<Option<TransactionId>> {
-        unreachable!("{NOT_ASKED}")
-    }
-
-    fn step_aside(&self, _: &Lane, _: Vec<Sequence>) -> Reply<()> {
-        unreachable!("{NOT_ASKED}")
-    }
-
-    fn lanes(&self) -> Reply<Vec<Lane>> {
-        unreachable!("{NOT_ASKED}")
-    }
-
-    fn page(&self, _: &Lane, _: Option<Cursor>, _: usize) -> Reply<Vec<Pack>> {
-        unreachable!("{NOT_ASKED}")
-    }
-
-    fn is_full(&self) -> bool {
-        false
-    }
-
-    fn fullness(&self) -> watch::Receiver<bool> {
-        unreachable!("{NOT_ASKED}")
-    }
 }
-
-const NOT_ASKED: &str = "the check-back does not ask for this";

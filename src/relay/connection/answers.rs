@@ -2,7 +2,7 @@
 
 use super::{PAGE_BYTES, Vhost};
 use crate::relay::message::Source;
-use crate::store::{Cursor, DeadLetter, Pack, Sequence, Store, StoreError, system_clock};
+use crate::store::{Cursor, DeadLetter, ForRelay, Pack, Sequence, StoreError, system_clock};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
@@ -140,7 +140,7 @@ impl Vhost {
 }
 
 /// Asks the store to keep a dead letter.
-pub(super) async fn keep(store: Arc<dyn Store>, letter: DeadLetter) -> Answer {
+pub(super) async fn keep(store: Arc<dyn ForRelay>, letter: DeadLetter) -> Answer {
     let kept = store.dead_letter(letter.clone()).await;
     Answer::DeadLetter { letter, kept }
 }

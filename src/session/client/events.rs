@@ -4,7 +4,7 @@ use super::{Ending, Session};
 use crate::memory::Overdraft;
 use crate::metrics::Refused;
 use crate::protocol::command::Ticket;
-use crate::store::{Forwarded, StoreError};
+use crate::store::{Forwarded, Room, StoreError};
 use crate::tx::decision::Verdict;
 use crate::tx::id::TransactionId;
 use crate::tx::name::TransactionName;
@@ -25,7 +25,7 @@ pub(super) enum Event {
     /// Rolled back or left in doubt.
     RolledBack(u16, TransactionId, Result<(), StoreError>),
     Abandoned(TransactionId, Result<(), StoreError>),
-    StoreFull(bool),
+    Room(Room),
     Drain,
     /// An operator wants it gone.
     Close(String),
@@ -76,8 +76,8 @@ impl Session {
                         tracing::warn!(connection = self.number, transaction = %id, %error, "the end was not kept");
                     }
                 }
-                Event::StoreFull(full) => {
-                    self.connection.handle_store_full(full);
+                Event::Room(room) => {
+                    self.connection.handle_store_full(!room.is_free());
                     self.watch_store();
                 }
                 Event::Memory(overdraft) => {
@@ -104,14 +104,14 @@ impl Session {
         progress
     }
 
-    /// Waits for the store to become full, or to have room again.
+    /// Waits for the store to take no more for now, or to take more again.
     pub(super) fn watch_store(&self) {
-        let mut fullness = self.shared.store.fullness();
-        let known = self.connection.knows_store_full();
+        let mut room = self.shared.store.room();
+        let full = self.connection.knows_store_full();
         self.events.push(Box::pin(async move {
-            let changed = fullness.wait_for(|full| *full != known).await.map(|full| *full);
+            let changed = room.wait_for(|room| room.is_free() == full).await.map(|room| *room);
             match changed {
-                Ok(full) => Event::StoreFull(full),
+                Ok(room) => Event::Room(room),
                 // The store is closed, and the process about to end.
                 Err(_) => std::future::pending().await,
             }

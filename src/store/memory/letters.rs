@@ -1,6 +1,6 @@
 //! Dead letters in memory.
 
-use super::{Held, not_there};
+use super::held::{Held, not_there};
 use crate::store::clock::Reading;
 use crate::store::letter::{STILL_FORWARDED, about};
 use crate::store::{

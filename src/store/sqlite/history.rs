@@ -4,7 +4,8 @@
 //! written down a second time, for three more entries would be most of what a named transaction costs; the entries in
 //! the table are about everything else. An earlier version of the proxy wrote all of it down, and its entries count.
 
-use super::rows::{Place, Rows, key};
+use super::row::{Place, key};
+use super::rows::Rows;
 use crate::store::{Event, Summary};
 use crate::tx::decision::Actor;
 use crate::tx::id::{Timestamp, TransactionId};

@@ -4,7 +4,8 @@
 //! `transactions`. So a crash finds either the letter waiting, or that row on its way like any other; and when RabbitMQ
 //! refuses it once more, it waits again under its old number.
 
-use super::rows::{Outcome, ROW_COLUMNS, Released, Row, Rows, id, state};
+use super::row::{ROW_COLUMNS, Row, id, state};
+use super::rows::{Outcome, Released, Rows};
 use crate::store::letter::{STILL_FORWARDED, about};
 use crate::store::{
     DeadLetter, Envelope, Lane, Letter, LetterFilter, LetterId, LetterMessage, Listing, Sequence, StoreError, Strand,
@@ -125,7 +126,7 @@ impl Rows<'_> {
                      SELECT ?1, message_index, message, checksum FROM dead_letters
                  WHERE letter = ?2",
             )?
-            .execute(params![super::rows::pack_keys(sequence).start(), letter.0])?;
+            .execute(params![super::row::pack_keys(sequence).start(), letter.0])?;
         self.sql
             .prepare_cached("UPDATE dead_letters SET retry = ?2 WHERE letter = ?1")?
             .execute([letter.0, sequence])?;

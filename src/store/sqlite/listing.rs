@@ -3,7 +3,7 @@
 
 use super::history;
 use super::packs::{self, Of};
-use super::rows::{Place, id, key, pack_keys, state};
+use super::row::{Place, id, key, pack_keys, state};
 use crate::store::clock::{Moment, Time};
 use crate::store::{Event, Filter, Listing, NameFilter, Pack, Sequence, Strand, Summary};
 use crate::tx::batch::FRONT_BYTES;

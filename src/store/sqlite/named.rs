@@ -1,6 +1,7 @@
 //! What only transactions with a name do: share one fate under it, be in doubt, be asked about, be decided by others.
 
-use super::rows::{Outcome, ROW_COLUMNS, Row, Rows, conflict, key};
+use super::row::{ROW_COLUMNS, Row, key};
+use super::rows::{Outcome, Rows, conflict};
 use crate::amqp::properties::Properties;
 use crate::store::{COMMITTED_BEFORE, Check, Messages, Named, Origin, StoreError};
 use crate::tx::batch;
@@ -126,7 +127,7 @@ impl Rows<'_> {
         const OPEN: &str = "transactions AS t INDEXED BY others WHERE t.state <> 'committed' AND t.state = 'open'";
         let ids = |query: String| -> rusqlite::Result<Vec<TransactionId>> {
             let mut ids = self.sql.prepare(&query)?;
-            ids.query_map([], |row| Ok(super::rows::id(row.get(0)?)))?.collect()
+            ids.query_map([], |row| Ok(super::row::id(row.get(0)?)))?.collect()
         };
         let unnamed = ids(format!("SELECT t.id FROM {OPEN} AND t.name IS NULL"))?;
         // Few, and each has to be compared with its namesakes.

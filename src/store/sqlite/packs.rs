@@ -1,7 +1,8 @@
 //! Packs of messages, read a bounded number of bytes at a time: for the relay, and for people.
 
 use super::letters;
-use super::rows::{lane_number, pack_keys};
+use super::row::pack_keys;
+use super::rows::lane_number;
 use crate::store::{Cursor, Lane, Pack, Sequence, Stored, Strand};
 use crate::tx::id::{Timestamp, TransactionId};
 use bytes::Bytes;

@@ -1,21 +1,19 @@
 //! The rows that make a transaction, and the statements that change them. The only home of SQL that writes, but for the
 //! purge.
 
-use crate::store::clock::{Moment, Reading, SLACK, Time};
+use super::book::Book;
+use super::row::{PACK_BITS, ROW_COLUMNS, Row, key, pack_keys};
+use crate::store::clock::{Moment, Reading, Time};
+use crate::store::stats::Tally;
 use crate::store::{Lane, Messages, Origin, Sequence, StoreError, Strand};
 use crate::tx::decision::{Actor, Decision, Verdict};
 use crate::tx::id::{Timestamp, TransactionId};
 use crate::tx::state::State;
 use bytes::Bytes;
 use rusqlite::{Connection, OptionalExtension, named_params, params};
-use std::collections::HashMap;
 use std::ops::RangeInclusive;
 use std::sync::LazyLock;
 use std::time::Duration;
-
-/// A pack's key is its transaction's number and, in this many bits, its place: a million packs a transaction, and
-/// 2^43 numbers, which is 28 years of 10,000 transactions a second.
-const PACK_BITS: u32 = 20;
 
 /// How old the count of time in the file may be, when something is written.
 const TIME_KEPT: Duration = Duration::from_secs(10);
@@ -34,38 +32,6 @@ const DISCARDED_BYTES: i64 = 64 * 1024;
 
 /// Lanes that are made for what stepped aside before those of them are deleted that are empty.
 const ASIDES_MAX: usize = 10_000;
-
-/// What the writer remembers of the file between SQL transactions, so as not to ask again.
-#[derive(Debug, Default)]
-pub(super) struct Book {
-    next_sequence: i64,
-    sequence_reserved: i64,
-    lanes: HashMap<Lane, i64>,
-    /// What the file says of the count of time; none: nobody knows.
-    time: Option<Reading>,
-    /// Lanes that were made for what stepped aside, since those that are empty were last looked for.
-    asides: usize,
-}
-
-impl Book {
-    pub(super) fn read(sql: &Connection) -> rusqlite::Result<Self> {
-        let reserved = sql.query_row("SELECT sequence_reserved FROM store", [], |row| row.get(0))?;
-        Ok(Self { next_sequence: reserved, sequence_reserved: reserved, ..Self::default() })
-    }
-
-    /// Forgets what may have been written by a SQL transaction that was rolled back. Sequences that it gave out stay
-    /// unused.
-    pub(super) fn doubt(&mut self) {
-        self.sequence_reserved = self.next_sequence;
-        self.lanes.clear();
-        self.time = None;
-    }
-
-    /// Whether the wall clock was set since its time was written down.
-    pub(super) fn is_clock_set(&self, now: Reading) -> bool {
-        self.time.is_some_and(|written| now.set_since(&written) > SLACK)
-    }
-}
 
 /// What a request came to, to be told once the SQL transaction is durable.
 #[derive(Debug)]
@@ -101,105 +67,6 @@ pub(super) struct Released {
     pub(super) strand: Strand,
     /// In which its messages are kept; 0: in its row.
     pub(super) packs: u32,
-}
-
-/// A transaction's row, as decisions look at it.
-#[derive(Debug)]
-pub(super) struct Row {
-    pub(super) sequence: i64,
-    pub(super) id: TransactionId,
-    pub(super) state: State,
-    pub(super) name: Option<String>,
-    pub(super) user: String,
-    pub(super) lane: Lane,
-    pub(super) decided_at: Option<i64>,
-    pub(super) decided_by: Option<String>,
-    pub(super) number: i64,
-    pub(super) packs: u32,
-    pub(super) messages: u32,
-    pub(super) bytes: i64,
-    pub(super) in_doubt_at: Option<i64>,
-    /// By the store's count of time.
-    pub(super) finished: Option<i64>,
-    pub(super) strand: Strand,
-}
-
-/// The columns of a [`Row`], of `transactions` as `t` and `lanes` as `l`.
-pub(super) const ROW_COLUMNS: &str = "t.sequence, t.id, t.state, t.name, t.user, l.vhost, l.number, t.decided_at,
-    t.decided_by, coalesce(t.number, 0), t.packs, t.messages, t.bytes, t.in_doubt_at,
-    coalesce(t.finished, t.decided_at), t.strand";
-
-impl Row {
-    pub(super) fn read(row: &rusqlite::Row<'_>) -> rusqlite::Result<Self> {
-        Ok(Self {
-            sequence: row.get(0)?,
-            id: id(row.get(1)?),
-            state: state(row, 2)?,
-            name: row.get(3)?,
-            user: row.get(4)?,
-            lane: Lane::new(row.get::<_, String>(5)?.into(), row.get(6)?),
-            decided_at: row.get(7)?,
-            decided_by: row.get(8)?,
-            number: row.get(9)?,
-            packs: row.get(10)?,
-            messages: row.get(11)?,
-            bytes: row.get(12)?,
-            in_doubt_at: row.get(13)?,
-            finished: row.get(14)?,
-            strand: Strand(row.get(15)?),
-        })
-    }
-}
-
-/// What a row tells beside a summary.
-pub(super) struct Place {
-    pub(super) sequence: i64,
-    /// Of its packs, if it ever had some.
-    pub(super) number: Option<i64>,
-    /// When it was finished, which may be long after its decision.
-    pub(super) settled_at: Option<Timestamp>,
-}
-
-/// How the counts change that the metrics show, once the SQL transaction is durable.
-#[derive(Debug, Default)]
-pub(super) struct Tally {
-    /// Named and open.
-    pub(super) open: i64,
-    /// In doubt.
-    pub(super) in_doubt: i64,
-    /// Whether the oldest in doubt may be another.
-    pub(super) doubts_changed: bool,
-    /// Dead letters that wait for a person.
-    pub(super) letters: i64,
-    /// Committed and not known to be delivered, beside those that are handed on or forgotten.
-    pub(super) backlog: i64,
-    /// Whether packs have to be deleted.
-    pub(super) garbage: bool,
-    /// First decisions about named transactions, by [`Actor::kind`].
-    pub(super) decisions: [u64; Actor::SOURCES.len()],
-    /// How long those were in doubt that were decided.
-    pub(super) doubts: Vec<Duration>,
-}
-
-impl Tally {
-    fn state(&mut self, state: State, by: i64) {
-        match state {
-            State::Open => self.open += by,
-            State::InDoubt => {
-                self.in_doubt += by;
-                self.doubts_changed = true;
-            }
-            _ => {}
-        }
-    }
-
-    /// A named transaction went from one state, or from nothing, to another.
-    pub(super) fn moved(&mut self, from: Option<State>, to: State) {
-        if let Some(from) = from {
-            self.state(from, -1);
-        }
-        self.state(to, 1);
-    }
 }
 
 /// One SQL transaction being written.
@@ -604,12 +471,6 @@ impl<'a> Rows<'a> {
     }
 }
 
-/// The keys of a transaction's packs.
-pub(super) fn pack_keys(number: i64) -> RangeInclusive<i64> {
-    let first = number << PACK_BITS;
-    first..=first + (1 << PACK_BITS) - 1
-}
-
 /// The number that stands for a lane in the file, if it was ever used.
 pub(super) fn lane_number(sql: &Connection, lane: &Lane) -> rusqlite::Result<Option<i64>> {
     sql.prepare_cached("SELECT lane FROM lanes WHERE vhost = ?1 AND number = ?2 AND aside = ?3")?
@@ -636,21 +497,6 @@ fn decided_once(changed: usize) -> rusqlite::Result<()> {
 /// As a column holds it; so long at most that added to a time it is one still.
 fn milliseconds(duration: Duration) -> i64 {
     i64::try_from(duration.as_millis()).unwrap_or(i64::MAX).min(1 << 52)
-}
-
-pub(super) fn key(id: TransactionId) -> [u8; 16] {
-    id.0.into_bytes()
-}
-
-pub(super) fn id(key: [u8; 16]) -> TransactionId {
-    TransactionId(uuid::Uuid::from_bytes(key))
-}
-
-/// The state in a column.
-pub(super) fn state(row: &rusqlite::Row<'_>, column: usize) -> rusqlite::Result<State> {
-    let text = row.get_ref(column)?.as_str()?;
-    let known = State::ALL.into_iter().find(|state| state.as_str() == text);
-    known.ok_or_else(|| rusqlite::Error::InvalidColumnType(column, "state".into(), rusqlite::types::Type::Text))
 }
 
 pub(super) fn conflict(state: State) -> StoreError {

@@ -1,6 +1,6 @@
 //! Who is to be asked about next: users take turns, so that one with a million transactions in doubt keeps nobody waiting.
 
-use super::rows::id;
+use super::row::id;
 use crate::store::clock::Moment;
 use crate::store::{Due, DueNow};
 use rusqlite::{Connection, OptionalExtension, Transaction, TransactionBehavior};

@@ -4,9 +4,11 @@
 use super::SqliteSettings;
 use super::file::Place;
 use super::letters::count_waiting;
-use super::rows::{Rows, pack_keys};
-use super::stats::{Stats, add, milliseconds, set};
+use super::row::pack_keys;
+use super::rows::Rows;
 use crate::store::clock::Moment;
+use crate::store::stats::{Stats, add, milliseconds, set};
+use crate::store::{Limits, Room};
 use crate::tx::id::Timestamp;
 use rusqlite::{Connection, ErrorCode, Transaction, TransactionBehavior, params};
 use std::sync::Arc;
@@ -59,7 +61,7 @@ const ROOM_AGAIN_PERCENT: u64 = 95;
 
 pub(super) struct Upkeep {
     stats: Arc<Stats>,
-    full: watch::Sender<bool>,
+    room: watch::Sender<Room>,
     bytes_max: Option<u64>,
     page_bytes: u64,
     retention: Duration,
@@ -83,7 +85,7 @@ impl Upkeep {
         sql: &mut Connection,
         settings: &SqliteSettings,
         stats: Arc<Stats>,
-        full: watch::Sender<bool>,
+        room: watch::Sender<Room>,
     ) -> rusqlite::Result<Self> {
         let log_pages = Arc::new(AtomicU32::new(0));
         let told = Arc::clone(&log_pages);
@@ -94,7 +96,7 @@ impl Upkeep {
         let now = Instant::now();
         let mut upkeep = Self {
             stats,
-            full,
+            room,
             bytes_max: settings.max_size,
             retention: settings.retention,
             page_bytes: sql.pragma_query_value(None, "page_size", |row| row.get::<_, u32>(0))?.into(),
@@ -113,8 +115,8 @@ impl Upkeep {
     }
 
     /// Works by these from now on.
-    pub(super) fn change_limits(&mut self, sql: &Connection, max_size: u64, retention: Duration) {
-        (self.bytes_max, self.retention) = (Some(max_size), retention);
+    pub(super) fn change_limits(&mut self, sql: &Connection, limits: Limits) {
+        (self.bytes_max, self.retention) = (Some(limits.max_size), limits.retention);
         self.measure(sql);
         self.purge_soon();
     }
@@ -254,13 +256,14 @@ impl Upkeep {
         let used = u64::try_from(pages - free).unwrap_or_default() * self.page_bytes;
         set(&self.stats.used_bytes, used);
         let Some(max) = self.bytes_max else { return };
-        self.full.send_if_modified(|full| {
-            let was = *full;
-            *full = is_full(was, used, max);
-            if *full != was {
+        self.room.send_if_modified(|room| {
+            let was = !room.is_free();
+            let full = is_full(was, used, max);
+            if full != was {
+                *room = if full { Room::Full } else { Room::Free };
                 tracing::warn!(used, max, full, "the store's size limit");
             }
-            *full != was
+            full != was
         });
     }
 

@@ -1,15 +1,18 @@
 //! The one thread that writes: it drains its queue into one SQL transaction, syncs, and answers everybody.
 
+use super::book::Book;
 use super::file::{Held, Place};
 use super::open::Own;
 use super::recent::Recent;
-use super::rows::{Book, Outcome, Released, Rows, Tally, key};
-use super::stats::{Stats, add, add_signed, milliseconds, set, subtract};
+use super::row::key;
+use super::rows::{Outcome, Released, Rows};
 use super::upkeep::Upkeep;
 use super::{SqliteSettings, upkeep};
 use crate::store::clock::Time;
+use crate::store::stats::{Stats, Tally, add, add_signed, milliseconds, set, subtract};
 use crate::store::{
-    Check, Committed, Committing, DeadLetter, Lane, LetterId, Messages, Origin, Outlet, Sequence, StoreError, Waiter,
+    Check, Committed, Committing, DeadLetter, Lane, LetterId, Limits, Messages, Origin, Outlet, Room, Sequence,
+    StoreError, Waiter,
 };
 use crate::tx::decision::{Actor, Decision, Target, Verdict};
 use crate::tx::id::TransactionId;
@@ -50,7 +53,7 @@ pub(super) type Answer<T> = oneshot::Sender<Result<T, StoreError>>;
 pub(super) enum Call {
     Request(Request),
     Delivered(Vec<Sequence>),
-    ChangeLimits { max_size: u64, retention: Duration },
+    ChangeLimits(Limits),
     Close,
 }
 
@@ -131,7 +134,7 @@ impl Writer {
         queue: Receiver<Call>,
         settings: &SqliteSettings,
         stats: Arc<Stats>,
-        full: watch::Sender<bool>,
+        room: watch::Sender<Room>,
         outlet: Arc<dyn Outlet>,
     ) -> rusqlite::Result<Self> {
         let Own { mut sql, time, place, held } = own;
@@ -147,7 +150,7 @@ impl Writer {
             tracing::info!(rolled_back, in_doubt, "ended what was open when the proxy ended");
         }
         upkeep::count(&sql, &stats)?;
-        let upkeep = Upkeep::new(&mut sql, settings, Arc::clone(&stats), full)?;
+        let upkeep = Upkeep::new(&mut sql, settings, Arc::clone(&stats), room)?;
         Ok(Self {
             sql,
             queue,
@@ -225,9 +228,7 @@ impl Writer {
                     self.delivered.extend(transactions.iter().map(|sequence| sequence.0));
                     self.write_at.get_or_insert_with(|| Instant::now() + DELETE_DELAY);
                 }
-                Call::ChangeLimits { max_size, retention } => {
-                    self.upkeep.change_limits(&self.sql, max_size, retention);
-                }
+                Call::ChangeLimits(limits) => self.upkeep.change_limits(&self.sql, limits),
                 Call::Close => return false,
             }
             let room = group.len() < GROUP_REQUESTS_MAX && bytes < GROUP_BYTES_MAX;

@@ -37,7 +37,7 @@ impl Bench {
         let settings = SqliteSettings::new(folder.path().join("halfway.db"));
         let opened = open::open(&settings).unwrap();
         let relay = Arc::new(Relay::default());
-        let (full, _) = watch::channel(false);
+        let (full, _) = watch::channel(Room::Free);
         let (_, queue) = mpsc::channel();
         let writer = Writer::new(opened.own, queue, &settings, Arc::default(), full, relay.clone()).unwrap();
         Self { writer, relay, folder }

@@ -14,6 +14,7 @@
 //! The queues have no bound of their own. A session has at most one unanswered call for a channel, and the messages in
 //! it were in the session's memory before: what bounds a session's memory bounds its share of the queue.
 
+mod book;
 mod file;
 mod history;
 mod letters;
@@ -23,25 +24,23 @@ mod open;
 mod packs;
 mod reader;
 mod recent;
+mod row;
 mod rows;
-mod stats;
 mod tools;
 mod turns;
 mod upkeep;
 mod writer;
 
 pub use open::OpenError;
-pub use stats::Stats;
-pub use tools::{
-    CheckReport, Checked, LaneBacklog, StoreStats, ToolError, backup, check, check_telling, stats, written,
-};
+pub use tools::{ToolError, backup, check, check_telling, stats, written};
 
 use self::open::Opened;
 use self::reader::{Question, Reader};
 use self::writer::{Call, Request, Writer};
 use super::{
-    Check, Clock, Commit, Committing, Cursor, DeadLetter, DueNow, Event, Filter, Lane, Letter, LetterFilter, LetterId,
-    LetterMessage, Listing, Origin, Outlet, Pack, Reply, Sequence, Store, Summary,
+    Backend, Bounded, Check, Clock, Commit, Committing, Cursor, DeadLetter, DueNow, Event, Filter, ForAdmin, ForApp,
+    ForCheckBack, ForRelay, ForSessions, Lane, Letter, LetterFilter, LetterId, LetterMessage, Limits, Listing, Origin,
+    Outlet, Outside, Pack, Reply, Room, Sequence, Stats, Summary,
 };
 use crate::tx::batch::Batch;
 use crate::tx::decision::{Actor, Decision, Target, Verdict};
@@ -58,7 +57,7 @@ use tokio::sync::watch;
 pub struct SqliteSettings {
     /// The file. Made if it is not there; its folder is not.
     pub path: PathBuf,
-    /// Bytes that may be in use in the file before [`Store::is_full`], or `None`.
+    /// Bytes that may be in use in the file before there is no [`Room`], or `None`.
     pub max_size: Option<u64>,
     /// How long a finished transaction that was parked is kept, from its end.
     pub retention: Duration,
@@ -88,7 +87,7 @@ pub struct SqliteStore {
     lister: mpsc::Sender<Question>,
     threads: Mutex<Vec<JoinHandle<()>>>,
     stats: Arc<Stats>,
-    full: watch::Receiver<bool>,
+    room: watch::Receiver<Room>,
 }
 
 impl SqliteStore {
@@ -99,17 +98,17 @@ impl SqliteStore {
     ///
     /// # Errors
     /// See [`OpenError`]. Nothing has been changed then, unless a migration failed half-way through several versions.
-    pub fn open(settings: SqliteSettings, outlet: Arc<dyn Outlet>) -> Result<Arc<Self>, OpenError> {
+    pub fn open(settings: SqliteSettings, outlet: Arc<dyn Outlet>) -> Result<Arc<dyn Backend>, OpenError> {
         let Opened { own, readers } = open::open(&settings)?;
         let time = own.time.clone();
-        let (full_sender, full) = watch::channel(false);
+        let (room_sender, room) = watch::channel(Room::Free);
         let stats = Arc::new(Stats::default());
         let (writer, calls) = mpsc::channel();
         let [(pager, pager_thread), (lister, lister_thread)] = readers.map(|sql| {
             let (sender, questions) = mpsc::channel();
             (sender, Reader::new(sql, time.clone(), questions))
         });
-        let writer_thread = Writer::new(own, calls, &settings, Arc::clone(&stats), full_sender, outlet)
+        let writer_thread = Writer::new(own, calls, &settings, Arc::clone(&stats), room_sender, outlet)
             .map_err(|error| OpenError::from_sqlite(&settings.path, &error))?;
         let spawn = |name: &str, run: Box<dyn FnOnce() + Send>| {
             std::thread::Builder::new()
@@ -122,36 +121,7 @@ impl SqliteStore {
             spawn("store-pager", Box::new(move || pager_thread.run()))?,
             spawn("store-lister", Box::new(move || lister_thread.run()))?,
         ];
-        Ok(Arc::new(Self { writer, pager, lister, threads: Mutex::new(threads), stats, full }))
-    }
-
-    /// What the store counts about itself.
-    pub fn stats(&self) -> &Arc<Stats> {
-        &self.stats
-    }
-
-    /// Works by these limits from now on: see [`SqliteSettings`].
-    pub fn change_limits(&self, max_size: u64, retention: Duration) {
-        // A writer that is gone has no use for the word.
-        let _ = self.writer.send(Call::ChangeLimits { max_size, retention });
-    }
-
-    /// Finishes every call made before, moves the log into the file and lets go of it. Later calls are answered with
-    /// [`StoreError::Closed`](super::StoreError::Closed). Blocks until done; a second call does nothing.
-    pub fn close(&self) {
-        // A thread that is gone already has no use for the word.
-        let _ = self.writer.send(Call::Close);
-        for reader in [&self.pager, &self.lister] {
-            let _ = reader.send(Question::Close);
-        }
-        let threads = std::mem::take(&mut *self.threads.lock().unwrap_or_else(PoisonError::into_inner));
-        let me = std::thread::current().id();
-        // The outlet may own this store, and then it is dropped on the writer's thread, which can't wait for itself.
-        for thread in threads.into_iter().filter(|thread| thread.thread().id() != me) {
-            if thread.join().is_err() {
-                tracing::error!("a thread of the store panicked");
-            }
-        }
+        Ok(Arc::new(Self { writer, pager, lister, threads: Mutex::new(threads), stats, room }))
     }
 
     fn write<T>(&self, request: impl FnOnce(writer::Answer<T>) -> Request) -> Reply<T> {
@@ -178,7 +148,31 @@ impl Drop for SqliteStore {
     }
 }
 
-impl Store for SqliteStore {
+impl Bounded for SqliteStore {
+    fn room(&self) -> watch::Receiver<Room> {
+        self.room.clone()
+    }
+}
+
+impl Outside for SqliteStore {
+    fn decide(&self, target: Target, decision: Decision, actor: Actor, reason: Option<String>) -> Reply<Verdict> {
+        self.write(|answer| Request::Decide { target, decision, actor, reason, answer })
+    }
+
+    fn check_now(&self, id: TransactionId, checker: Option<Arc<str>>) -> Reply<bool> {
+        self.write(|answer| Request::CheckNow { id, checker, answer })
+    }
+
+    fn transaction(&self, id: TransactionId) -> Reply<Option<(Summary, Vec<Event>)>> {
+        ask(&self.lister, |answer| Question::Transaction { id, answer })
+    }
+
+    fn messages(&self, id: TransactionId, from: u32, bytes_max: usize) -> Reply<Vec<Pack>> {
+        ask(&self.lister, |answer| Question::Messages { id, from, bytes_max, answer })
+    }
+}
+
+impl ForSessions for SqliteStore {
     fn park(&self, origin: Origin, batch: Batch) -> Reply<()> {
         self.write(|answer| Request::Park { origin, messages: batch.into(), answer })
     }
@@ -195,37 +189,15 @@ impl Store for SqliteStore {
     fn abandon(&self, id: TransactionId) -> Reply<()> {
         self.write(|answer| Request::Abandon { id, answer })
     }
+}
 
-    fn decide(&self, target: Target, decision: Decision, actor: Actor, reason: Option<String>) -> Reply<Verdict> {
-        self.write(|answer| Request::Decide { target, decision, actor, reason, answer })
+impl ForRelay for SqliteStore {
+    fn lanes(&self) -> Reply<Vec<Lane>> {
+        ask(&self.pager, |answer| Question::Lanes { answer })
     }
 
-    fn due(&self, checker: &str, after: &str, limit: usize) -> Reply<DueNow> {
-        ask(&self.lister, |answer| Question::Due { checker: checker.into(), after: after.into(), limit, answer })
-    }
-
-    fn checked(&self, id: TransactionId, check: Check) -> Reply<bool> {
-        self.write(|answer| Request::Checked { id, check, answer })
-    }
-
-    fn check_now(&self, id: TransactionId, checker: Option<Arc<str>>) -> Reply<bool> {
-        self.write(|answer| Request::CheckNow { id, checker, answer })
-    }
-
-    fn unasked(&self, known: Vec<Arc<str>>, after: i64, limit: usize) -> Reply<Listing<Summary>> {
-        ask(&self.lister, |answer| Question::Unasked { known, after, limit, answer })
-    }
-
-    fn transaction(&self, id: TransactionId) -> Reply<Option<(Summary, Vec<Event>)>> {
-        ask(&self.lister, |answer| Question::Transaction { id, answer })
-    }
-
-    fn transactions(&self, filter: Filter, after: i64, limit: usize) -> Reply<Listing<Summary>> {
-        ask(&self.lister, |answer| Question::Transactions { filter, after, limit, answer })
-    }
-
-    fn messages(&self, id: TransactionId, from: u32, bytes_max: usize) -> Reply<Vec<Pack>> {
-        ask(&self.lister, |answer| Question::Messages { id, from, bytes_max, answer })
+    fn page(&self, lane: &Lane, after: Option<Cursor>, bytes_max: usize) -> Reply<Vec<Pack>> {
+        ask(&self.pager, |answer| Question::Page { lane: lane.clone(), after, bytes_max, answer })
     }
 
     fn delivered(&self, transactions: Vec<Sequence>) {
@@ -235,6 +207,30 @@ impl Store for SqliteStore {
 
     fn dead_letter(&self, letter: DeadLetter) -> Reply<()> {
         self.write(|answer| Request::DeadLetter { letter, answer })
+    }
+
+    fn step_aside(&self, aside: &Lane, transactions: Vec<Sequence>) -> Reply<()> {
+        self.write(|answer| Request::StepAside { aside: aside.clone(), transactions, answer })
+    }
+}
+
+impl ForCheckBack for SqliteStore {
+    fn due(&self, checker: &str, after: &str, limit: usize) -> Reply<DueNow> {
+        ask(&self.lister, |answer| Question::Due { checker: checker.into(), after: after.into(), limit, answer })
+    }
+
+    fn checked(&self, id: TransactionId, check: Check) -> Reply<bool> {
+        self.write(|answer| Request::Checked { id, check, answer })
+    }
+
+    fn unasked(&self, known: Vec<Arc<str>>, after: i64, limit: usize) -> Reply<Listing<Summary>> {
+        ask(&self.lister, |answer| Question::Unasked { known, after, limit, answer })
+    }
+}
+
+impl ForAdmin for SqliteStore {
+    fn transactions(&self, filter: Filter, after: i64, limit: usize) -> Reply<Listing<Summary>> {
+        ask(&self.lister, |answer| Question::Transactions { filter, after, limit, answer })
     }
 
     fn dead_letters(&self, filter: LetterFilter, after: i64, limit: usize) -> Reply<Listing<Letter>> {
@@ -256,24 +252,31 @@ impl Store for SqliteStore {
     fn discard(&self, letter: LetterId, actor: Actor, reason: String) -> Reply<Option<TransactionId>> {
         self.write(|answer| Request::Discard { letter, actor, reason, answer })
     }
+}
 
-    fn step_aside(&self, aside: &Lane, transactions: Vec<Sequence>) -> Reply<()> {
-        self.write(|answer| Request::StepAside { aside: aside.clone(), transactions, answer })
+impl ForApp for SqliteStore {
+    fn stats(&self) -> &Arc<Stats> {
+        &self.stats
     }
 
-    fn lanes(&self) -> Reply<Vec<Lane>> {
-        ask(&self.pager, |answer| Question::Lanes { answer })
+    fn change_limits(&self, limits: Limits) {
+        // A writer that is gone has no use for the word.
+        let _ = self.writer.send(Call::ChangeLimits(limits));
     }
 
-    fn page(&self, lane: &Lane, after: Option<Cursor>, bytes_max: usize) -> Reply<Vec<Pack>> {
-        ask(&self.pager, |answer| Question::Page { lane: lane.clone(), after, bytes_max, answer })
-    }
-
-    fn is_full(&self) -> bool {
-        *self.full.borrow()
-    }
-
-    fn fullness(&self) -> watch::Receiver<bool> {
-        self.full.clone()
+    fn close(&self) {
+        // A thread that is gone already has no use for the word.
+        let _ = self.writer.send(Call::Close);
+        for reader in [&self.pager, &self.lister] {
+            let _ = reader.send(Question::Close);
+        }
+        let threads = std::mem::take(&mut *self.threads.lock().unwrap_or_else(PoisonError::into_inner));
+        let me = std::thread::current().id();
+        // The outlet may own this store, and then it is dropped on the writer's thread, which can't wait for itself.
+        for thread in threads.into_iter().filter(|thread| thread.thread().id() != me) {
+            if thread.join().is_err() {
+                tracing::error!("a thread of the store panicked");
+            }
+        }
     }
 }

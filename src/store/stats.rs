@@ -1,9 +1,9 @@
 //! What the store counts about itself, for the metrics.
 
-use super::rows::Tally;
 use crate::histogram::{AGES, Histogram, LATENCIES};
 use crate::tx::decision::Actor;
 use crate::tx::id::Timestamp;
+use crate::tx::state::State;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -95,6 +95,48 @@ impl Stats {
             }
         }
         tally.doubts.iter().for_each(|age| self.doubts.observe(*age));
+    }
+}
+
+/// How the counts change that the metrics show, once the SQL transaction is durable.
+#[derive(Debug, Default)]
+pub(super) struct Tally {
+    /// Named and open.
+    pub(super) open: i64,
+    /// In doubt.
+    pub(super) in_doubt: i64,
+    /// Whether the oldest in doubt may be another.
+    pub(super) doubts_changed: bool,
+    /// Dead letters that wait for a person.
+    pub(super) letters: i64,
+    /// Committed and not known to be delivered, beside those that are handed on or forgotten.
+    pub(super) backlog: i64,
+    /// Whether packs have to be deleted.
+    pub(super) garbage: bool,
+    /// First decisions about named transactions, by [`Actor::kind`].
+    pub(super) decisions: [u64; Actor::SOURCES.len()],
+    /// How long those were in doubt that were decided.
+    pub(super) doubts: Vec<Duration>,
+}
+
+impl Tally {
+    fn state(&mut self, state: State, by: i64) {
+        match state {
+            State::Open => self.open += by,
+            State::InDoubt => {
+                self.in_doubt += by;
+                self.doubts_changed = true;
+            }
+            _ => {}
+        }
+    }
+
+    /// A named transaction went from one state, or from nothing, to another.
+    pub(super) fn moved(&mut self, from: Option<State>, to: State) {
+        if let Some(from) = from {
+            self.state(from, -1);
+        }
+        self.state(to, 1);
     }
 }
 

@@ -1,0 +1,88 @@
+//! A transaction's row, and how its columns are read.
+
+use crate::store::{Lane, Strand};
+use crate::tx::id::{Timestamp, TransactionId};
+use crate::tx::state::State;
+use std::ops::RangeInclusive;
+
+/// A pack's key is its transaction's number and, in this many bits, its place: a million packs a transaction, and
+/// 2^43 numbers, which is 28 years of 10,000 transactions a second.
+pub(super) const PACK_BITS: u32 = 20;
+
+/// A transaction's row, as decisions look at it.
+#[derive(Debug)]
+pub(super) struct Row {
+    pub(super) sequence: i64,
+    pub(super) id: TransactionId,
+    pub(super) state: State,
+    pub(super) name: Option<String>,
+    pub(super) user: String,
+    pub(super) lane: Lane,
+    pub(super) decided_at: Option<i64>,
+    pub(super) decided_by: Option<String>,
+    pub(super) number: i64,
+    pub(super) packs: u32,
+    pub(super) messages: u32,
+    pub(super) bytes: i64,
+    pub(super) in_doubt_at: Option<i64>,
+    /// By the store's count of time.
+    pub(super) finished: Option<i64>,
+    pub(super) strand: Strand,
+}
+
+/// The columns of a [`Row`], of `transactions` as `t` and `lanes` as `l`.
+pub(super) const ROW_COLUMNS: &str = "t.sequence, t.id, t.state, t.name, t.user, l.vhost, l.number, t.decided_at,
+    t.decided_by, coalesce(t.number, 0), t.packs, t.messages, t.bytes, t.in_doubt_at,
+    coalesce(t.finished, t.decided_at), t.strand";
+
+impl Row {
+    pub(super) fn read(row: &rusqlite::Row<'_>) -> rusqlite::Result<Self> {
+        Ok(Self {
+            sequence: row.get(0)?,
+            id: id(row.get(1)?),
+            state: state(row, 2)?,
+            name: row.get(3)?,
+            user: row.get(4)?,
+            lane: Lane::new(row.get::<_, String>(5)?.into(), row.get(6)?),
+            decided_at: row.get(7)?,
+            decided_by: row.get(8)?,
+            number: row.get(9)?,
+            packs: row.get(10)?,
+            messages: row.get(11)?,
+            bytes: row.get(12)?,
+            in_doubt_at: row.get(13)?,
+            finished: row.get(14)?,
+            strand: Strand(row.get(15)?),
+        })
+    }
+}
+
+/// What a row tells beside a summary.
+pub(super) struct Place {
+    pub(super) sequence: i64,
+    /// Of its packs, if it ever had some.
+    pub(super) number: Option<i64>,
+    /// When it was finished, which may be long after its decision.
+    pub(super) settled_at: Option<Timestamp>,
+}
+
+/// The keys of a transaction's packs.
+pub(super) fn pack_keys(number: i64) -> RangeInclusive<i64> {
+    let first = number << PACK_BITS;
+    first..=first + (1 << PACK_BITS) - 1
+}
+
+pub(super) fn key(id: TransactionId) -> [u8; 16] {
+    id.0.into_bytes()
+}
+
+pub(super) fn id(key: [u8; 16]) -> TransactionId {
+    TransactionId(uuid::Uuid::from_bytes(key))
+}
+
+/// The state in a column.
+pub(super) fn state(row: &rusqlite::Row<'_>, column: usize) -> rusqlite::Result<State> {
+    let text = row.get_ref(column)?.as_str()?;
+    let known = State::ALL.into_iter().find(|state| state.as_str() == text);
+    known.ok_or_else(|| rusqlite::Error::InvalidColumnType(column, "state".into(), rusqlite::types::Type::Text))
+}
