@@ -70,6 +70,8 @@ pub struct Broker {
     stream: Stream,
     /// Messages that were published to be delivered.
     pub taken: Vec<Place>,
+    /// Channels on which it has taken an ack of all that was delivered.
+    pub acked_all: Vec<u16>,
     /// connection.close has come: nothing else counts any more.
     is_closing: bool,
 }
@@ -204,7 +206,13 @@ impl Broker {
                 method::write_bare(&mut bytes, number, (method.0, method.1 + 1));
                 self.answers.push_back(Answer { channel: number, bytes, news: News { judged, confirmed: Vec::new() } });
             }
-            id::BASIC_ACK => channel.ack(number, Settle::parse(arguments).expect("501: basic.ack")),
+            id::BASIC_ACK => {
+                let settle = Settle::parse(arguments).expect("501: basic.ack");
+                channel.ack(number, settle);
+                if settle.tag == 0 {
+                    self.acked_all.push(number);
+                }
+            }
             id::CHANNEL_CLOSE => {
                 *channel = Channel::default();
                 self.answer(number, id::CHANNEL_CLOSE_OK);

@@ -74,8 +74,8 @@ pub struct Client {
     pub out: Vec<u8>,
     stream: Stream,
     serial: usize,
-    /// An ack of tag 0 is on its way. What it means depends on what has been delivered when it arrives.
-    pub acks_all: bool,
+    /// Channels with an ack of tag 0 on its way. What it means depends on what RabbitMQ has delivered when it arrives.
+    pub acks_all: BTreeSet<u16>,
     /// connection.close was sent or received.
     pub is_closing: bool,
     pub is_closed: bool,
@@ -192,7 +192,9 @@ impl Client {
         };
         channel.held.retain(|held| !settled.contains(held));
         channel.all_settled = tag == 0;
-        self.acks_all |= tag == 0;
+        if tag == 0 {
+            self.acks_all.insert(number);
+        }
         if tx {
             channel.settled.append(&mut settled);
         }
@@ -365,6 +367,7 @@ impl Client {
         }
         if let Some(id::CHANNEL_CLOSE | id::CHANNEL_CLOSE_OK) = frame.method_id() {
             *self.closes.entry(number).or_default() += 1;
+            self.acks_all.remove(&number);
         }
         match frame.method_id().expect("a method") {
             id::BASIC_DELIVER => {

@@ -76,7 +76,7 @@ pub fn run(script: &mut Script<'_>) -> usize {
                 let quiet = run.client.out.is_empty() && run.client_input.is_empty() && run.upstream_input.is_empty();
                 run.client.act(script, number, quiet && !run.broker.is_sending(number));
             }
-            7 if !run.client.acks_all => run.broker.deliver(number, script.bytes(30)),
+            7 if !run.client.acks_all.contains(&number) => run.broker.deliver(number, script.bytes(30)),
             8 if script.below(4) == 0 => {
                 let open: Vec<u16> = run.broker.open_channels().collect();
                 run.broker.refuse(*open.get(script.below(8)).unwrap_or(&number));
@@ -95,7 +95,7 @@ pub fn run(script: &mut Script<'_>) -> usize {
         }
         run.collect();
         let (of_client, of_upstream, work) = (script.byte(), script.byte(), script.below(8));
-        run.broker.work(Some(work).filter(|work| *work < 7));
+        run.work(Some(work).filter(|work| *work < 7));
         run.pump(usize::from(of_client), usize::from(of_upstream));
     }
     run.settle();
@@ -170,13 +170,20 @@ impl Run {
         CHANNELS[script.below(count)]
     }
 
+    /// Lets RabbitMQ work on what has arrived: see [`Broker::work`].
+    fn work(&mut self, choice: Option<usize>) {
+        self.broker.work(choice);
+        for number in self.broker.acked_all.drain(..) {
+            self.client.acks_all.remove(&number);
+        }
+    }
+
     /// Moves bytes both ways; the numbers say how much, 0 being nothing and 255 everything.
     fn pump(&mut self, of_client: usize, of_upstream: usize) {
         let some = |part: usize, whole: usize| if part == 255 { whole } else { whole.min(part * part / 16) };
         let bytes = some(of_client, self.client.out.len());
         self.client_input.extend(self.client.out.drain(..bytes));
         self.feed_client();
-        self.client.acks_all &= !(self.client.out.is_empty() && self.client_input.is_empty());
         for _ in 0..some(of_upstream, usize::MAX).min(64) {
             if self.upstream_is_lost {
                 break;
@@ -321,7 +328,7 @@ impl Run {
         for _ in 0..100 {
             let none = &mut Script::new(&[]);
             self.collect();
-            self.broker.work(None);
+            self.work(None);
             self.broker.confirm_all();
             self.pump(255, 255);
             while !(self.parks.is_empty()
