@@ -4,14 +4,13 @@ mod reload;
 
 pub use reload::Load;
 
-use crate::admin::{Access, Admin, TokenError};
+use crate::admin::{Access, Admin, Numbers, TokenError};
 use crate::check_back::{self, CheckBack};
 use crate::config::{Config, Loaded, MemoryLimit, ProxyProtocol, Unroutable, UpstreamTls};
 use crate::health::{Component, Condition, Health};
 use crate::memory::{self, Memory};
-use crate::metrics::Metrics;
 use crate::relay::{self, Backoff, Credentials, Relay};
-use crate::report;
+use crate::report::{self, Metrics};
 use crate::roster::Roster;
 use crate::service;
 use crate::session::listener::Listener;
@@ -78,19 +77,19 @@ pub async fn run(loaded: Loaded, load: Load, level: Level) -> Result<(), AppErro
     let mut signals = Signals::install().map_err(AppError::Signals)?;
     service::start_signs_of_life();
     let health = Arc::new(Health::new());
-    let metrics = Arc::new(Metrics::new());
+    let (metrics, registry) = Metrics::new();
     let roster = Arc::new(Roster::default());
-    metrics.store_limit(config.store.max_size);
+    metrics.store.limit(config.store.max_size);
     let memory = Memory::new(match config.memory.max {
         MemoryLimit::Bytes(bytes) => bytes,
         MemoryLimit::Auto => memory::by_default(),
     });
-    metrics.memory_limit(memory.max());
     let certificates = Certificates::load(config)?;
     let upstream = Arc::new(upstream(config, certificates.client.clone()));
 
     let access = Arc::new(Access::load(&config.admin)?);
-    let admin = Admin::new(health.clone(), metrics.clone(), access.clone(), roster.clone());
+    let numbers = Numbers { registry, own: metrics.admin.clone(), instruments: metrics.instruments() };
+    let admin = Admin::new(health.clone(), numbers, access.clone(), roster.clone());
     admin.configure(&loaded);
     let serving = match config.admin.address.as_slice() {
         [] => None,
@@ -111,7 +110,7 @@ pub async fn run(loaded: Loaded, load: Load, level: Level) -> Result<(), AppErro
     let amqps = bind(&config.listen.tls_address, "listen.tls_address").await?;
 
     let relay = Arc::new(Relay::new(relay_settings(config), Arc::clone(&upstream)));
-    let (tracer, exporter) = trace::start(&config.telemetry, &metrics)?.unzip();
+    let (tracer, exporter) = trace::start(&config.telemetry, &metrics.spans)?.unzip();
     let outlet: Arc<dyn Outlet> = match &tracer {
         None => relay.clone(),
         Some(tracer) => Arc::new(TracedOutlet::new(relay.clone(), Arc::clone(tracer))),
@@ -133,14 +132,14 @@ pub async fn run(loaded: Loaded, load: Load, level: Level) -> Result<(), AppErro
         memory: Arc::clone(&memory),
         roster: Arc::clone(&roster),
     };
-    let reporter = report::start(&health, &metrics, watched);
+    let reporter = report::start(&health, metrics.clone(), watched);
 
     let parts = check_back::Parts {
         store: calls.clone(),
         upstream: Arc::clone(&upstream),
         credentials: credentials(config),
         tls: certificates.checker.clone(),
-        metrics: Arc::clone(&metrics),
+        metrics: metrics.checks.clone(),
         roster: Arc::clone(&roster),
         tracer,
     };
@@ -151,7 +150,7 @@ pub async fn run(loaded: Loaded, load: Load, level: Level) -> Result<(), AppErro
         session::Parts {
             store: calls,
             upstream: Arc::clone(&upstream),
-            metrics: Arc::clone(&metrics),
+            metrics: Arc::new(metrics.sessions.clone()),
             health: health.clone(),
             shutdown: signals.shutdown.clone(),
             roster,
@@ -182,6 +181,7 @@ pub async fn run(loaded: Loaded, load: Load, level: Level) -> Result<(), AppErro
         sessions,
         check_back,
         checkers_need: parts,
+        metrics,
     };
     tokio::select! {
         () = signals.shutdown.requested() => {}

@@ -7,11 +7,12 @@
 //! - [`tx`]: half messages, and the states of a transaction, pure.
 //! - [`protocol`]: what one client connection says and is told, pure.
 //! - `histogram`: durations counted in buckets.
+//! - [`metrics`]: how what is counted is named and shown; each room counts for itself.
 //! - [`store`]: what survives a crash.
 //! - [`config`]: what an operator can set, checked at the edge.
 //! - [`telemetry`] and `signals`: logs, and what the operator says while the proxy runs.
 //! - `service`: what the service manager is told.
-//! - [`metrics`] and `health`: what every part reports.
+//! - `health`: how every part is.
 //! - `values`: AMQP's values as JSON.
 //! - `roster`: what the parts that run tell of themselves, for people to look at.
 //! - [`memory`]: one budget of bytes for all clients.

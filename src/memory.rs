@@ -1,6 +1,10 @@
 //! The memory that all clients share for what they have sent and what waits for them: one budget of bytes. Past it those who
 //! hold more than their part are read no more until there is room; each part is equal, so whoever holds little goes on.
 
+mod metrics;
+
+pub(crate) use metrics::MemoryMetrics;
+
 use std::fs;
 use std::path::Path;
 use std::sync::Arc;

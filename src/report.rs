@@ -1,17 +1,17 @@
 //! Brings what the store and the relay count to the metrics, and how they are to the health report.
 
+mod metrics;
+
+pub(crate) use metrics::Metrics;
+
 use crate::health::{Component, Condition, Health};
 use crate::memory::Memory;
-use crate::metrics::Metrics;
-use crate::relay::{Link, Refused, RelayStatus, VhostSnapshot};
+use crate::relay::{Link, Refused, RelayMetrics, RelayStatus, VhostSnapshot};
 use crate::roster::{self, Roster, Standing};
-use crate::store::{Backend, Room, Stats, system_clock};
+use crate::store::{Backend, Room, Stats, StoreMetrics, system_clock};
 use crate::tls::ServerTls;
-use crate::tx::decision::Actor;
 use crate::tx::id::Timestamp;
-use crate::tx::state::State;
 use crate::upstream::Upstream;
-use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -24,12 +24,6 @@ const EVERY: Duration = Duration::from_millis(250);
 const SELDOM: u32 = 4;
 /// How long a store that failed is looked at with suspicion.
 const RECENTLY: Duration = Duration::from_secs(60);
-/// Virtual hosts that have series of their own; those that are in use later share one, so that however many there are
-/// Prometheus is not flooded.
-const VHOSTS_MAX: usize = 100;
-/// The label of the others.
-const OTHER_VHOSTS: &str = "(others)";
-
 /// What is looked at, and who is told beside health and metrics.
 pub(crate) struct Watched {
     /// What it counts.
@@ -47,26 +41,25 @@ pub(crate) struct Watched {
 }
 
 /// Starts to report, until the task is aborted.
-pub(crate) fn start(health: &Arc<Health>, metrics: &Arc<Metrics>, watched: Watched) -> JoinHandle<()> {
-    let (health, metrics) = (Arc::clone(health), Arc::clone(metrics));
+pub(crate) fn start(health: &Arc<Health>, mut metrics: Metrics, watched: Watched) -> JoinHandle<()> {
+    let health = Arc::clone(health);
     let Watched { store, relay, upstream, certificate, memory, roster } = watched;
     tokio::spawn(async move {
         let mut ticks = tokio::time::interval(EVERY);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let mut labelled = HashSet::new();
         for tick in 0.. {
             ticks.tick().await;
-            report_store(&health, &metrics, &*store);
-            metrics.memory_used_bytes.set(memory.used().try_into().unwrap_or(i64::MAX));
-            let links = report_relay(&health, &metrics, &relay, &mut labelled);
+            report_store(&health, &metrics.store, &*store);
+            metrics.memory.show(&memory);
+            let links = report_relay(&health, &mut metrics.relay, &relay);
             let oldest_doubt = Some(gauge(&store.stats().oldest_in_doubt)).filter(|since| *since > 0).map(Timestamp);
             roster.stand(Standing { oldest_doubt, links });
-            metrics.ready.set(health.report().is_ready().into());
+            metrics.process.ready.set(health.report().is_ready().into());
             if tick % SELDOM != 0 {
                 continue;
             }
             if let Some(not_after) = certificate.as_ref().and_then(|tls| tls.not_after()) {
-                metrics.certificate("listen.tls.certificate", not_after);
+                metrics.process.certificate("listen.tls.certificate", not_after);
             }
             if !health.is_ready(Component::Upstream) {
                 let condition = match upstream.connect(None).await {
@@ -79,31 +72,9 @@ pub(crate) fn start(health: &Arc<Health>, metrics: &Arc<Metrics>, watched: Watch
     })
 }
 
-fn report_store(health: &Health, metrics: &Metrics, store: &dyn Backend) {
-    let stats: &Stats = store.stats();
-    metrics.store_commit_seconds.show(&stats.groups);
-    metrics.in_doubt_seconds.show(&stats.doubts);
-    for (source, count) in Actor::SOURCES.into_iter().zip(&stats.decisions) {
-        metrics.decisions(source, read(count));
-    }
-    metrics.store_group_calls.inner().store(read(&stats.group_requests), Ordering::Relaxed);
-    metrics.store_errors.inner().store(read(&stats.errors), Ordering::Relaxed);
-    metrics.store_waiting_calls.set(gauge(&stats.queued));
-    metrics.store_used_bytes.set(gauge(&stats.used_bytes));
-    let room = *store.room().borrow();
-    metrics.store_full.set((room == Room::Full).into());
-    metrics.store_failing.set(stats.failing.load(Ordering::Relaxed).into());
-    metrics.backlog_transactions.set(gauge(&stats.backlog));
-    metrics.dead_letters.set(gauge(&stats.dead_letters));
-    for (state, count) in
-        [(State::Open, &stats.open_named), (State::InDoubt, &stats.in_doubt), (State::Committed, &stats.backlog)]
-    {
-        metrics.in_store(state).set(gauge(count));
-    }
-    let now = system_clock();
-    metrics.in_doubt_oldest_age_seconds.set(age_seconds(gauge(&stats.oldest_in_doubt), now));
-    let oldest_committed = if read(&stats.backlog) == 0 { 0 } else { gauge(&stats.oldest_committed) };
-    metrics.backlog_oldest_age_seconds.set(age_seconds(oldest_committed, now));
+fn report_store(health: &Health, metrics: &StoreMetrics, store: &dyn Backend) {
+    let (stats, room) = (store.stats(), *store.room().borrow());
+    metrics.show(stats, room, system_clock());
     health.set(Component::Store, store_condition(stats, room, Instant::now()));
 }
 
@@ -122,34 +93,9 @@ fn store_condition(stats: &Stats, room: Room, now: Instant) -> Condition {
     }
 }
 
-fn report_relay(
-    health: &Health,
-    metrics: &Metrics,
-    status: &RelayStatus,
-    labelled: &mut HashSet<Arc<str>>,
-) -> Vec<roster::Link> {
+fn report_relay(health: &Health, metrics: &mut RelayMetrics, status: &RelayStatus) -> Vec<roster::Link> {
     let vhosts = status.snapshot();
-    let sum = |count: fn(&VhostSnapshot) -> u64| vhosts.iter().map(count).sum::<u64>();
-    let counters = [
-        (&metrics.messages_forwarded, sum(|vhost| vhost.confirmed)),
-        (&metrics.messages_returned, sum(|vhost| vhost.returned)),
-        (&metrics.unroutable_messages, sum(|vhost| vhost.unroutable)),
-        (&metrics.relay_nacks, sum(|vhost| vhost.nacked)),
-        (&metrics.relay_reconnects, sum(|vhost| vhost.reconnects)),
-        (&metrics.relay_unreadable, sum(|vhost| vhost.unreadable)),
-        (&metrics.dead_lettered_messages, sum(|vhost| vhost.dead_lettered)),
-    ];
-    for (counter, count) in counters {
-        counter.inner().store(count, Ordering::Relaxed);
-    }
-    metrics.relay_in_flight.set(sum(|vhost| vhost.in_flight).try_into().unwrap_or(i64::MAX));
-    metrics.forward_seconds.show(status.forwarded());
-    for (label, shown) in by_label(&vhosts, labelled) {
-        let state = metrics.relay_state(label);
-        state.connected.set(shown.connected.into());
-        state.blocked.set(shown.blocked.into());
-        state.stalled.set(shown.stalled.into());
-    }
+    metrics.show(status, &vhosts);
     let mut troubles = Vec::new();
     let mut links = Vec::new();
     for vhost in &vhosts {
@@ -195,35 +141,6 @@ fn trouble(vhost: &VhostSnapshot) -> Option<String> {
     }
 }
 
-/// What the gauges of a label show.
-#[derive(Debug, PartialEq)]
-struct Shown {
-    connected: bool,
-    blocked: bool,
-    stalled: bool,
-}
-
-/// The state of each label: of a virtual host, or the worst of those that share one.
-fn by_label<'a>(vhosts: &'a [VhostSnapshot], labelled: &mut HashSet<Arc<str>>) -> BTreeMap<&'a str, Shown> {
-    let mut shown = BTreeMap::new();
-    for vhost in vhosts {
-        let has_own = labelled.contains(&vhost.vhost)
-            || (labelled.len() < VHOSTS_MAX && labelled.insert(Arc::clone(&vhost.vhost)));
-        let label = if has_own { &*vhost.vhost } else { OTHER_VHOSTS };
-        let of = shown.entry(label).or_insert(Shown { connected: true, blocked: false, stalled: false });
-        of.connected &= matches!(vhost.link, Link::Connected | Link::Idle | Link::Blocked(_));
-        of.blocked |= matches!(vhost.link, Link::Blocked(_));
-        of.stalled |= vhost.stalled_lanes > 0;
-    }
-    shown
-}
-
-/// From `since`, in milliseconds since 1970, until `now`. 0 means that there is nothing to be old, and a clock that was set
-/// back makes nothing younger than new.
-fn age_seconds(since: i64, now: Timestamp) -> i64 {
-    if since == 0 { 0 } else { (now.0 - since).max(0) / 1000 }
-}
-
 fn read(counter: &AtomicU64) -> u64 {
     counter.load(Ordering::Relaxed)
 }
@@ -235,36 +152,6 @@ fn gauge(counter: &AtomicU64) -> i64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn virtual_hosts_past_the_bound_share_one_label_and_the_worst_of_them_shows() {
-        let vhost = |number: usize, link: Link| VhostSnapshot {
-            vhost: format!("{number:03}").into(),
-            link,
-            in_flight: 0,
-            stalled_lanes: 0,
-            refused: None,
-            trial: None,
-            shared_channels: 0,
-            confirmed: 0,
-            nacked: 0,
-            returned: 0,
-            unroutable: 0,
-            dead_lettered: 0,
-            unreadable: 0,
-            reconnects: 0,
-        };
-        let mut labelled = HashSet::new();
-        let first: Vec<_> = (1..=VHOSTS_MAX).map(|number| vhost(number, Link::Connected)).collect();
-        assert_eq!(by_label(&first, &mut labelled).len(), VHOSTS_MAX);
-        let mut all = vec![vhost(0, Link::Connecting(None))];
-        all.extend(first);
-        all.push(vhost(999, Link::Connected));
-        let shown = by_label(&all, &mut labelled);
-        assert_eq!(shown.len(), VHOSTS_MAX + 1, "a name that comes first in the alphabet takes nobody's place");
-        assert_eq!(shown[OTHER_VHOSTS], Shown { connected: false, blocked: false, stalled: false });
-        assert!(shown["001"].connected);
-    }
 
     #[test]
     fn the_store_says_what_is_wrong_with_it() {
@@ -287,12 +174,5 @@ mod tests {
         assert!(
             matches!(store_condition(&stats, Room::Full, later), Condition::Degraded(why) if why.contains("max_size"))
         );
-    }
-
-    #[test]
-    fn ages_are_whole_seconds_and_never_negative() {
-        assert_eq!(age_seconds(0, Timestamp(5_000)), 0);
-        assert_eq!(age_seconds(1_000, Timestamp(4_999)), 3);
-        assert_eq!(age_seconds(9_000, Timestamp(5_000)), 0);
     }
 }

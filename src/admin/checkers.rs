@@ -98,7 +98,7 @@ pub(super) async fn list(State(admin): State<Admin>) -> Result<Json<Checkers>, P
 
 impl Checker {
     fn of(checker: &config::Checker, admin: &Admin) -> Self {
-        let counts = admin.metrics.checker(&checker.name);
+        let counts = admin.numbers.instruments.checks.checker(&checker.name);
         let (kind, target, vhost) = match checker.asked() {
             Some(Asked::Amqp { vhost, queue }) => (Kind::Amqp, queue.to_owned(), Some(vhost.to_owned())),
             Some(Asked::Http { url, .. }) => (Kind::Http, without_query(&url.to_string()), None),

@@ -13,6 +13,7 @@ mod json;
 mod letters;
 mod login;
 mod messages;
+mod metrics;
 mod openapi;
 mod overview;
 mod pages;
@@ -36,17 +37,18 @@ use self::sampler::Sampler;
 use crate::config::{Checker, Entry, Loaded};
 use crate::store::system_clock;
 use crate::tx::id::Timestamp;
-use crate::{health::Health, metrics::Metrics, roster::Roster, store::ForAdmin};
+use crate::{health::Health, metrics::Registry, roster::Roster, store::ForAdmin};
 
 pub(crate) use access::{Access, TokenError, read_token};
 pub(crate) use body::check_reason;
+pub(crate) use metrics::{AdminMetrics, Instruments};
 pub(crate) use request::LIMIT_MAX;
 
 /// What the HTTP port shows, and to whom. Clones are the same port.
 #[derive(Clone)]
 pub(crate) struct Admin {
     health: Arc<Health>,
-    metrics: Arc<Metrics>,
+    numbers: Arc<Numbers>,
     access: Arc<Access>,
     roster: Arc<Roster>,
     started_at: Timestamp,
@@ -54,6 +56,16 @@ pub(crate) struct Admin {
     setup: Arc<RwLock<Arc<Setup>>>,
     /// Empty until the store is open: the port answers for the health of a proxy that still starts.
     store: Arc<OnceLock<Arc<dyn ForAdmin>>>,
+}
+
+/// What is counted, here and elsewhere.
+pub(crate) struct Numbers {
+    /// For `/metrics`.
+    pub(crate) registry: Registry,
+    /// Of the port itself.
+    pub(crate) own: AdminMetrics,
+    /// Of the other parts.
+    pub(crate) instruments: Instruments,
 }
 
 /// What it needs of the configuration.
@@ -80,9 +92,9 @@ async fn apart<T: Send + 'static>(
 
 impl Admin {
     /// A port that answers for health and metrics, and with 503 for what needs the store.
-    pub(crate) fn new(health: Arc<Health>, metrics: Arc<Metrics>, access: Arc<Access>, roster: Arc<Roster>) -> Self {
-        let (started_at, sampler) = (system_clock(), Arc::default());
-        Self { health, metrics, access, roster, started_at, sampler, setup: Arc::default(), store: Arc::default() }
+    pub(crate) fn new(health: Arc<Health>, numbers: Numbers, access: Arc<Access>, roster: Arc<Roster>) -> Self {
+        let (numbers, started_at, sampler) = (Arc::new(numbers), system_clock(), Arc::default());
+        Self { health, numbers, access, roster, started_at, sampler, setup: Arc::default(), store: Arc::default() }
     }
 
     /// From now on this is the configuration, to be shown and to be followed.
@@ -113,9 +125,9 @@ impl Admin {
     /// Serves until the future is dropped: a drain ends with it, so that it can be watched to its end.
     pub(crate) async fn serve(self, listeners: Vec<TcpListener>) -> Infallible {
         let sampling = sampler::run(self.clone());
-        let metrics = Arc::clone(&self.metrics);
+        let own = self.numbers.own.clone();
         tokio::select! {
-            never = serve::run(listeners, routes::router(self), metrics) => never,
+            never = serve::run(listeners, routes::router(self), own) => never,
             never = sampling => never,
         }
     }

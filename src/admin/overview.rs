@@ -21,7 +21,6 @@ use super::view::{self, Count};
 use crate::roster;
 use crate::store::system_clock;
 use crate::tx::outcome::Outcome;
-use crate::tx::state::State;
 
 /// The whole at one look.
 #[derive(Debug, Serialize, ToSchema)]
@@ -93,7 +92,7 @@ struct SilentChecker {
 
 impl SilentChecker {
     fn of(name: &str, admin: &Admin) -> Option<Self> {
-        let is_silent = admin.metrics.checker(name).circuit_open.get() > 0;
+        let is_silent = admin.numbers.instruments.checks.checker(name).circuit_open.get() > 0;
         let reason = || admin.roster.last_check(name).and_then(|last| last.reason);
         is_silent.then(|| Self { name: name.to_owned(), reason: reason() })
     }
@@ -170,9 +169,8 @@ fn rate(sample: &sampler::Sample, outcome: Outcome) -> f64 {
 
 impl Overview {
     fn of(admin: &Admin) -> Self {
-        let (metrics, setup) = (&admin.metrics, admin.setup());
+        let (counted, setup) = (&admin.numbers.instruments, admin.setup());
         let (report, standing, sample) = (admin.health.report(), admin.roster.standing(), admin.sampler.last());
-        let in_store = |state| Count::gauge(metrics.in_store(state).get());
         let components = view::components(&report);
         let rates = sample.as_ref().map(|sample| Rates {
             committed: rate(sample, Outcome::Committed),
@@ -188,21 +186,21 @@ impl Overview {
             started_at: view::time(admin.started_at),
             draining: report.draining,
             transactions: Transactions {
-                open: in_store(State::Open),
-                in_doubt: in_store(State::InDoubt),
-                committed: in_store(State::Committed),
+                open: Count::gauge(counted.unfinished.open.get()),
+                in_doubt: Count::gauge(counted.unfinished.in_doubt.get()),
+                committed: Count::gauge(counted.unfinished.committed.get()),
             },
             in_doubt_oldest_since: standing.oldest_doubt.map(view::time),
-            dead_letters: Count::gauge(metrics.dead_letters.get()),
+            dead_letters: Count::gauge(counted.dead_letters.get()),
             store: Store {
-                used_bytes: Count::gauge(metrics.store_used_bytes.get()),
+                used_bytes: Count::gauge(counted.store_used_bytes.get()),
                 max_bytes: Count(setup.store_bytes_max),
                 blocked: admin.store.get().is_some_and(|store| !store.room().borrow().is_free()),
             },
             components: components.map(|(name, condition)| Component { name, condition }).collect(),
             relay: standing.links.iter().map(Link::from).collect(),
             silent_checkers: setup.checkers.iter().filter_map(|it| SilentChecker::of(&it.name, admin)).collect(),
-            connections: Count::gauge(metrics.connections.get()),
+            connections: Count::gauge(counted.connections.get()),
             rates: rates.unwrap_or_default(),
             commit_seconds: quantiles.unwrap_or_default(),
             sample: sample.map(Sample::from),

@@ -150,13 +150,13 @@ async fn show_config(State(admin): State<Admin>) -> Json<view::Configuration> {
 async fn show_metrics(State(admin): State<Admin>, headers: HeaderMap) -> Response {
     let mut accepted = headers.get_all(header::ACCEPT).iter().filter_map(|value| value.to_str().ok());
     let (kind, text) = match accepted.any(|value| value.contains("application/openmetrics-text")) {
-        true => (metrics::CONTENT_TYPE, admin.metrics.encode()),
-        false => (metrics::TEXT_CONTENT_TYPE, admin.metrics.encode_text()),
+        true => (metrics::CONTENT_TYPE, admin.numbers.registry.encode()),
+        false => (metrics::TEXT_CONTENT_TYPE, admin.numbers.registry.encode_text()),
     };
     ([(header::CONTENT_TYPE, kind)], text).into_response()
 }
 
 async fn count(State(admin): State<Admin>, response: Response) -> Response {
-    admin.metrics.admin_request(response.status().as_u16());
+    admin.numbers.own.answered(response.status().as_u16());
     response
 }

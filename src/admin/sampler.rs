@@ -5,16 +5,16 @@ use std::convert::Infallible;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use prometheus_client::metrics::{counter::Counter, gauge::Gauge};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio::time::{Instant, MissedTickBehavior};
 
 use super::Admin;
+use super::metrics::Instruments;
 use crate::histogram::Snapshot;
-use crate::metrics::Metrics;
 use crate::store::system_clock;
 use crate::tx::id::Timestamp;
 use crate::tx::outcome::Outcome;
-use crate::tx::state::State;
 
 /// How often.
 pub(super) const EVERY: Duration = Duration::from_secs(1);
@@ -88,12 +88,12 @@ impl Sampler {
 
 /// Samples, until the future is dropped.
 pub(super) async fn run(admin: Admin) -> Infallible {
-    let mut before = Reading::take(&admin.metrics);
+    let mut before = Reading::take(&admin.numbers.instruments);
     let mut ticks = tokio::time::interval_at(Instant::now() + EVERY, EVERY);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         ticks.tick().await;
-        let now = Reading::take(&admin.metrics);
+        let now = Reading::take(&admin.numbers.instruments);
         admin.sampler.add(now.since(&before));
         before = now;
     }
@@ -113,18 +113,18 @@ struct Reading {
 }
 
 impl Reading {
-    fn take(metrics: &Metrics) -> Self {
-        let gauge = |state| metrics.in_store(state).get().try_into().unwrap_or_default();
+    fn take(counted: &Instruments) -> Self {
+        let gauge = |gauge: &Gauge| gauge.get().try_into().unwrap_or_default();
         Self {
             taken: Instant::now(),
             at: system_clock(),
-            outcomes: Outcome::ALL.map(|outcome| metrics.ended(outcome)),
-            forwarded: metrics.messages_forwarded.get(),
-            received_bytes: metrics.received_bytes.get(),
-            sent_bytes: metrics.sent_bytes.get(),
-            commits: metrics.commit_seconds.snapshot(),
-            backlog: gauge(State::Committed),
-            in_doubt: gauge(State::InDoubt),
+            outcomes: counted.outcomes.each_ref().map(Counter::get),
+            forwarded: counted.forwarded.get(),
+            received_bytes: counted.received_bytes.get(),
+            sent_bytes: counted.sent_bytes.get(),
+            commits: counted.commit_seconds.snapshot(),
+            backlog: gauge(&counted.unfinished.committed),
+            in_doubt: gauge(&counted.unfinished.in_doubt),
         }
     }
 
@@ -186,18 +186,18 @@ mod tests {
 
     #[test]
     fn a_sample_is_what_happened_in_its_second() {
-        let metrics = Metrics::new();
-        metrics.transaction(Outcome::Committed);
-        metrics.commit_seconds.observe(Duration::from_secs(20));
-        let before = Reading::take(&metrics);
+        let counted = Instruments::default();
+        counted.outcomes[Outcome::Committed as usize].inc();
+        counted.commit_seconds.observe(Duration::from_secs(20));
+        let before = Reading::take(&counted);
         for _ in 0..10 {
-            metrics.transaction(Outcome::Committed);
-            metrics.commit_seconds.observe(Duration::from_micros(200));
+            counted.outcomes[Outcome::Committed as usize].inc();
+            counted.commit_seconds.observe(Duration::from_micros(200));
         }
-        metrics.transaction(Outcome::InDoubt);
-        metrics.received_bytes.inc_by(3_000);
-        metrics.in_store(State::InDoubt).set(7);
-        let mut now = Reading::take(&metrics);
+        counted.outcomes[Outcome::InDoubt as usize].inc();
+        counted.received_bytes.inc_by(3_000);
+        counted.unfinished.in_doubt.set(7);
+        let mut now = Reading::take(&counted);
         now.taken = before.taken + Duration::from_secs(2);
         let sample = now.since(&before);
         assert_eq!(sample.outcomes, [5.0, 0.0, 0.0, 0.0, 0.5]);
@@ -208,10 +208,10 @@ mod tests {
 
     #[test]
     fn history_and_watchers_have_their_bounds() {
-        let metrics = Metrics::new();
+        let counted = Instruments::default();
         let sampler = Sampler::default();
         for _ in 0..HISTORY + 5 {
-            let reading = Reading::take(&metrics);
+            let reading = Reading::take(&counted);
             sampler.add(reading.since(&reading));
         }
         assert_eq!(sampler.history().len(), HISTORY);

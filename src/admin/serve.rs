@@ -22,8 +22,8 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::time::{Sleep, sleep};
 
+use super::metrics::AdminMetrics;
 use super::problem::Problem;
-use crate::metrics::Metrics;
 use crate::places::{Leave, Limits, Place, Places, told_to};
 
 /// Connections that have asked for nothing yet, or for no more than [`HEALTH`].
@@ -44,7 +44,7 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 const COME_BACK_AFTER: Duration = Duration::from_secs(1);
 
 /// Serves until the future is dropped, and its connections with it.
-pub(super) async fn run(listeners: Vec<TcpListener>, router: Router, metrics: Arc<Metrics>) -> Infallible {
+pub(super) async fn run(listeners: Vec<TcpListener>, router: Router, metrics: AdminMetrics) -> Infallible {
     let (door, inside) = (Places::default(), Places::default());
     let ports = listeners.into_iter().map(|listener| Box::pin(accept(listener, &door, &inside, &router, &metrics)));
     select_all(ports).await.0
@@ -55,7 +55,7 @@ async fn accept(
     door: &Places,
     inside: &Places,
     router: &Router,
-    metrics: &Arc<Metrics>,
+    metrics: &AdminMetrics,
 ) -> Infallible {
     let mut connections = tokio::task::JoinSet::new();
     loop {
@@ -64,7 +64,7 @@ async fn accept(
             Ok((tcp, peer)) => {
                 let (place, leave) = door.enter(peer.ip(), AT_THE_DOOR);
                 let place = Arc::new(Mutex::new(Some(place)));
-                let visit = Visit { peer, place, inside: inside.clone(), metrics: Arc::clone(metrics) };
+                let visit = Visit { peer, place, inside: inside.clone(), metrics: metrics.clone() };
                 let router = router.clone();
                 connections.spawn(async move {
                     if let Err(error) = visit.serve(tcp, leave, router).await {
@@ -88,7 +88,7 @@ struct Visit {
     /// At the door; none once it is inside.
     place: Arc<Mutex<Option<Place>>>,
     inside: Places,
-    metrics: Arc<Metrics>,
+    metrics: AdminMetrics,
 }
 
 impl Visit {
@@ -116,7 +116,7 @@ impl Visit {
         tokio::select! {
             served = serving => served,
             () = told_to(&mut leave) => {
-                self.metrics.admin_turned_away.inc();
+                self.metrics.turned_away.inc();
                 Ok(())
             }
         }
@@ -136,9 +136,9 @@ impl Visit {
 }
 
 /// The answer to who found no place.
-fn full(metrics: &Metrics) -> Response<Body> {
-    metrics.admin_turned_away.inc();
-    metrics.admin_request(StatusCode::SERVICE_UNAVAILABLE.as_u16());
+fn full(metrics: &AdminMetrics) -> Response<Body> {
+    metrics.turned_away.inc();
+    metrics.answered(StatusCode::SERVICE_UNAVAILABLE.as_u16());
     let text = "too many connections are busy at this port, or from this address; health and metrics are answered";
     let mut answer = Problem::new(StatusCode::SERVICE_UNAVAILABLE, text).retry_after(COME_BACK_AFTER).into_response();
     // It may come again over another connection; this one gives its place away.
@@ -222,15 +222,15 @@ mod tests {
         assert_eq!(error.kind(), io::ErrorKind::TimedOut);
     }
 
-    async fn port() -> (SocketAddr, Arc<Metrics>) {
+    async fn port() -> (SocketAddr, AdminMetrics) {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
         let address = listener.local_addr().expect("bound");
         let router = Router::new()
             .route("/", axum::routing::get(async || "ok"))
             .route("/metrics", axum::routing::get(async || "ok"))
             .route("/healthz", axum::routing::get(async || "ok"));
-        let metrics = Arc::new(Metrics::new());
-        let counted = Arc::clone(&metrics);
+        let metrics = AdminMetrics::new(&mut crate::metrics::Registry::default());
+        let counted = metrics.clone();
         tokio::spawn(async move { match run(vec![listener], router, counted).await {} });
         (address, metrics)
     }
@@ -271,7 +271,7 @@ mod tests {
         }
         assert_eq!(half_open[0].read(&mut [0]).await.unwrap_or(0), 0, "the first has left");
         let until_turned_away = async {
-            while metrics.admin_turned_away.get() < (2 * AT_THE_DOOR.all - AT_THE_DOOR.each) as u64 {
+            while metrics.turned_away.get() < (2 * AT_THE_DOOR.all - AT_THE_DOOR.each) as u64 {
                 sleep(Duration::from_millis(5)).await;
             }
         };
@@ -289,7 +289,7 @@ mod tests {
         }
         let mut other = TcpStream::connect(address).await.expect("connected");
         assert_eq!(ask(&mut other, "/").await, "HTTP/1.1 503");
-        assert_eq!(metrics.admin_turned_away.get(), 1);
+        assert_eq!(metrics.turned_away.get(), 1);
         for path in ["/healthz", "/metrics"] {
             assert_eq!(ask(&mut TcpStream::connect(address).await.expect("connected"), path).await, "HTTP/1.1 200");
         }

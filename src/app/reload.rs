@@ -6,6 +6,7 @@ use crate::admin::{Access, Admin, TokenError};
 use crate::check_back::{self, CheckBack, Parts};
 use crate::config::{Change, Config, ConfigError, Effect, Loaded};
 use crate::relay::Relay;
+use crate::report::Metrics;
 use crate::service;
 use crate::session::{Shared, Terms};
 use crate::store::Backend;
@@ -31,6 +32,7 @@ pub(super) struct Reloader {
     pub(super) sessions: Arc<Shared>,
     pub(super) check_back: CheckBack,
     pub(super) checkers_need: Parts,
+    pub(super) metrics: Metrics,
 }
 
 /// Why everything stays as it was.
@@ -51,7 +53,7 @@ impl Reloader {
             service::reloading();
             // Files are read, and perhaps from a slow disk.
             let reloaded = block_in_place(|| self.reload());
-            self.checkers_need.metrics.reloaded(reloaded.is_ok());
+            self.metrics.process.reloaded(reloaded.is_ok());
             match reloaded {
                 Ok(()) => service::ready(),
                 Err(error) => {
@@ -90,7 +92,7 @@ impl Reloader {
 
     fn put_in_force(&mut self, config: Config) {
         self.level.change(&config.log.level);
-        self.checkers_need.metrics.store_limit(config.store.max_size);
+        self.metrics.store.limit(config.store.max_size);
         self.store.change_limits(limits(&config));
         let settings = relay_settings(&config);
         self.checkers_need.credentials = settings.credentials.clone();

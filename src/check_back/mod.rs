@@ -7,6 +7,7 @@ mod amqp;
 mod answer;
 mod ask;
 mod http;
+mod metrics;
 mod question;
 mod sweep;
 mod transport;
@@ -17,9 +18,9 @@ mod tests;
 
 pub use amqp::queue_exists;
 pub use http::reach;
+pub use metrics::CheckMetrics;
 
 use crate::config::{Asked, Checker, WhenExhausted};
-use crate::metrics::Metrics;
 use crate::relay::Credentials;
 use crate::roster::Roster;
 use crate::store::{ForCheckBack, system_clock};
@@ -52,7 +53,7 @@ pub struct Parts {
     /// Trust for HTTP checkers; needed for `https://` only.
     pub tls: Option<Arc<ClientTls>>,
     /// Where checks are counted.
-    pub metrics: Arc<Metrics>,
+    pub metrics: CheckMetrics,
     /// Where the last of each checker is told of.
     pub roster: Arc<Roster>,
     /// Where spans of checks go, if they go anywhere.
@@ -122,7 +123,7 @@ impl CheckBack {
                 }
             }
         }
-        before.iter().for_each(|gone| parts.metrics.forget_checker(&gone.checker.name));
+        before.iter().for_each(|gone| parts.metrics.forget(&gone.checker.name));
         self.sweep(checkers, parts, Some(before.into_iter().map(|running| running.ended).collect()));
     }
 

@@ -4,11 +4,12 @@
 mod fake;
 mod served;
 
+use super::CheckMetrics;
 use super::ask::{Ask, NoAnswer};
 use super::question::Question;
 use super::sweep;
 use super::worker::{Context, Worker};
-use crate::metrics::Metrics;
+use crate::metrics::Registry;
 use crate::roster::Roster;
 use crate::store::StoreError;
 use crate::tx::check_back::{Answer, Policy, WhenExhausted};
@@ -79,7 +80,7 @@ impl Ask for Arc<FakeChecker> {
 struct Run {
     stop: watch::Sender<bool>,
     task: JoinHandle<()>,
-    metrics: Arc<Metrics>,
+    registry: Registry,
     roster: Arc<Roster>,
     wake: Arc<Notify>,
 }
@@ -89,7 +90,7 @@ fn policy(max_checks: u32, when_exhausted: WhenExhausted) -> Policy {
 }
 
 fn start(store: &Arc<FakeStore>, checker: &Arc<FakeChecker>, policy: Policy, at_once: usize, rate: u32) -> Run {
-    let (metrics, roster) = (Arc::new(Metrics::new()), Arc::new(Roster::default()));
+    let (mut registry, roster) = (Registry::default(), Arc::new(Roster::default()));
     let context = Context {
         name: "orders".into(),
         asker: Arc::clone(checker),
@@ -98,17 +99,17 @@ fn start(store: &Arc<FakeStore>, checker: &Arc<FakeChecker>, policy: Policy, at_
         store: store.clone(),
         clock: Arc::new(now),
         roster: Arc::clone(&roster),
-        counts: metrics.checker("orders"),
+        counts: CheckMetrics::new(&mut registry).checker("orders"),
         tracer: None,
     };
     let (stop, wake) = (watch::Sender::new(false), Arc::new(Notify::new()));
     let task = tokio::spawn(Worker::new(context, at_once, rate).run(stop.subscribe(), Arc::clone(&wake)));
-    Run { stop, task, metrics, roster, wake }
+    Run { stop, task, registry, roster, wake }
 }
 
 impl Run {
     fn metric(&self, line: &str) -> u64 {
-        let text = self.metrics.encode();
+        let text = self.registry.encode();
         let value = text.lines().find_map(|found| found.strip_prefix(line)?.trim().parse().ok());
         value.unwrap_or_else(|| panic!("{line} is missing in\n{text}"))
     }

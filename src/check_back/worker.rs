@@ -2,8 +2,8 @@
 
 use super::Clock;
 use super::ask::{Ask, NoAnswer};
+use super::metrics::CheckerCounts;
 use super::question::{Question, READ_BYTES_MAX};
-use crate::metrics::CheckerCounts;
 use crate::roster::{LastCheck, Roster};
 use crate::store::{Check, Due, ForCheckBack, Pack, Reply, StoreError, Summary};
 use crate::trace::{About, Operation, Span, Tracer, Value};

@@ -54,7 +54,7 @@ mod tests {
         let mut config = Config::default();
         config.admin.address = vec![listener.local_addr().expect("bound")];
         let access = crate::admin::Access::load(&config.admin).expect("no tokens");
-        let admin = crate::admin::Admin::new(Arc::default(), Arc::default(), Arc::new(access), Arc::default());
+        let admin = crate::admin::Admin::new(Arc::default(), Default::default(), Arc::new(access), Arc::default());
         let server = tokio::spawn(admin.serve(vec![listener]));
         ask_health(&config).expect("it lives, ready or not");
         server.abort();

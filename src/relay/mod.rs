@@ -15,6 +15,7 @@ mod inbox;
 mod lane;
 mod login;
 mod message;
+mod metrics;
 mod outgoing;
 mod probe;
 mod queue;
@@ -24,6 +25,7 @@ mod wire;
 
 pub use backoff::Backoff;
 pub use login::{Credentials, LoginError};
+pub use metrics::RelayMetrics;
 pub use probe::{ProbeError, Report, probe_account};
 pub use status::{Link, Refused, RelayStatus, VhostSnapshot};
 

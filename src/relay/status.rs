@@ -71,7 +71,7 @@ pub(super) struct Counters {
 
 /// One virtual host, written by its task.
 #[derive(Debug)]
-pub(super) struct VhostStatus {
+pub(crate) struct VhostStatus {
     link: Mutex<Link>,
     refused: Mutex<Option<Refused>>,
     trial: Mutex<Option<String>>,
@@ -128,7 +128,7 @@ impl RelayStatus {
         &self.forwarded
     }
 
-    pub(super) fn vhost(&self, name: &Arc<str>) -> Arc<VhostStatus> {
+    pub(crate) fn vhost(&self, name: &Arc<str>) -> Arc<VhostStatus> {
         let mut vhosts = self.vhosts.lock().unwrap_or_else(PoisonError::into_inner);
         let status = vhosts.entry(Arc::clone(name));
         Arc::clone(status.or_insert_with(|| Arc::new(VhostStatus::new(self.forwarded.clone()))))

@@ -1,7 +1,7 @@
 //! What a session has begun and not ended. When the session is gone it ends here, if a fault of ours took the session
 //! away before it could do so itself: nobody else would before the next start, and a name would stay taken.
 
-use crate::metrics::Metrics;
+use super::SessionMetrics;
 use crate::store::{ForSessions, Named};
 use crate::tx::id::TransactionId;
 use std::collections::HashMap;
@@ -10,7 +10,7 @@ use std::sync::Arc;
 pub(super) struct Begun {
     connection: u64,
     store: Arc<dyn ForSessions>,
-    metrics: Arc<Metrics>,
+    metrics: Arc<SessionMetrics>,
     /// Transactions that are in the store and that only this session decides, and whether they have a name.
     parked: HashMap<TransactionId, bool>,
     /// Transactions that count as open.
@@ -18,7 +18,7 @@ pub(super) struct Begun {
 }
 
 impl Begun {
-    pub(super) fn new(connection: u64, store: Arc<dyn ForSessions>, metrics: Arc<Metrics>) -> Self {
+    pub(super) fn new(connection: u64, store: Arc<dyn ForSessions>, metrics: Arc<SessionMetrics>) -> Self {
         Self { connection, store, metrics, parked: HashMap::new(), open: 0 }
     }
 
@@ -37,7 +37,7 @@ impl Begun {
     /// One more, or one fewer, is open.
     pub(super) fn count(&mut self, by: i64) {
         self.open += by;
-        self.metrics.transactions_open.inc_by(by);
+        self.metrics.open.inc_by(by);
     }
 }
 
@@ -53,13 +53,14 @@ impl Drop for Begun {
                 false => self.store.rollback(transaction, Some("its session broke off".into())),
             });
         }
-        self.metrics.transactions_open.dec_by(self.open);
+        self.metrics.open.dec_by(self.open);
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::metrics::Registry;
     use crate::store::memory::MemoryStore;
     use crate::store::{Committed, Lane, Origin, Outlet, Strand};
     use crate::tx::batch::{Batch, HalfMessage};
@@ -85,7 +86,8 @@ mod tests {
     /// A name stayed taken until the next start, and was counted as open for ever.
     #[test]
     fn what_a_session_leaves_ends_though_it_panics() {
-        let (store, metrics) = (MemoryStore::new(Arc::new(Nowhere)), Arc::new(Metrics::new()));
+        let (store, metrics) =
+            (MemoryStore::new(Arc::new(Nowhere)), Arc::new(SessionMetrics::new(&mut Registry::default())));
         let [named, plain, half, settled] = [(1, Some(true)), (2, None), (3, Some(false)), (4, Some(true))]
             .map(|(number, transactional)| origin(number, transactional));
         let broken = catch_unwind(AssertUnwindSafe(|| {
@@ -105,6 +107,6 @@ mod tests {
         let states = [&named, &plain, &half, &settled].map(|origin| store.state(origin.id));
         let expected = [State::InDoubt, State::RolledBack, State::InDoubt, State::Open];
         assert_eq!(states, expected.map(Some));
-        assert_eq!(metrics.transactions_open.get(), 0);
+        assert_eq!(metrics.open.get(), 0);
     }
 }

@@ -3,7 +3,7 @@
 use super::Shared;
 use super::client;
 use super::entry::{Entry, Seats};
-use crate::metrics::Refused;
+use super::metrics::Refused;
 use crate::places::{Leave, Places, told_to};
 use crate::protocol::handshake::is_loopback;
 use crate::roster::Seated;
@@ -90,7 +90,7 @@ impl Listener {
     }
 
     fn admit(&self, tcp: TcpStream, peer: SocketAddr, places: &Places, tls: Option<Arc<ServerTls>>) {
-        self.shared.metrics.connections_accepted.inc();
+        self.shared.metrics.accepted.inc();
         let terms = self.shared.terms();
         if !self.seats.has_free(terms.connections_max) {
             self.shared.metrics.refused(Refused::Limit);

@@ -7,15 +7,17 @@ mod client;
 mod entry;
 mod heartbeat;
 pub mod listener;
+mod metrics;
 mod routing;
 mod share;
 mod side;
+
+pub use self::metrics::SessionMetrics;
 
 use self::routing::Routing;
 use crate::config::{self, Config, MessageSizeLimit};
 use crate::health::Health;
 use crate::memory::Memory;
-use crate::metrics::Metrics;
 use crate::places::Limits;
 use crate::protocol::command::Settings;
 use crate::protocol::handshake::LoginRules;
@@ -39,7 +41,7 @@ pub struct Parts {
     /// Dials RabbitMQ.
     pub upstream: Arc<Upstream>,
     /// What they count.
-    pub metrics: Arc<Metrics>,
+    pub metrics: Arc<SessionMetrics>,
     /// What they notice.
     pub health: Arc<Health>,
     /// When they have to end.
@@ -54,7 +56,7 @@ pub struct Parts {
 pub struct Shared {
     store: Arc<dyn ForSessions>,
     upstream: Arc<Upstream>,
-    metrics: Arc<Metrics>,
+    metrics: Arc<SessionMetrics>,
     health: Arc<Health>,
     shutdown: Shutdown,
     roster: Arc<Roster>,

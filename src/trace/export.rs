@@ -1,10 +1,9 @@
 //! Brings spans to a collector, in requests of many. A collector that is away, slow or wrong costs spans, which are counted,
 //! and nothing else.
 
-use super::{Span, Tracer, otlp};
+use super::{Span, SpanMetrics, Tracer, otlp};
 use crate::config::{HttpUrl, Telemetry, UpstreamTls};
 use crate::http::{dial, send};
-use crate::metrics::{Metrics, SpanResult};
 use crate::tls::{ClientTls, TlsError};
 use bytes::Bytes;
 use http_body_util::Full;
@@ -42,22 +41,19 @@ pub(crate) struct Exporter {
 /// Starts to send what the tracer takes, if a collector is configured. Must be called within the runtime.
 /// # Errors
 /// [`TlsError`], where the system has no certificate authorities and the collector is `https://`.
-pub(crate) fn start(
-    telemetry: &Telemetry,
-    metrics: &Arc<Metrics>,
-) -> Result<Option<(Arc<Tracer>, Exporter)>, TlsError> {
+pub(crate) fn start(telemetry: &Telemetry, metrics: &SpanMetrics) -> Result<Option<(Arc<Tracer>, Exporter)>, TlsError> {
     let Some(url) = &telemetry.otlp_url else { return Ok(None) };
     let tls = url.tls.then(|| ClientTls::load(&UpstreamTls { ca: None })).transpose()?;
     let (sender, queue) = mpsc::channel(QUEUE_MAX);
     let (stop, stopped) = watch::channel(false);
     let enough = Arc::new(Notify::new());
-    let tracer = Tracer::new(sender, Arc::clone(&enough), telemetry.sample, Arc::clone(metrics));
+    let tracer = Tracer::new(sender, Arc::clone(&enough), telemetry.sample, metrics.clone());
     let courier = Courier {
         path: format!("{}/v1/traces", url.path.trim_end_matches('/')),
         url: url.clone(),
         tls,
         service_name: telemetry.service_name.clone(),
-        metrics: Arc::clone(metrics),
+        metrics: metrics.clone(),
         stopped,
         failing: false,
     };
@@ -81,7 +77,7 @@ struct Courier {
     path: String,
     tls: Option<ClientTls>,
     service_name: String,
-    metrics: Arc<Metrics>,
+    metrics: SpanMetrics,
     stopped: watch::Receiver<bool>,
     failing: bool,
 }
@@ -132,8 +128,8 @@ impl Courier {
             match sent.unwrap_or_else(|_| Err(Failure::lost(format_args!("no answer within {REQUEST:?}")))) {
                 Ok(rejected) => {
                     let rejected = rejected.min(count);
-                    self.metrics.spans(SpanResult::Exported, count - rejected);
-                    self.metrics.spans(SpanResult::Failed, rejected);
+                    self.metrics.exported.inc_by(count - rejected);
+                    self.metrics.failed.inc_by(rejected);
                     if std::mem::replace(&mut self.failing, false) {
                         tracing::info!(url = %self.url, "the collector takes spans again");
                     }
@@ -154,7 +150,7 @@ impl Courier {
             }
             pause *= 2;
         }
-        self.metrics.spans(SpanResult::Failed, count);
+        self.metrics.failed.inc_by(count);
     }
 
     /// One request on a connection of its own; how many spans the collector rejected.

@@ -7,14 +7,15 @@
 
 mod about;
 mod export;
+mod metrics;
 mod otlp;
 mod store;
 
 pub(crate) use about::{About, Context};
 pub(crate) use export::start;
+pub(crate) use metrics::SpanMetrics;
 pub(crate) use store::{TracedOutlet, TracedStore};
 
-use crate::metrics::{Metrics, SpanResult};
 use crate::store::Sequence;
 use crate::tx::id::TransactionId;
 use export::{BATCH_MAX, QUEUE_MAX};
@@ -151,7 +152,7 @@ pub struct Tracer {
     enough: Arc<Notify>,
     /// Of the 2^56 that the random end of an id can be, so many have spans.
     sampled: u64,
-    metrics: Arc<Metrics>,
+    metrics: SpanMetrics,
     known: Mutex<Known>,
 }
 
@@ -170,7 +171,7 @@ struct Forwarding {
 }
 
 impl Tracer {
-    fn new(queue: mpsc::Sender<Span>, enough: Arc<Notify>, sample: f64, metrics: Arc<Metrics>) -> Self {
+    fn new(queue: mpsc::Sender<Span>, enough: Arc<Notify>, sample: f64, metrics: SpanMetrics) -> Self {
         let sampled = (sample * (1_u64 << RANDOM_BITS) as f64) as u64;
         Self { queue, enough, sampled, metrics, known: Mutex::default() }
     }
@@ -184,7 +185,7 @@ impl Tracer {
     /// Passes a span on; if nobody takes them off as fast as they come, it is lost, and counted.
     pub fn send(&self, span: Span) {
         if self.queue.try_send(span).is_err() {
-            self.metrics.spans(SpanResult::Dropped, 1);
+            self.metrics.dropped.inc();
         } else if self.queue.capacity() <= QUEUE_MAX - BATCH_MAX {
             self.enough.notify_one();
         }
@@ -228,7 +229,7 @@ impl Tracer {
             known.forwarding.entry(sequence).or_insert(Forwarding { transaction, since, about });
         } else {
             drop(known);
-            self.metrics.spans(SpanResult::Dropped, 1);
+            self.metrics.dropped.inc();
         }
     }
 

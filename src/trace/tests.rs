@@ -1,6 +1,7 @@
 //! What a tracer makes of what passes its store.
 
 use super::*;
+use crate::metrics::Registry;
 use crate::store::memory::MemoryStore;
 use crate::store::{Commit, Committed, ForRelay, ForSessions, Lane, Named, Origin, Outlet, Outside, Strand};
 use crate::tx::batch::{Batch, HalfMessage};
@@ -18,12 +19,13 @@ impl Outlet for Nowhere {
 }
 
 /// A store that is looked at, and the spans that come of it.
-fn traced(sample: f64) -> (TracedStore, mpsc::Receiver<Span>, Arc<Metrics>) {
+fn traced(sample: f64) -> (TracedStore, mpsc::Receiver<Span>, Registry) {
     let (sender, spans) = mpsc::channel(QUEUE_MAX);
-    let metrics = Arc::new(Metrics::new());
-    let tracer = Arc::new(Tracer::new(sender, Arc::default(), sample, Arc::clone(&metrics)));
+    let mut registry = Registry::default();
+    let metrics = SpanMetrics::new(&mut registry);
+    let tracer = Arc::new(Tracer::new(sender, Arc::default(), sample, metrics));
     let outlet = TracedOutlet::new(Arc::new(Nowhere), Arc::clone(&tracer));
-    (TracedStore::new(MemoryStore::new(Arc::new(outlet)), tracer), spans, metrics)
+    (TracedStore::new(MemoryStore::new(Arc::new(outlet)), tracer), spans, registry)
 }
 
 fn origin(name: Option<&str>) -> Origin {
@@ -107,7 +109,7 @@ async fn a_sample_is_the_same_in_every_part_and_none_is_none() {
 
 #[tokio::test]
 async fn spans_that_nobody_takes_are_lost_and_counted() {
-    let (store, spans, metrics) = traced(1.0);
+    let (store, spans, registry) = traced(1.0);
     let about = Arc::new(About::default());
     let now = SystemTime::now();
     for _ in 0..QUEUE_MAX + 3 {
@@ -115,7 +117,7 @@ async fn spans_that_nobody_takes_are_lost_and_counted() {
         let (operation, more) = (Operation::Stage, Vec::new());
         store.tracer.send(Span { transaction, operation, start: now, end: now, about, more, error: None });
     }
-    assert!(metrics.encode().contains("halfway_spans_total{result=\"dropped\"} 3\n"));
+    assert!(registry.encode().contains("halfway_spans_total{result=\"dropped\"} 3\n"));
     drop(spans);
 }
 

@@ -5,9 +5,9 @@ use crate::support::checker::{HttpChecker, Reply};
 use crate::support::child::Process;
 use crate::support::{PATIENCE, Proxy, Raw, broker, deadline, free_port, unique, wait_until};
 use futures_util::StreamExt;
-use halfway::check_back::{CheckBack, Parts, queue_exists};
+use halfway::check_back::{CheckBack, CheckMetrics, Parts, queue_exists};
 use halfway::config::{Checker, HttpUrl};
-use halfway::metrics::Metrics;
+use halfway::metrics::Registry;
 use halfway::relay::Credentials;
 use halfway::store::memory::MemoryStore;
 use halfway::store::{Committed, ForSessions, Lane, Named, Origin, Outlet, Outside, Strand, Summary, system_clock};
@@ -54,7 +54,7 @@ impl Alone {
             upstream: upstream(),
             credentials: credentials(),
             tls: None,
-            metrics: Arc::new(Metrics::new()),
+            metrics: CheckMetrics::new(&mut Registry::default()),
             roster: Arc::default(),
             tracer: None,
         };

@@ -22,7 +22,7 @@ async fn checkers_are_shown_as_they_answer_and_without_their_secrets() {
     };
     let bills = Checker { name: "bills".into(), queue: Some("bills.check".into()), ..Checker::default() };
     port.admin.set_up(Setup { checkers: vec![orders, bills], ..Setup::default() });
-    let counts = port.admin.metrics.checker("orders");
+    let counts = port.admin.numbers.instruments.checks.checker("orders");
     counts.checks.count(Some(Said::Decision(Decision::Commit)));
     counts.checks.count(None);
     counts.circuit_open.set(1);

@@ -71,7 +71,7 @@ impl Port {
 
     async fn start(config: &config::Admin) -> Self {
         let access = Arc::new(Access::load(config).expect("usable tokens"));
-        let admin = Admin::new(Arc::default(), Arc::default(), access, Arc::default());
+        let admin = Admin::new(Arc::default(), Numbers::default(), access, Arc::default());
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
         let address = listener.local_addr().expect("bound");
         tokio::spawn(admin.clone().serve(vec![listener]));
@@ -140,17 +140,20 @@ async fn life_is_told_apart_from_readiness_and_metrics_are_in_their_format() {
     let port = Port::open().await;
     let answer = port.get("/healthz").await;
     assert!(answer.status == 200 && answer.body == "ok\n", "{answer:?}");
-    port.admin.metrics.connections.inc();
+    port.admin.numbers.own.turned_away.inc();
     // As Prometheus asks.
     let accept = "application/openmetrics-text;version=1.0.0;q=0.5,text/plain;version=0.0.4;q=0.3";
     let openmetrics = port.send("GET /metrics", &[("Host", "localhost"), ("Accept", accept)], "").await;
     let older = port.get("/metrics").await;
     for (answer, format, counter) in [
-        (openmetrics, "application/openmetrics-text; version=1.0.0", "\n# TYPE halfway_connections_accepted counter\n"),
-        (older, "text/plain; version=0.0.4", "\n# TYPE halfway_connections_accepted_total counter\n"),
+        (openmetrics, "application/openmetrics-text; version=1.0.0", "\n# TYPE halfway_admin_turned_away counter\n"),
+        (older, "text/plain; version=0.0.4", "\n# TYPE halfway_admin_turned_away_total counter\n"),
     ] {
         assert!(answer.head.contains(&format!("\r\ncontent-type: {format}")), "{answer:?}");
-        assert!(answer.body.contains("\nhalfway_connections 1\n") && answer.body.contains(counter), "{answer:?}");
+        assert!(
+            answer.body.contains("\nhalfway_admin_turned_away_total 1\n") && answer.body.contains(counter),
+            "{answer:?}"
+        );
     }
     let text = port.get("/metrics").await.body;
     assert!(text.contains("\nhalfway_admin_requests_total{class=\"2xx\"} 3\n"), "each answer counts: {text}");

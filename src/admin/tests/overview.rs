@@ -8,7 +8,6 @@ use super::access::{replace_tokens, with_tokens};
 use super::*;
 use crate::roster::{Link, Standing};
 use crate::tx::id::Timestamp;
-use crate::tx::state::State;
 
 #[tokio::test]
 async fn the_overview_has_every_part_before_the_store_is_open_and_after() {
@@ -19,10 +18,11 @@ async fn the_overview_has_every_part_before_the_store_is_open_and_after() {
 
     port.admin.open(port.store.clone());
     port.admin.health.set(Component::Store, Condition::Degraded("nearly full".into()));
-    port.admin.metrics.in_store(State::InDoubt).set(3);
-    port.admin.metrics.in_store(State::Committed).set(1 << 60);
-    port.admin.metrics.dead_letters.set(2);
-    port.admin.metrics.store_used_bytes.set(4096);
+    let counted = &port.admin.numbers.instruments;
+    counted.unfinished.in_doubt.set(3);
+    counted.unfinished.committed.set(1 << 60);
+    counted.dead_letters.set(2);
+    counted.store_used_bytes.set(4096);
     let link = Link { vhost: "shop".into(), state: "blocked", reason: Some("memory".into()), in_flight: 7 };
     port.admin.roster.stand(Standing { oldest_doubt: Some(Timestamp(1_500)), links: vec![link] });
     let shown = port.get("/api/overview").await.json();

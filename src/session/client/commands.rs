@@ -2,8 +2,8 @@
 
 use super::events::Event;
 use super::{Ending, Session};
-use crate::metrics::Refused;
 use crate::protocol::command::{Command, Refusal};
+use crate::session::metrics::Refused;
 use crate::store::{Commit, Committing, Lane, Named, Origin, Strand, Waiter};
 use crate::tx::decision::{Actor, Owned, Target};
 use crate::tx::id::{Timestamp, TransactionId};
@@ -25,14 +25,14 @@ impl Session {
                 }
                 Command::Opened(opened) => self.opened(&opened, now),
                 Command::Park { channel, transaction, named, batch } => {
-                    self.shared.metrics.messages_staged.inc_by(batch.messages().into());
+                    self.shared.metrics.staged.inc_by(batch.messages().into());
                     let bytes = self.share.give_away(batch.bytes());
                     self.begun.parked(transaction, named.as_deref());
                     let reply = self.shared.store.park(self.origin(channel, transaction, named), batch);
                     self.events.push(Box::pin(async move { Event::Parked(channel, transaction, bytes, reply.await) }));
                 }
                 Command::Commit { channel, transaction, named, batch, parked, wait } => {
-                    self.shared.metrics.messages_staged.inc_by(batch.messages().into());
+                    self.shared.metrics.staged.inc_by(batch.messages().into());
                     let (waiter, receiver) = wait.map(Waiter::pair).unzip();
                     let origin = self.origin(channel, transaction, named);
                     let bytes = self.share.give_away(batch.bytes());
@@ -81,7 +81,7 @@ impl Session {
                 Command::Began => self.begun.count(1),
                 Command::Ended(outcome) => {
                     self.begun.count(-1);
-                    self.shared.metrics.transaction(outcome);
+                    self.shared.metrics.ended(outcome);
                 }
                 Command::CommitTook(took) => self.shared.metrics.commit_seconds.observe(took),
                 Command::Close => self.ending = Some(Ending::Flushed(now + LAST_WORDS_WITHIN)),

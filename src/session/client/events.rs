@@ -2,8 +2,8 @@
 
 use super::{Ending, Session};
 use crate::memory::Overdraft;
-use crate::metrics::Refused;
 use crate::protocol::command::Ticket;
+use crate::session::metrics::Refused;
 use crate::store::{Forwarded, Room, StoreError};
 use crate::tx::decision::Verdict;
 use crate::tx::id::TransactionId;
