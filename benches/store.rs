@@ -11,7 +11,8 @@
 
 use halfway::store::sqlite::{SqliteSettings, SqliteStore};
 use halfway::store::{
-    Backend, Check, Commit, Committed, Cursor, Filter, Lane, NameFilter, Named, Origin, Outlet, Sequence, Strand,
+    Backend, Bookmark, Check, Commit, Committed, Cursor, Filter, Lane, NameFilter, Named, Origin, Outlet, Sequence,
+    Strand,
 };
 use halfway::tx::batch::{Batch, HalfMessage};
 use halfway::tx::checker::CheckPlan;
@@ -274,8 +275,9 @@ async fn doubtful(options: &Options, doubts: usize) {
         ("to no exchange", Filter { exchange: Some("nowhere".into()), ..doubtful() }),
         ("too old", Filter { created_before: Some(Timestamp(0)), ..doubtful() }),
     ];
+    let middle = format!("{:016x}", made / 2).parse().expect("a bookmark");
     for (what, filter) in filters {
-        for after in [0, made as i64 / 2] {
+        for after in [Bookmark::START, middle] {
             let started = Instant::now();
             let found = store.transactions(filter.clone(), after, 100).await.unwrap();
             println!("list 100 {what}, behind {after}: {:.2} ms, {} found", took(started), found.items.len());
@@ -283,7 +285,7 @@ async fn doubtful(options: &Options, doubts: usize) {
     }
     let known: Vec<Arc<str>> = (0..3).map(|number| format!("checker-{number}").into()).collect();
     let started = Instant::now();
-    let found = store.unasked(known, made as i64 / 2, 100).await.unwrap();
+    let found = store.unasked(known, middle, 100).await.unwrap();
     println!("100 that nobody asks about: {:.2} ms, {} found", took(started), found.items.len());
     println!("memory: {before} before, {} now, {} at most", memory("VmRSS:"), memory("VmHWM:"));
     store.close();

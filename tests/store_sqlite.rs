@@ -20,7 +20,7 @@ mod history;
 
 use halfway::store::sqlite::{OpenError, SqliteSettings, SqliteStore, ToolError, backup, check, stats};
 use halfway::store::{
-    Backend, Check, Clock, Commit, Committed, Committing, DeadLetter, Filter, Lane, LetterId, Limits, Named, Origin,
+    Backend, Bookmark, Check, Clock, Commit, Committed, Committing, DeadLetter, Filter, Lane, Limits, Named, Origin,
     Outlet, Room, Sequence, StoreError, Stored, Strand, Summary,
 };
 use halfway::tx::batch::{Batch, HalfMessage};
@@ -578,10 +578,10 @@ async fn a_store_of_version_1_is_brought_forward() {
     assert_sound(&folder.db());
     assert_eq!(stats(&folder.db()).unwrap().schema, 8);
     assert_eq!(store.lanes().await.unwrap(), [lane()]);
-    let letter = store.dead_letter_by_id(LetterId(1)).await.unwrap().expect("its number stays");
+    let letter = store.dead_letter_by_id("1".parse().unwrap()).await.unwrap().expect("its number stays");
     assert_eq!((letter.transaction, letter.since, letter.attempts), (txs[3].id, Timestamp(8), 1));
     assert_eq!(committed(&store).await, BTreeSet::from([txs[0].id]));
-    let listing = store.transactions(Filter::default(), 0, 10).await.unwrap();
+    let listing = store.transactions(Filter::default(), Bookmark::START, 10).await.unwrap();
     let states: Vec<_> = listing.items.iter().map(|tx| (tx.id, tx.state)).collect();
     let expected = [State::Committed, State::RolledBack, State::Delivered, State::DeadLettered];
     assert_eq!(states, txs.iter().map(|tx| tx.id).zip(expected).collect::<Vec<_>>());
@@ -670,7 +670,7 @@ async fn what_people_look_for_does_not_hold_up_the_relay() {
         commit.await.unwrap();
     }
     let nobodys = || Filter { user: Some("nobody".into()), ..Filter::default() };
-    let lists: Vec<_> = (0..200).map(|_| store.transactions(nobodys(), 0, 10)).collect();
+    let lists: Vec<_> = (0..200).map(|_| store.transactions(nobodys(), Bookmark::START, 10)).collect();
     let last = lists.into_iter().next_back().expect("there are some");
     let page = store.page(&lane(), None, 1);
     tokio::select! {

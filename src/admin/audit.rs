@@ -108,7 +108,7 @@ impl<'a> Line<'a> {
             vhost = self.named.map(|owned| debug(&owned.vhost)),
             user = self.named.map(|owned| debug(&owned.user)),
             name = self.named.map(|owned| debug(owned.name.as_str())),
-            letter = self.letter.map(|letter| letter.0),
+            letter = self.letter.map(display),
             connection = self.connection,
             bulk = self.bulk.then_some(true),
             reason = self.reason.map(debug),

@@ -12,7 +12,8 @@ use tokio::time::timeout;
 pub(super) use self::shapes::{LettersBulk, NothingBody, ReasonBody, TokenBody, TransactionsBulk};
 use super::json::Unambiguous;
 use super::problem::Problem;
-use super::request::{Filtering, after, one_of};
+use super::request::{Filtering, Place, cursor, one_of};
+use crate::store::Bookmark;
 use crate::tx::id::Timestamp;
 
 /// Characters of a reason.
@@ -91,20 +92,20 @@ pub(super) const BULK_FIELDS: [&str; 5] = ["action", "filter", "reason", "dry_ru
 /// Where to go on, and when it began: what came later is not meant.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) struct BulkCursor {
-    pub(super) after: i64,
+    pub(super) after: Bookmark,
     pub(super) until: Timestamp,
 }
 
 impl BulkCursor {
     fn parse(text: &str) -> Result<Self, Problem> {
         let (first, second) = text.split_at_checked(16).unwrap_or((text, ""));
-        Ok(Self { after: after(first)?, until: Timestamp(after(second)?) })
+        Ok(Self { after: cursor(first)?, until: Timestamp(cursor::<Place>(second)?.0) })
     }
 }
 
 impl std::fmt::Display for BulkCursor {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{:016x}{:016x}", self.after, self.until.0)
+        write!(f, "{}{}", self.after, Place(self.until.0))
     }
 }
 

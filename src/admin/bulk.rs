@@ -17,7 +17,7 @@ use super::openapi::{Refusals, Wrong};
 use super::problem::Problem;
 use super::request::{just_after, one_of};
 use super::{Admin, apart};
-use crate::store::{Filter, LetterFilter, Listing, Reply, system_clock};
+use crate::store::{Bookmark, Filter, LetterFilter, Listing, Reply, system_clock};
 use crate::tx::decision::{Decision, Target, Verdict};
 use crate::tx::state;
 
@@ -210,7 +210,7 @@ pub(super) async fn dead_letters(
             .iter()
             .map(|id| letters::settle(&admin, Arc::clone(&who), *id, fate, Arc::clone(&reason), true))
             .collect();
-        Ok(outcomes(ids.iter().map(|id| id.0), join_all(calls?).await, |transaction| match transaction {
+        Ok(outcomes(ids.iter(), join_all(calls?).await, |transaction| match transaction {
             Some(_) => Outcome::Done,
             None => Outcome::Skipped,
         }))
@@ -222,7 +222,7 @@ pub(super) async fn dead_letters(
 async fn do_all(
     work: impl Future<Output = Result<Vec<(String, Outcome)>, Problem>> + Send + 'static,
     begun: BulkCursor,
-    next: Option<i64>,
+    next: Option<Bookmark>,
 ) -> Result<Json<Answer>, Problem> {
     let next_cursor = next.map(|after| BulkCursor { after, ..begun }.to_string());
     let mut done = Done { next_cursor, ..Done::default() };
@@ -233,7 +233,7 @@ async fn do_all(
 }
 
 /// Counts what `list` gives page by page, as far as that is worth the store's time.
-async fn count<T>(list: impl Fn(i64) -> Reply<Listing<T>>) -> Result<Json<Answer>, Problem> {
+async fn count<T>(list: impl Fn(Bookmark) -> Reply<Listing<T>>) -> Result<Json<Answer>, Problem> {
     let mut count = Count::default();
     while let Some(after) = count.next() {
         let page = list(after).await?;
@@ -245,7 +245,7 @@ async fn count<T>(list: impl Fn(i64) -> Reply<Listing<T>>) -> Result<Json<Answer
 /// The first request takes everything that is there at its moment.
 fn begin(cursor: Option<BulkCursor>) -> BulkCursor {
     // What came at this very moment is there.
-    cursor.unwrap_or_else(|| BulkCursor { after: 0, until: just_after(system_clock()) })
+    cursor.unwrap_or_else(|| BulkCursor { after: Bookmark::START, until: just_after(system_clock()) })
 }
 
 /// A count that goes on page by page, and not forever.
@@ -253,16 +253,16 @@ fn begin(cursor: Option<BulkCursor>) -> BulkCursor {
 struct Count {
     matched: usize,
     pages: usize,
-    after: Option<i64>,
+    after: Option<Bookmark>,
 }
 
 impl Count {
     /// Behind what to go on; none: it is done.
-    fn next(&self) -> Option<i64> {
-        if self.pages == 0 { Some(0) } else { self.after.filter(|_| self.pages < COUNTS_MAX) }
+    fn next(&self) -> Option<Bookmark> {
+        if self.pages == 0 { Some(Bookmark::START) } else { self.after.filter(|_| self.pages < COUNTS_MAX) }
     }
 
-    fn add(&mut self, matched: usize, next: Option<i64>) {
+    fn add(&mut self, matched: usize, next: Option<Bookmark>) {
         self.matched += matched;
         self.pages += 1;
         self.after = next;
@@ -280,13 +280,14 @@ mod tests {
     #[test]
     fn a_count_is_given_up_where_it_costs_too_much() {
         let mut count = Count::default();
+        let bookmark = |pages: usize| format!("{pages:016x}").parse::<Bookmark>().expect("a bookmark");
         let mut pages = 0;
         while let Some(after) = count.next() {
-            assert_eq!(after, pages);
+            assert_eq!(after, bookmark(pages));
             pages += 1;
-            count.add(3, Some(pages));
+            count.add(3, Some(bookmark(pages)));
         }
-        assert_eq!((pages, count.matched), (COUNTS_MAX as i64, 3 * COUNTS_MAX));
+        assert_eq!((pages, count.matched), (COUNTS_MAX, 3 * COUNTS_MAX));
         assert!(count.end().at_least);
         let mut short = Count::default();
         short.add(2, None);

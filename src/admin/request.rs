@@ -1,6 +1,8 @@
 //! What the lines and heads of requests ask for, checked at the edge: each error names the field at fault.
 
 use std::borrow::Cow;
+use std::fmt;
+use std::str::FromStr;
 
 use axum::extract::{FromRequestParts, Path, RawQuery};
 use axum::http::{header, request::Parts};
@@ -11,7 +13,7 @@ use wildmatch::WildMatch;
 pub(super) use self::shapes::{MessagePageQuery, NamedPath, PageQuery};
 
 use super::problem::Problem;
-use crate::store::{Filter, LetterFilter, LetterId, NameFilter, system_clock};
+use crate::store::{Bookmark, Filter, LetterFilter, LetterId, NameFilter, system_clock};
 use crate::tx::decision::Owned;
 use crate::tx::id::{Timestamp, TransactionId};
 use crate::tx::name::TransactionName;
@@ -34,6 +36,10 @@ const MESSAGES_DEFAULT: usize = 20;
 pub(super) trait Filtering: Default {
     /// The keys.
     const KEYS: &'static [&'static str];
+    /// How the list tells where to go on.
+    type Cursor: FromStr;
+    /// Before its first.
+    const START: Self::Cursor;
 
     /// Takes the value of one of [`Filtering::KEYS`].
     fn set(&mut self, key: &str, value: &str) -> Result<(), Problem>;
@@ -41,6 +47,8 @@ pub(super) trait Filtering: Default {
 
 impl Filtering for Filter {
     const KEYS: &'static [&'static str] = &FILTER_KEYS;
+    type Cursor = Bookmark;
+    const START: Bookmark = Bookmark::START;
 
     fn set(&mut self, key: &str, value: &str) -> Result<(), Problem> {
         match key {
@@ -58,6 +66,8 @@ impl Filtering for Filter {
 
 impl Filtering for LetterFilter {
     const KEYS: &'static [&'static str] = &LETTER_FILTER_KEYS;
+    type Cursor = Bookmark;
+    const START: Bookmark = Bookmark::START;
 
     fn set(&mut self, key: &str, value: &str) -> Result<(), Problem> {
         match key {
@@ -71,19 +81,19 @@ impl Filtering for LetterFilter {
 
 /// A page of a list.
 #[derive(Debug, PartialEq)]
-pub(super) struct Page<F> {
+pub(super) struct Page<F: Filtering> {
     pub(super) filter: F,
-    pub(super) after: i64,
+    pub(super) after: F::Cursor,
     pub(super) limit: usize,
 }
 
 impl<F: Filtering> Page<F> {
     fn parse(query: &str) -> Result<Self, Problem> {
-        let mut page = Self { filter: F::default(), after: 0, limit: LIMIT_DEFAULT };
+        let mut page = Self { filter: F::default(), after: F::START, limit: LIMIT_DEFAULT };
         for (key, value) in once_each(query)? {
             match &*key {
                 "limit" => page.limit = limit(&value, LIMIT_MAX)?,
-                "cursor" => page.after = after(&value)?,
+                "cursor" => page.after = cursor(&value)?,
                 key if F::KEYS.contains(&key) => page.filter.set(key, &value)?,
                 key => return Err(unknown_key(key, &[F::KEYS, &PAGE_KEYS].concat())),
             }
@@ -129,6 +139,8 @@ pub(super) struct Everything;
 
 impl Filtering for Everything {
     const KEYS: &'static [&'static str] = &[];
+    type Cursor = Place;
+    const START: Place = Place(0);
 
     fn set(&mut self, key: &str, _: &str) -> Result<(), Problem> {
         Err(unknown_key(key, Self::KEYS))
@@ -154,7 +166,7 @@ impl<S: Send + Sync> FromRequestParts<S> for MessagePage {
             match &*key {
                 "limit" => page.limit = limit(&value, MESSAGES_MAX)?,
                 "cursor" => {
-                    let place = after(&value)?.unsigned_abs();
+                    let place = cursor::<Place>(&value)?.0;
                     (page.pack, page.skip) = ((place >> 32) as u32, place as u32);
                 }
                 key => return Err(unknown_key(key, &PAGE_KEYS)),
@@ -166,7 +178,7 @@ impl<S: Send + Sync> FromRequestParts<S> for MessagePage {
 
 /// Where in a transaction's messages to go on.
 pub(super) fn message_cursor(pack: u32, skip: u32) -> String {
-    cursor(i64::from(pack) << 32 | i64::from(skip))
+    Place(i64::from(pack) << 32 | i64::from(skip)).to_string()
 }
 
 /// A path that takes no query.
@@ -233,9 +245,7 @@ impl<S: Send + Sync> FromRequestParts<S> for Letter {
     async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Problem> {
         let no_number = || Problem::field("id", "has to be a dead letter's number, such as 17");
         let Path(text) = Path::<String>::from_request_parts(parts, state).await.map_err(|_| no_number())?;
-        // Other spellings (+17, 017) would give one letter several paths.
-        let id = text.parse::<i64>().ok().filter(|id| *id > 0 && id.to_string() == text);
-        id.map(|id| Self(LetterId(id))).ok_or_else(no_number)
+        text.parse().map(Self).map_err(|_| no_number())
     }
 }
 
@@ -258,15 +268,28 @@ impl<S: Send + Sync> FromRequestParts<S> for ConnectionNumber {
     }
 }
 
-/// What to ask for to get what stands behind `next`.
-pub(super) fn cursor(next: i64) -> String {
-    format!("{next:016x}")
+/// A place in a list that is the port's own, not the store's.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(super) struct Place(pub(super) i64);
+
+impl fmt::Display for Place {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:016x}", self.0)
+    }
 }
 
-pub(super) fn after(cursor: &str) -> Result<i64, Problem> {
-    let digits = cursor.len() == 16 && cursor.bytes().all(|byte| byte.is_ascii_hexdigit());
-    let after = i64::from_str_radix(cursor, 16).ok().filter(|_| digits);
-    after.ok_or_else(|| Problem::field("cursor", "is none that was given out as next_cursor"))
+impl FromStr for Place {
+    type Err = ();
+
+    fn from_str(text: &str) -> Result<Self, ()> {
+        let place = i64::from_str_radix(text, 16).ok().map(Self);
+        place.filter(|place| place.to_string() == text).ok_or(())
+    }
+}
+
+/// Where to go on, as it was given out.
+pub(super) fn cursor<C: FromStr>(text: &str) -> Result<C, Problem> {
+    text.parse().map_err(|_| Problem::field("cursor", "is none that was given out as next_cursor"))
 }
 
 fn limit(text: &str, max: usize) -> Result<usize, Problem> {

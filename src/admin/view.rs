@@ -7,8 +7,8 @@ use serde::de::IgnoredAny;
 use serde::{Deserialize, Serialize, Serializer};
 use utoipa::ToSchema;
 
+use super::Admin;
 use super::sessions::Caller;
-use super::{Admin, request};
 use crate::amqp::method::Publish;
 use crate::amqp::properties::Properties;
 use crate::config::{self, Role};
@@ -108,7 +108,7 @@ impl From<Listing<Summary>> for Page {
     fn from(listing: Listing<Summary>) -> Self {
         Self {
             items: listing.items.into_iter().map(Transaction::from).collect(),
-            next_cursor: listing.next.map(request::cursor),
+            next_cursor: listing.next.map(|next| next.to_string()),
         }
     }
 }
@@ -220,7 +220,7 @@ impl From<Listing<store::Letter>> for LetterPage {
     fn from(letters: Listing<store::Letter>) -> Self {
         Self {
             items: letters.items.into_iter().map(Letter::from).collect(),
-            next_cursor: letters.next.map(request::cursor),
+            next_cursor: letters.next.map(|next| next.to_string()),
         }
     }
 }
@@ -252,7 +252,7 @@ impl From<store::Letter> for Letter {
     fn from(letter: store::Letter) -> Self {
         let store::Envelope { exchange, routing_key, message_id } = letter.envelope;
         Self {
-            id: letter.id.0.to_string(),
+            id: letter.id.to_string(),
             transaction: letter.transaction.to_string(),
             exchange,
             routing_key,
@@ -276,7 +276,7 @@ pub(super) struct LetterDecided {
 
 impl LetterDecided {
     pub(super) fn new(id: LetterId, transaction: TransactionId, decision: &'static str) -> Self {
-        Self { id: id.0.to_string(), transaction: transaction.to_string(), decision }
+        Self { id: id.to_string(), transaction: transaction.to_string(), decision }
     }
 }
 

@@ -2,7 +2,7 @@
 //! rules, so that a configuration that was changed counts for what is there already.
 
 use super::question::first_exchange;
-use crate::store::{ForCheckBack, StoreError, Summary};
+use crate::store::{Bookmark, ForCheckBack, StoreError, Summary};
 use crate::tx::checker::{Rules, Subject};
 use std::sync::Arc;
 use std::time::Duration;
@@ -19,7 +19,7 @@ const LATE_MAX: Duration = Duration::from_secs(10 * 60);
 
 /// Goes through all that are without a checker, or with one that is not among `known`. Ends when it has seen them all.
 pub(super) async fn assign(store: &dyn ForCheckBack, rules: &Rules, known: Vec<Arc<str>>) {
-    let (mut after, mut assigned) = (0, 0_u64);
+    let (mut after, mut assigned) = (Bookmark::START, 0_u64);
     loop {
         match page(store, rules, known.clone(), after, &mut assigned).await {
             Ok(Some(next)) => after = next,
@@ -52,9 +52,9 @@ async fn page(
     store: &dyn ForCheckBack,
     rules: &Rules,
     known: Vec<Arc<str>>,
-    after: i64,
+    after: Bookmark,
     assigned: &mut u64,
-) -> Result<Option<i64>, StoreError> {
+) -> Result<Option<Bookmark>, StoreError> {
     let listing = store.unasked(known, after, PAGE).await?;
     // All are asked for before any is awaited, so that the store may write them down together.
     let mut answers = Vec::new();

@@ -1,8 +1,8 @@
 //! What is asked of a store, by who asks it. The module above says what every store promises.
 
 use super::{
-    Check, Commit, Committing, Cursor, DeadLetter, DueNow, Event, Filter, Lane, Letter, LetterFilter, LetterId,
-    LetterMessage, Limits, Listing, Origin, Pack, Reply, Room, Sequence, Stats, Summary,
+    Bookmark, Check, Commit, Committing, Cursor, DeadLetter, DueNow, Event, Filter, Lane, Letter, LetterFilter,
+    LetterId, LetterMessage, Limits, Listing, Origin, Pack, Reply, Room, Sequence, Stats, Summary,
 };
 use crate::tx::batch::Batch;
 use crate::tx::decision::{Actor, Decision, Target, Verdict};
@@ -109,19 +109,19 @@ pub trait ForCheckBack: Outside {
     fn checked(&self, id: TransactionId, check: Check) -> Reply<bool>;
 
     /// Transactions in doubt that nobody would ask about: without a checker, or with one that is not among `known`.
-    /// Those behind `after` (0: from the first), `limit` at most.
-    fn unasked(&self, known: Vec<Arc<str>>, after: i64, limit: usize) -> Reply<Listing<Summary>>;
+    /// Those behind `after`, `limit` at most.
+    fn unasked(&self, known: Vec<Arc<str>>, after: Bookmark, limit: usize) -> Reply<Listing<Summary>>;
 }
 
 /// For people and their programs.
 pub trait ForAdmin: Outside + Bounded {
-    /// Transactions that fit, behind `after` (0: from the first), `limit` at most, in the order in which they entered the
+    /// Transactions that fit, behind `after`, `limit` at most, in the order in which they entered the
     /// store or were committed.
-    fn transactions(&self, filter: Filter, after: i64, limit: usize) -> Reply<Listing<Summary>>;
+    fn transactions(&self, filter: Filter, after: Bookmark, limit: usize) -> Reply<Listing<Summary>>;
 
-    /// Dead letters that wait for a person and fit, behind `after` (0: from the first), `limit` at most, in the order in
+    /// Dead letters that wait for a person and fit, behind `after`, `limit` at most, in the order in
     /// which they were found out.
-    fn dead_letters(&self, filter: LetterFilter, after: i64, limit: usize) -> Reply<Listing<Letter>>;
+    fn dead_letters(&self, filter: LetterFilter, after: Bookmark, limit: usize) -> Reply<Listing<Letter>>;
 
     /// A dead letter that waits for a person.
     fn dead_letter_by_id(&self, letter: LetterId) -> Reply<Option<Letter>>;

@@ -1,15 +1,34 @@
 //! Dead letters as those see them who look from outside and decide what becomes of them.
 
+use super::NotOfAStore;
 use crate::amqp::method::Publish;
 use crate::amqp::properties::Properties;
 use crate::tx::batch;
 use crate::tx::id::{Timestamp, TransactionId};
 use bytes::Bytes;
+use std::fmt;
+use std::str::FromStr;
 use std::sync::Arc;
 
 /// A dead letter's number. Rises, and never names another letter later.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct LetterId(pub i64);
+pub struct LetterId(pub(super) i64);
+
+impl fmt::Display for LetterId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+impl FromStr for LetterId {
+    type Err = NotOfAStore;
+
+    fn from_str(text: &str) -> Result<Self, NotOfAStore> {
+        let id = text.parse().ok().filter(|id| *id > 0).map(Self);
+        // Other spellings (+17, 017) would give one letter several names.
+        id.filter(|id| id.to_string() == text).ok_or(NotOfAStore)
+    }
+}
 
 /// A dead letter that waits for a person.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -44,7 +44,9 @@ use crate::tx::name::TransactionName;
 pub use crate::tx::outcome::{Forwarded, ReturnedMessage, Room, StoreError, Wait};
 use crate::tx::state::State;
 use bytes::Bytes;
+use std::fmt;
 use std::pin::Pin;
+use std::str::FromStr;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
@@ -352,8 +354,37 @@ impl Filter {
 pub struct Listing<T> {
     /// At most as many as were asked for.
     pub items: Vec<T>,
-    /// What to ask for to get those behind; none: there are none.
-    pub next: Option<i64>,
+    /// Where those behind begin; none: there are none.
+    pub next: Option<Bookmark>,
+}
+
+/// A place in a list, to ask for what is behind it. Only the store can read it; others may keep it as a text.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Bookmark(i64);
+
+impl Bookmark {
+    /// Before the first.
+    pub const START: Self = Self(0);
+}
+
+impl fmt::Display for Bookmark {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:016x}", self.0)
+    }
+}
+
+/// The text is no [`Bookmark`]'s, or no [`LetterId`]'s.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct NotOfAStore;
+
+impl FromStr for Bookmark {
+    type Err = NotOfAStore;
+
+    fn from_str(text: &str) -> Result<Self, NotOfAStore> {
+        let bookmark = i64::from_str_radix(text, 16).ok().map(Self);
+        // Whoever asks has got it from here: other spellings are others' inventions.
+        bookmark.filter(|bookmark| bookmark.to_string() == text).ok_or(NotOfAStore)
+    }
 }
 
 impl<T> Default for Listing<T> {

@@ -2,9 +2,9 @@
 
 use super::{About, Operation, Span, Tracer, Value};
 use crate::store::{
-    Bounded, Check, Commit, Committed, Committing, Cursor, DeadLetter, DueNow, Event, Filter, ForAdmin, ForCheckBack,
-    ForRelay, ForSessions, Lane, Letter, LetterFilter, LetterId, LetterMessage, Listing, Named, Origin, Outlet,
-    Outside, Pack, Reply, Room, Sequence, Store, StoreError, Summary,
+    Bookmark, Bounded, Check, Commit, Committed, Committing, Cursor, DeadLetter, DueNow, Event, Filter, ForAdmin,
+    ForCheckBack, ForRelay, ForSessions, Lane, Letter, LetterFilter, LetterId, LetterMessage, Listing, Named, Origin,
+    Outlet, Outside, Pack, Reply, Room, Sequence, Store, StoreError, Summary,
 };
 use crate::tx::batch::Batch;
 use crate::tx::decision::{Actor, Decision, Target, Verdict};
@@ -246,17 +246,17 @@ impl ForCheckBack for TracedStore {
         self.inner.checked(id, check)
     }
 
-    fn unasked(&self, known: Vec<Arc<str>>, after: i64, limit: usize) -> Reply<Listing<Summary>> {
+    fn unasked(&self, known: Vec<Arc<str>>, after: Bookmark, limit: usize) -> Reply<Listing<Summary>> {
         self.inner.unasked(known, after, limit)
     }
 }
 
 impl ForAdmin for TracedStore {
-    fn transactions(&self, filter: Filter, after: i64, limit: usize) -> Reply<Listing<Summary>> {
+    fn transactions(&self, filter: Filter, after: Bookmark, limit: usize) -> Reply<Listing<Summary>> {
         self.inner.transactions(filter, after, limit)
     }
 
-    fn dead_letters(&self, filter: LetterFilter, after: i64, limit: usize) -> Reply<Listing<Letter>> {
+    fn dead_letters(&self, filter: LetterFilter, after: Bookmark, limit: usize) -> Reply<Listing<Letter>> {
         self.inner.dead_letters(filter, after, limit)
     }
 

@@ -4,7 +4,8 @@ use super::named::Stage;
 use super::{Relay, all, batch, commit, lane, letter, origin, page_bodies, parked, plain, wait_for};
 use halfway::store::sqlite::{SqliteSettings, SqliteStore, check, stats};
 use halfway::store::{
-    Clock, DeadLetter, Filter, Letter, LetterFilter, LetterId, Origin, Sequence, Store, StoreError, Stored, Summary,
+    Bookmark, Clock, DeadLetter, Filter, Letter, LetterFilter, LetterId, Origin, Sequence, Store, StoreError, Stored,
+    Summary,
 };
 use halfway::tx::decision::{Actor, Decision, Target, Verdict};
 use halfway::tx::id::Timestamp;
@@ -45,7 +46,7 @@ async fn with_two_letters(store: &dyn Store, relay: &Relay, vhost: &str, was_par
 
 async fn of(store: &dyn Store, vhost: &str) -> Vec<Letter> {
     let filter = LetterFilter { vhost: Some(vhost.into()), ..LetterFilter::default() };
-    store.dead_letters(filter, 0, 1000).await.unwrap().items
+    store.dead_letters(filter, Bookmark::START, 1000).await.unwrap().items
 }
 
 async fn ids(store: &dyn Store, vhost: &str) -> Vec<LetterId> {
@@ -81,27 +82,27 @@ async fn letters_are_listed_and_found(Stage { store, relay, .. }: Stage<'_>) {
     assert_eq!(of(store, "listed").await[0], found);
     let kept = store.dead_letter_message(first).await.unwrap().expect("it was listed");
     assert_eq!((kept.index, &kept.message), (1, letter(Sequence(1), 1).message.bytes()));
-    assert_eq!(store.dead_letter_message(LetterId(i64::MAX)).await.unwrap(), None);
+    assert_eq!(store.dead_letter_message("9223372036854775807".parse().unwrap()).await.unwrap(), None);
 
     let by = |vhost: Option<&str>, exchange: Option<&str>| LetterFilter {
         vhost: vhost.map(Into::into),
         exchange: exchange.map(Into::into),
         since_before: None,
     };
-    let exchange = store.dead_letters(by(Some("listed"), Some("x")), 0, 10).await.unwrap();
+    let exchange = store.dead_letters(by(Some("listed"), Some("x")), Bookmark::START, 10).await.unwrap();
     assert_eq!(exchange.items.len(), 2);
     for none in [by(Some("listed"), Some("y")), by(Some("nowhere"), None)] {
-        assert_eq!(store.dead_letters(none, 0, 10).await.unwrap().items, []);
+        assert_eq!(store.dead_letters(none, Bookmark::START, 10).await.unwrap().items, []);
     }
     for (before, expected) in [(found.since, 0), (Timestamp(found.since.0 + 1), 2)] {
         let filter = LetterFilter { since_before: Some(before), ..by(Some("listed"), None) };
-        assert_eq!(store.dead_letters(filter, 0, 10).await.unwrap().items.len(), expected);
+        assert_eq!(store.dead_letters(filter, Bookmark::START, 10).await.unwrap().items.len(), expected);
     }
-    let page = store.dead_letters(by(Some("listed"), None), 0, 1).await.unwrap();
+    let page = store.dead_letters(by(Some("listed"), None), Bookmark::START, 1).await.unwrap();
     assert_eq!(page.items.iter().map(|letter| letter.id).collect::<Vec<_>>(), [first]);
     let page = store.dead_letters(by(Some("listed"), None), page.next.expect("there are more"), 1).await.unwrap();
     assert_eq!(page.items.iter().map(|letter| letter.id).collect::<Vec<_>>(), [second]);
-    assert_eq!(store.dead_letter_by_id(LetterId(i64::MAX)).await.unwrap(), None);
+    assert_eq!(store.dead_letter_by_id("9223372036854775807".parse().unwrap()).await.unwrap(), None);
     for letter in [first, second] {
         assert_eq!(store.discard(letter, eve(), "tidy".into()).await.unwrap(), Some(tx.id));
     }
@@ -136,7 +137,7 @@ async fn a_letter_is_tried_again_as_itself_until_rabbitmq_has_it(stage: Stage<'_
     assert_eq!(store.discard(second, eve(), "r".into()).await.unwrap(), None);
     let filter = Filter { vhost: Some(vhost.into()), ..Filter::default() };
     for state in [None, Some(State::Committed), Some(State::DeadLettered)] {
-        let found = store.transactions(Filter { state, ..filter.clone() }, 0, 10).await.unwrap().items;
+        let found = store.transactions(Filter { state, ..filter.clone() }, Bookmark::START, 10).await.unwrap().items;
         let expected = if state == Some(State::Committed) { 0 } else { 1 };
         assert_eq!(found.iter().filter(|found| found.id == tx.id).count(), expected, "{state:?}");
     }

@@ -2,7 +2,8 @@
 
 use super::{Relay, all, batch, bodies, lane, now, page_bodies, parked, plain, wait_for};
 use halfway::store::{
-    Check, Commit, Committing, DueNow, Event, Filter, NameFilter, Named, Origin, Store, StoreError, Strand, Summary,
+    Bookmark, Check, Commit, Committing, DueNow, Event, Filter, NameFilter, Named, Origin, Store, StoreError, Strand,
+    Summary,
 };
 use halfway::tx::batch::{Batch, HalfMessage};
 use halfway::tx::checker::CheckPlan;
@@ -554,7 +555,7 @@ async fn what_nobody_would_ask_about_is_found(stage: Stage<'_>) {
         ids.push(tx.id);
     }
     let unasked = |after| stage.store.unasked(vec!["orders".into(), "others".into()], after, 2);
-    let first = unasked(0).await.unwrap();
+    let first = unasked(Bookmark::START).await.unwrap();
     assert_eq!(first.items.iter().map(|tx| tx.id).collect::<Vec<_>>(), ids[..2]);
     let second = unasked(first.next.unwrap()).await.unwrap();
     assert_eq!(second.items.iter().map(|tx| tx.id).collect::<Vec<_>>(), ids[3..]);
@@ -586,7 +587,7 @@ async fn lists_go_on_where_they_ended(stage: Stage<'_>) {
 
     let everything = Filter { vhost: Some("lists".into()), ..Filter::default() };
     let ids = |filter: Filter, limit| async move {
-        let (mut ids, mut after) = (Vec::new(), Some(0));
+        let (mut ids, mut after) = (Vec::new(), Some(Bookmark::START));
         while let Some(from) = after {
             let listing = store.transactions(filter.clone(), from, limit).await.unwrap();
             assert!(listing.items.len() <= limit);

@@ -79,14 +79,14 @@ async fn a_damaged_letter_never_goes_out() {
         }
         assert_eq!(problem(&folder), "dead letter 1 is not what was kept");
         for _ in 0..2 {
-            store.retry(LetterId(1), Actor::Control, "again".into()).await.unwrap().expect("it waits");
+            store.retry("1".parse().unwrap(), Actor::Control, "again".into()).await.unwrap().expect("it waits");
             assert_eq!(damaged(&store).await, [true]);
             let again = store.page(&lane(), None, usize::MAX).await.unwrap().remove(0);
             let letter = DeadLetter { sequence: again.sequence, message: again.messages, ..letter.clone() };
             store.dead_letter(letter).await.unwrap();
             assert_eq!(damaged(&store).await, [false; 0]);
         }
-        store.discard(LetterId(1), Actor::Control, "lost".into()).await.unwrap().expect("it waits");
+        store.discard("1".parse().unwrap(), Actor::Control, "lost".into()).await.unwrap().expect("it waits");
         assert_sound(&folder.db());
     }
 }

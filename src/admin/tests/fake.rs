@@ -6,8 +6,8 @@ use tokio::sync::watch;
 use uuid::Uuid;
 
 use crate::store::{
-    Bounded, Envelope, Event, Filter, ForAdmin, Letter, LetterFilter, LetterId, LetterMessage, Listing, Outside, Pack,
-    Reply, Room, StoreError, Summary,
+    Bookmark, Bounded, Envelope, Event, Filter, ForAdmin, Letter, LetterFilter, LetterId, LetterMessage, Listing,
+    Outside, Pack, Reply, Room, StoreError, Summary,
 };
 use crate::tx::decision::{Actor, Decision, Fate, Target, Verdict};
 use crate::tx::id::{Timestamp, TransactionId};
@@ -35,6 +35,15 @@ pub(super) struct FakeStore {
 /// The id of the row that was added as number `number`.
 pub(super) fn id(number: u128) -> TransactionId {
     TransactionId(Uuid::from_u128(number))
+}
+
+/// As a store writes it.
+fn bookmark(place: i64) -> String {
+    format!("{place:016x}")
+}
+
+fn numbered(letter: &Letter) -> String {
+    bookmark(letter.id.to_string().parse().unwrap())
 }
 
 impl FakeStore {
@@ -66,9 +75,9 @@ impl FakeStore {
     /// Adds a dead letter of transaction 1, number 1 first.
     pub(super) fn add_letter(&self, vhost: &str, exchange: &str) {
         let mut letters = self.letters.lock().unwrap();
-        let number = letters.len() as i64 + 1;
+        let number = letters.len() + 1;
         letters.push(Letter {
-            id: LetterId(number),
+            id: number.to_string().parse().unwrap(),
             transaction: id(1),
             vhost: vhost.into(),
             envelope: Envelope { exchange: exchange.into(), routing_key: "k".into(), message_id: Some("m".into()) },
@@ -163,25 +172,27 @@ impl Outside for FakeStore {
 }
 
 impl ForAdmin for FakeStore {
-    fn transactions(&self, filter: Filter, after: i64, limit: usize) -> Reply<Listing<Summary>> {
+    fn transactions(&self, filter: Filter, after: Bookmark, limit: usize) -> Reply<Listing<Summary>> {
         let fits = |row: &Summary| filter.fits(row);
         self.answer(|rows| {
-            let mut fitting = (1i64..).zip(rows.iter()).filter(|(place, row)| *place > after && fits(row));
+            let mut fitting =
+                (1i64..).zip(rows.iter()).filter(|(place, row)| bookmark(*place) > after.to_string() && fits(row));
             let page: Vec<_> = fitting.by_ref().take(limit).collect();
-            let next = fitting.next().and(page.last().map(|(place, _)| *place));
+            let next = fitting.next().and(page.last().map(|(place, _)| bookmark(*place).parse().unwrap()));
             Listing { items: page.into_iter().map(|(_, row)| row.clone()).collect(), next }
         })
     }
 
-    fn dead_letters(&self, filter: LetterFilter, after: i64, limit: usize) -> Reply<Listing<Letter>> {
+    fn dead_letters(&self, filter: LetterFilter, after: Bookmark, limit: usize) -> Reply<Listing<Letter>> {
         let fits = |letter: &Letter| {
             filter.vhost.as_deref().is_none_or(|vhost| *letter.vhost == *vhost)
                 && filter.exchange.as_deref().is_none_or(|exchange| letter.envelope.exchange == exchange)
         };
         self.answer(|_| {
             let letters = self.letters.lock().unwrap();
-            let items: Vec<_> = letters.iter().filter(|it| it.id.0 > after && fits(it)).take(limit).cloned().collect();
-            let next = items.last().filter(|_| items.len() == limit).map(|letter| letter.id.0);
+            let items: Vec<_> =
+                letters.iter().filter(|it| numbered(it) > after.to_string() && fits(it)).take(limit).cloned().collect();
+            let next = items.last().filter(|_| items.len() == limit).map(|letter| numbered(letter).parse().unwrap());
             Listing { items, next }
         })
     }

@@ -5,7 +5,7 @@ use super::messages::pack;
 use super::*;
 use crate::admin::view::time;
 use crate::config::{AdminToken, Role};
-use crate::store::{LetterId, StoreError};
+use crate::store::StoreError;
 use crate::tx::decision::Actor;
 
 const REASON: &str = r#"{"reason": "the exchange is back"}"#;
@@ -79,8 +79,9 @@ async fn a_letter_is_decided_about_once_and_with_a_reason() {
     }
     let local = Actor::Operator("local".into());
     let handled = port.store.handled.lock().unwrap();
-    let expected = [("retry", 1), ("retry", 1), ("discard", 2), ("discard", 2)]
-        .map(|(what, number)| (what, LetterId(number), local.clone(), "the exchange is back".to_owned()));
+    let expected = [("retry", 1), ("retry", 1), ("discard", 2), ("discard", 2)].map(|(what, number)| {
+        (what, number.to_string().parse().unwrap(), local.clone(), "the exchange is back".to_owned())
+    });
     assert_eq!(*handled, expected);
 }
 

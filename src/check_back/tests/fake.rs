@@ -1,7 +1,9 @@
 //! A store of transactions in doubt: what the check-back asks of it, and nothing else.
 
 use crate::check_back::question::tests::{pack, summary};
-use crate::store::{Check, Due, DueNow, Event, ForCheckBack, Listing, Outside, Pack, Reply, StoreError, Summary};
+use crate::store::{
+    Bookmark, Check, Due, DueNow, Event, ForCheckBack, Listing, Outside, Pack, Reply, StoreError, Summary,
+};
 use crate::tx::decision::{Actor, Decision, Fate, Target, Verdict};
 use crate::tx::id::{Timestamp, TransactionId};
 use crate::tx::state::State;
@@ -190,13 +192,16 @@ impl ForCheckBack for FakeStore {
         })
     }
 
-    fn unasked(&self, known: Vec<Arc<str>>, after: i64, limit: usize) -> Reply<Listing<Summary>> {
+    fn unasked(&self, known: Vec<Arc<str>>, after: Bookmark, limit: usize) -> Reply<Listing<Summary>> {
         self.answer(|rows| {
-            let place = |row: &Row| row.summary.id.0.as_u128() as i64;
+            // A bookmark of as many digits.
+            let place = |row: &Row| format!("{:016x}", row.summary.id.0.as_u128());
             let is_known = |row: &Row| row.summary.checker.as_ref().is_some_and(|checker| known.contains(checker));
-            let found = rows.values().filter(|row| place(row) > after && !is_known(row));
+            let found = rows.values().filter(|row| place(row) > after.to_string() && !is_known(row));
             let mut items: Vec<_> = found.take(limit + 1).map(|row| row.summary.clone()).collect();
-            let next = (items.len() > limit).then(|| items[limit - 1].id.0.as_u128() as i64);
+            let last =
+                |items: &[Summary]| format!("{:016x}", items[limit - 1].id.0.as_u128()).parse().expect("a bookmark");
+            let next = (items.len() > limit).then(|| last(&items));
             items.truncate(limit);
             Listing { items, next }
         })

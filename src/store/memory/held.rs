@@ -4,8 +4,8 @@ use super::letters::Kept;
 use super::row::Row;
 use crate::store::clock::{Reading, Time};
 use crate::store::{
-    COMMITTED_BEFORE, Check, Commit, Committed, Committing, Cursor, Due, DueNow, Lane, Listing, Messages, Named,
-    Origin, Pack, Sequence, StoreError, Strand, Summary,
+    Bookmark, COMMITTED_BEFORE, Check, Commit, Committed, Committing, Cursor, Due, DueNow, Lane, Listing, Messages,
+    Named, Origin, Pack, Sequence, StoreError, Strand, Summary,
 };
 use crate::tx::batch::Batch;
 use crate::tx::decision::{Actor, Decision, Owned, Target, Verdict};
@@ -375,10 +375,10 @@ impl Held {
         DueNow { due: due.into_iter().map(|(_, due)| due).collect(), next: next.map(|at| at.since(now)) }
     }
 
-    pub(super) fn list(&self, after: i64, limit: usize, fits: impl Fn(&Row) -> bool) -> Listing<Summary> {
-        let fitting = self.rows.range(after.saturating_add(1)..).filter(|(_, row)| fits(row)).take(limit.max(1));
+    pub(super) fn list(&self, after: Bookmark, limit: usize, fits: impl Fn(&Row) -> bool) -> Listing<Summary> {
+        let fitting = self.rows.range(after.0.saturating_add(1)..).filter(|(_, row)| fits(row)).take(limit.max(1));
         let found: Vec<_> = fitting.map(|(place, row)| (*place, row.summary(&self.time))).collect();
-        let next = found.last().filter(|_| found.len() >= limit.max(1)).map(|(place, _)| *place);
+        let next = found.last().filter(|_| found.len() >= limit.max(1)).map(|(place, _)| Bookmark(*place));
         Listing { items: found.into_iter().map(|(_, summary)| summary).collect(), next }
     }
 

@@ -4,8 +4,8 @@ use super::held::{Held, not_there};
 use crate::store::clock::Reading;
 use crate::store::letter::{STILL_FORWARDED, about};
 use crate::store::{
-    Committed, DeadLetter, Envelope, Lane, Letter, LetterFilter, LetterId, LetterMessage, Listing, Origin, Pack,
-    Sequence, StoreError,
+    Bookmark, Committed, DeadLetter, Envelope, Lane, Letter, LetterFilter, LetterId, LetterMessage, Listing, Origin,
+    Pack, Sequence, StoreError,
 };
 use crate::tx::decision::Actor;
 use crate::tx::id::TransactionId;
@@ -139,11 +139,11 @@ impl Held {
         })
     }
 
-    pub(super) fn list_letters(&self, filter: &LetterFilter, after: i64, limit: usize) -> Listing<Letter> {
-        let waiting = self.letters.iter().filter(|kept| kept.retry.is_none() && kept.id.0 > after);
+    pub(super) fn list_letters(&self, filter: &LetterFilter, after: Bookmark, limit: usize) -> Listing<Letter> {
+        let waiting = self.letters.iter().filter(|kept| kept.retry.is_none() && kept.id.0 > after.0);
         let fitting = waiting.map(|kept| self.seen(kept)).filter(|letter| filter.fits(letter));
         let items: Vec<_> = fitting.take(limit.max(1)).collect();
-        let next = items.last().filter(|_| items.len() >= limit.max(1)).map(|letter| letter.id.0);
+        let next = items.last().filter(|_| items.len() >= limit.max(1)).map(|letter| Bookmark(letter.id.0));
         Listing { items, next }
     }
 

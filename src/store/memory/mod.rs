@@ -8,9 +8,9 @@ use self::held::Held;
 use self::row::Row;
 use super::clock::{Reading, Time};
 use super::{
-    Bounded, Check, Clock, Commit, Committing, Cursor, DeadLetter, DueNow, Event, Filter, ForAdmin, ForCheckBack,
-    ForRelay, ForSessions, Lane, Letter, LetterFilter, LetterId, LetterMessage, Listing, Origin, Outlet, Outside, Pack,
-    Reply, Room, Sequence, StoreError, Summary,
+    Bookmark, Bounded, Check, Clock, Commit, Committing, Cursor, DeadLetter, DueNow, Event, Filter, ForAdmin,
+    ForCheckBack, ForRelay, ForSessions, Lane, Letter, LetterFilter, LetterId, LetterMessage, Listing, Origin, Outlet,
+    Outside, Pack, Reply, Room, Sequence, StoreError, Summary,
 };
 use crate::tx::batch::Batch;
 use crate::tx::decision::{Actor, Decision, Target, Verdict};
@@ -177,7 +177,7 @@ impl ForCheckBack for MemoryStore {
         answered(held.check_disk().map(|()| held.checked(id, check, self.now())))
     }
 
-    fn unasked(&self, known: Vec<Arc<str>>, after: i64, limit: usize) -> Reply<Listing<Summary>> {
+    fn unasked(&self, known: Vec<Arc<str>>, after: Bookmark, limit: usize) -> Reply<Listing<Summary>> {
         answered(Ok(self.held().list(after, limit, |row| {
             row.state == State::InDoubt && row.checker.as_ref().is_none_or(|checker| !known.contains(checker))
         })))
@@ -185,13 +185,13 @@ impl ForCheckBack for MemoryStore {
 }
 
 impl ForAdmin for MemoryStore {
-    fn transactions(&self, filter: Filter, after: i64, limit: usize) -> Reply<Listing<Summary>> {
+    fn transactions(&self, filter: Filter, after: Bookmark, limit: usize) -> Reply<Listing<Summary>> {
         let held = self.held();
         let fits = |row: &Row| filter.fits(&row.summary(&held.time)) && row.fits_front(&filter);
         answered(Ok(held.list(after, limit, fits)))
     }
 
-    fn dead_letters(&self, filter: LetterFilter, after: i64, limit: usize) -> Reply<Listing<Letter>> {
+    fn dead_letters(&self, filter: LetterFilter, after: Bookmark, limit: usize) -> Reply<Listing<Letter>> {
         answered(Ok(self.held().list_letters(&filter, after, limit)))
     }
 

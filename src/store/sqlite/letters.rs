@@ -8,7 +8,8 @@ use super::row::{ROW_COLUMNS, Row, id, state};
 use super::rows::{Outcome, Released, Rows};
 use crate::store::letter::{STILL_FORWARDED, about};
 use crate::store::{
-    DeadLetter, Envelope, Lane, Letter, LetterFilter, LetterId, LetterMessage, Listing, Sequence, StoreError, Strand,
+    Bookmark, DeadLetter, Envelope, Lane, Letter, LetterFilter, LetterId, LetterMessage, Listing, Sequence, StoreError,
+    Strand,
 };
 use crate::tx::decision::Actor;
 use crate::tx::id::{Timestamp, TransactionId};
@@ -288,17 +289,17 @@ pub(super) fn message(sql: &Connection, wanted: LetterId) -> rusqlite::Result<Op
 pub(super) fn list(
     sql: &Connection,
     filter: &LetterFilter,
-    after: i64,
+    after: Bookmark,
     limit: usize,
 ) -> rusqlite::Result<Listing<Letter>> {
     let sql = Transaction::new_unchecked(sql, TransactionBehavior::Deferred)?;
     let mut statement = sql.prepare_cached(&format!("SELECT {COLUMNS} AND d.letter > ?1 ORDER BY d.letter"))?;
-    let mut rows = statement.query([after])?;
+    let mut rows = statement.query([after.0])?;
     let mut found = Listing::default();
     let (mut seen, mut bytes) = (0, 0);
     while let Some(row) = rows.next()? {
         let (letter, length) = letter(row)?;
-        let place = letter.id.0;
+        let place = Bookmark(letter.id.0);
         seen += 1;
         bytes += length;
         if filter.fits(&letter) {

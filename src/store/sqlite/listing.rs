@@ -5,7 +5,7 @@ use super::history;
 use super::packs::{self, Of};
 use super::row::{Place, id, key, pack_keys, state};
 use crate::store::clock::{Moment, Time};
-use crate::store::{Event, Filter, Listing, NameFilter, Pack, Sequence, Strand, Summary};
+use crate::store::{Bookmark, Event, Filter, Listing, NameFilter, Pack, Sequence, Strand, Summary};
 use crate::tx::batch::FRONT_BYTES;
 use crate::tx::decision::Actor;
 use crate::tx::id::{Timestamp, TransactionId};
@@ -115,7 +115,8 @@ impl<'a> Rows<'a> {
             self.items.truncate(self.limit);
             self.next = self.items.last().map(|(sequence, _)| *sequence);
         }
-        Listing { items: self.items.into_iter().map(|(_, summary)| summary).collect(), next: self.next }
+        let items = self.items.into_iter().map(|(_, summary)| summary).collect();
+        Listing { items, next: self.next.map(Bookmark) }
     }
 }
 
@@ -163,11 +164,11 @@ pub(super) fn transactions(
     sql: &Connection,
     time: &Time,
     filter: &Filter,
-    after: i64,
+    after: Bookmark,
     limit: usize,
 ) -> rusqlite::Result<Listing<Summary>> {
     let sql = Transaction::new_unchecked(sql, TransactionBehavior::Deferred)?;
-    let mut rows = Rows::new(time, limit);
+    let (mut rows, after) = (Rows::new(time, limit), after.0);
     let select = |from: &str| {
         format!(
             "SELECT {COLUMNS} FROM transactions AS t {from} AND t.sequence > ?1 AND {NO_RETRY} ORDER BY t.sequence",
@@ -211,7 +212,7 @@ pub(super) fn unasked(
     sql: &Connection,
     time: &Time,
     known: &[Arc<str>],
-    after: i64,
+    after: Bookmark,
     limit: usize,
 ) -> rusqlite::Result<Listing<Summary>> {
     let sql = Transaction::new_unchecked(sql, TransactionBehavior::Deferred)?;
@@ -219,7 +220,7 @@ pub(super) fn unasked(
         "SELECT {COLUMNS} FROM transactions AS t INDEXED BY doubtful CROSS JOIN lanes AS l ON l.lane = t.lane
          WHERE t.state = 'in_doubt' AND t.checker IS ?2 AND t.sequence > ?1 ORDER BY t.sequence"
     );
-    let mut rows = Rows::new(time, limit);
+    let (mut rows, after) = (Rows::new(time, limit), after.0);
     let everything = Filter::default();
     rows.add(&sql, &query, &[&after, &None::<String>], &everything)?;
     // From checker to checker: those that are named in rows are few, and the rows may be a million.

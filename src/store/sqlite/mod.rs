@@ -38,9 +38,9 @@ use self::open::Opened;
 use self::reader::{Question, Reader};
 use self::writer::{Call, Request, Writer};
 use super::{
-    Backend, Bounded, Check, Clock, Commit, Committing, Cursor, DeadLetter, DueNow, Event, Filter, ForAdmin, ForApp,
-    ForCheckBack, ForRelay, ForSessions, Lane, Letter, LetterFilter, LetterId, LetterMessage, Limits, Listing, Origin,
-    Outlet, Outside, Pack, Reply, Room, Sequence, Stats, Summary,
+    Backend, Bookmark, Bounded, Check, Clock, Commit, Committing, Cursor, DeadLetter, DueNow, Event, Filter, ForAdmin,
+    ForApp, ForCheckBack, ForRelay, ForSessions, Lane, Letter, LetterFilter, LetterId, LetterMessage, Limits, Listing,
+    Origin, Outlet, Outside, Pack, Reply, Room, Sequence, Stats, Summary,
 };
 use crate::tx::batch::Batch;
 use crate::tx::decision::{Actor, Decision, Target, Verdict};
@@ -223,17 +223,17 @@ impl ForCheckBack for SqliteStore {
         self.write(|answer| Request::Checked { id, check, answer })
     }
 
-    fn unasked(&self, known: Vec<Arc<str>>, after: i64, limit: usize) -> Reply<Listing<Summary>> {
+    fn unasked(&self, known: Vec<Arc<str>>, after: Bookmark, limit: usize) -> Reply<Listing<Summary>> {
         ask(&self.lister, |answer| Question::Unasked { known, after, limit, answer })
     }
 }
 
 impl ForAdmin for SqliteStore {
-    fn transactions(&self, filter: Filter, after: i64, limit: usize) -> Reply<Listing<Summary>> {
+    fn transactions(&self, filter: Filter, after: Bookmark, limit: usize) -> Reply<Listing<Summary>> {
         ask(&self.lister, |answer| Question::Transactions { filter, after, limit, answer })
     }
 
-    fn dead_letters(&self, filter: LetterFilter, after: i64, limit: usize) -> Reply<Listing<Letter>> {
+    fn dead_letters(&self, filter: LetterFilter, after: Bookmark, limit: usize) -> Reply<Listing<Letter>> {
         ask(&self.lister, |answer| Question::Letters { filter, after, limit, answer })
     }
 

@@ -5,8 +5,8 @@ use super::writer::Answer;
 use super::{letters, listing, packs, turns};
 use crate::store::clock::Time;
 use crate::store::{
-    Cursor, DueNow, Event, Filter, Lane, Letter, LetterFilter, LetterId, LetterMessage, Listing, Pack, StoreError,
-    Strand, Summary,
+    Bookmark, Cursor, DueNow, Event, Filter, Lane, Letter, LetterFilter, LetterId, LetterMessage, Listing, Pack,
+    StoreError, Strand, Summary,
 };
 use crate::tx::id::TransactionId;
 use rusqlite::Connection;
@@ -19,11 +19,11 @@ pub(super) enum Question {
     Lanes { answer: Answer<Vec<Lane>> },
     Page { lane: Lane, after: Option<Cursor>, bytes_max: usize, answer: Answer<Vec<Pack>> },
     Due { checker: String, after: String, limit: usize, answer: Answer<DueNow> },
-    Unasked { known: Vec<Arc<str>>, after: i64, limit: usize, answer: Answer<Listing<Summary>> },
+    Unasked { known: Vec<Arc<str>>, after: Bookmark, limit: usize, answer: Answer<Listing<Summary>> },
     Transaction { id: TransactionId, answer: Answer<Option<(Summary, Vec<Event>)>> },
-    Transactions { filter: Filter, after: i64, limit: usize, answer: Answer<Listing<Summary>> },
+    Transactions { filter: Filter, after: Bookmark, limit: usize, answer: Answer<Listing<Summary>> },
     Messages { id: TransactionId, from: u32, bytes_max: usize, answer: Answer<Vec<Pack>> },
-    Letters { filter: LetterFilter, after: i64, limit: usize, answer: Answer<Listing<Letter>> },
+    Letters { filter: LetterFilter, after: Bookmark, limit: usize, answer: Answer<Listing<Letter>> },
     Letter { letter: LetterId, answer: Answer<Option<Letter>> },
     LetterMessage { letter: LetterId, answer: Answer<Option<LetterMessage>> },
     Close,
