@@ -72,7 +72,9 @@ impl From<StoreError> for Problem {
     fn from(error: StoreError) -> Self {
         let status = match error {
             StoreError::Full(_) => StatusCode::INSUFFICIENT_STORAGE,
-            StoreError::Io(_) | StoreError::Closed => StatusCode::SERVICE_UNAVAILABLE,
+            StoreError::Io(_) | StoreError::Unknown(_) | StoreError::Fenced | StoreError::Closed => {
+                StatusCode::SERVICE_UNAVAILABLE
+            }
             StoreError::Conflict(_) | StoreError::Locked(_) => StatusCode::CONFLICT,
         };
         Self::new(status, error.to_string())

@@ -119,7 +119,7 @@ impl<A: Ask> Worker<A> {
         // Those that are asked about are due as well, until their checks are written down.
         let found = match self.context.store.due(&self.context.name, &self.asked_for, self.busy.len() + room).await {
             Ok(found) => found,
-            Err(StoreError::Closed) => return RETRY,
+            Err(error) if error.is_final() => return RETRY,
             Err(error) => {
                 if !std::mem::replace(&mut self.store_fails, true) {
                     tracing::warn!(checker = %self.context.name, %error, "the store can't say what is to be checked");
@@ -204,7 +204,7 @@ async fn check<A: Ask>(context: Arc<Context<A>>, due: Due) -> Ended {
         }
         Ok(None) => None,
         Err(error) => {
-            if !matches!(error, StoreError::Closed) {
+            if !error.is_final() {
                 tracing::warn!(checker = %context.name, transaction = %due.id, %error, "not checked; tried again");
             }
             sleep(RETRY).await;
@@ -346,12 +346,12 @@ impl<A> Context<A> {
         loop {
             match call().await {
                 Ok(done) => return Some(done),
-                Err(StoreError::Closed) => return None,
+                Err(StoreError::Fenced | StoreError::Closed) => return None,
                 Err(error @ (StoreError::Conflict(_) | StoreError::Locked(_))) => {
                     tracing::debug!(transaction = %id, %error, "a check came too late");
                     return None;
                 }
-                Err(error @ (StoreError::Full(_) | StoreError::Io(_))) => {
+                Err(error @ (StoreError::Full(_) | StoreError::Io(_) | StoreError::Unknown(_))) => {
                     tracing::warn!(transaction = %id, %error, "a check can't be written down; tried again");
                     sleep(RETRY).await;
                 }

@@ -113,19 +113,32 @@ pub enum StoreError {
     /// Another live channel has an open transaction under this name.
     #[error("transaction '{0}' is open on another channel")]
     Locked(String),
+    /// It was asked, and no answer came: it may have taken effect, or may yet.
+    #[error("nobody knows whether the store took it: {0}")]
+    Unknown(String),
+    /// The store takes nothing more of this process: others have taken over what was its own.
+    #[error("the store was taken over by another process")]
+    Fenced,
     /// The store has been shut down.
     #[error("the store is closed")]
     Closed,
 }
 
 impl StoreError {
-    /// What a client is told, as a channel error.
+    /// Whether the store will say the same to all that this process asks from now on.
+    pub fn is_final(&self) -> bool {
+        matches!(self, Self::Fenced | Self::Closed)
+    }
+
+    /// What a client is told: as a channel error, but for [`ReplyCode::CONNECTION_FORCED`]. Behind that its connection goes,
+    /// so that it takes nothing for an answer.
     pub fn reply_code(&self) -> ReplyCode {
         match self {
             Self::Full(_) => ReplyCode::RESOURCE_ERROR,
             Self::Conflict(_) => ReplyCode::PRECONDITION_FAILED,
             Self::Locked(_) => ReplyCode::RESOURCE_LOCKED,
             Self::Io(_) | Self::Closed => ReplyCode::INTERNAL_ERROR,
+            Self::Unknown(_) | Self::Fenced => ReplyCode::CONNECTION_FORCED,
         }
     }
 }

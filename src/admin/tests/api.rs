@@ -232,6 +232,8 @@ async fn a_store_that_fails_is_told_from_one_that_is_full_and_one_that_is_not_op
     for (error, status) in [
         (StoreError::Full("disk".into()), 507),
         (StoreError::Io("I/O error".into()), 503),
+        (StoreError::Unknown("connection lost".into()), 503),
+        (StoreError::Fenced, 503),
         (StoreError::Closed, 503),
         (StoreError::Locked("order-1".into()), 409),
     ] {

@@ -24,6 +24,9 @@ pub(super) struct Refused {
 impl Connection {
     /// Closes a channel towards both sides.
     pub(super) fn refuse(&mut self, number: u16, code: ReplyCode, detail: &str, method: (u16, u16)) {
+        if code == ReplyCode::CONNECTION_FORCED {
+            return self.leave_unanswered(number, detail, method);
+        }
         if let Some(Slot::Half(channel)) = self.channels.get_mut(&number)
             && channel.holds_refusal(code, detail, method, &mut self.io)
         {
@@ -64,6 +67,27 @@ impl Connection {
         }
         self.replay(number, behind);
         self.end_if_idle();
+    }
+
+    /// Ends the connection, for nobody knows what became of something that a channel asked for: no close of the channel may
+    /// say that it was not done. Until running commits of others are through, what the client sends on it is ignored.
+    fn leave_unanswered(&mut self, number: u16, why: &str, method: (u16, u16)) {
+        // What may lack a part, nobody may release; a commit that is unknown lacks none.
+        let reason = (method != id::TX_COMMIT).then(|| format!("not known to be kept: {why}"));
+        let content = match self.channels.remove(&number) {
+            Some(Slot::Tx(mut channel)) => {
+                channel.abandon(Outcome::Failed, reason, &mut self.io);
+                channel.content()
+            }
+            Some(Slot::Half(mut channel)) => {
+                channel.abandon(&mut self.io);
+                channel.content()
+            }
+            Some(Slot::Confirm(_) | Slot::Refused(_)) | None => Content::Idle,
+        };
+        self.channels.insert(number, Slot::Refused(Refused { content, ..Refused::default() }));
+        self.congested.remove(&number);
+        self.close_because(why);
     }
 
     /// A channel that the proxy closed: the client's frames are ignored until it has answered.

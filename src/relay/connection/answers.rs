@@ -78,7 +78,11 @@ impl Vhost {
                 let channel = self.channels.of(source.lane);
                 self.lane(channel).page(source, after, None, Instant::now());
             }
-            Answer::Marked { source, transactions, marked: Err(error @ (StoreError::Full(_) | StoreError::Io(_))) } => {
+            Answer::Marked {
+                source,
+                transactions,
+                marked: Err(error @ (StoreError::Full(_) | StoreError::Io(_) | StoreError::Unknown(_))),
+            } => {
                 tracing::error!(vhost = %self.name, %error, "the store does not keep what waits beside its lane; it is asked again");
                 let (store, aside) = (Arc::clone(&self.shared.store), self.aside(source));
                 self.questions.push(Box::pin(async move {
@@ -87,7 +91,7 @@ impl Vhost {
                     Answer::Marked { source, transactions, marked }
                 }));
             }
-            Answer::Marked { marked: Err(StoreError::Closed), .. } => {}
+            Answer::Marked { marked: Err(StoreError::Fenced | StoreError::Closed), .. } => {}
             Answer::Marked { source, .. } => {
                 let channel = self.channels.of(source.lane);
                 self.lane(channel).marked(source, Instant::now());
@@ -104,7 +108,10 @@ impl Vhost {
                     queue.page_failed();
                 }
             }
-            Answer::DeadLetter { letter, kept: Err(error @ (StoreError::Full(_) | StoreError::Io(_))) } => {
+            Answer::DeadLetter {
+                letter,
+                kept: Err(error @ (StoreError::Full(_) | StoreError::Io(_) | StoreError::Unknown(_))),
+            } => {
                 tracing::error!(vhost = %self.name, %error, "the store does not keep a dead letter; it is asked again");
                 let store = Arc::clone(&self.shared.store);
                 self.questions.push(Box::pin(async move {
@@ -112,8 +119,9 @@ impl Vhost {
                     keep(store, letter).await
                 }));
             }
-            // A store that is closed has the message as undelivered still; one that does not know it can't be helped.
-            Answer::DeadLetter { kept: Err(StoreError::Closed), .. } => {}
+            // A store that is closed has the message as undelivered still, and so has who took it over; one that does not know
+            // it can't be helped.
+            Answer::DeadLetter { kept: Err(StoreError::Fenced | StoreError::Closed), .. } => {}
             Answer::DeadLetter { letter, kept } => {
                 self.letters_waiting -= 1;
                 if let Err(error) = kept {

@@ -21,6 +21,33 @@ fn a_client_that_rabbitmq_has_blocked_may_be_silent() {
 }
 
 #[test]
+fn what_nobody_knows_ends_the_connection_without_an_answer() {
+    for (unknown, why) in [(StoreError::Unknown("timeout".into()), "nobody knows"), (StoreError::Fenced, "taken over")]
+    {
+        let mut script = Script::transactional(settings());
+        script.client(&[publish(1, b"one"), bare(1, id::TX_COMMIT)].concat());
+        script.upstream(&bare(1, id::TX_ROLLBACK_OK));
+        let (first, ..) = script.decide();
+        script.client(&[bare(2, id::TX_SELECT), publish(2, b"two"), bare(2, id::TX_COMMIT)].concat());
+        script.upstream(&[bare(2, id::TX_SELECT_OK), bare(2, id::TX_ROLLBACK_OK)].concat());
+        let Command::Commit { channel: 2, transaction: second, .. } = script.command() else { panic!("asked") };
+        script.sent();
+        script.connection.handle_committed(1, first, Err(unknown));
+        script.collect();
+        assert_eq!(methods(&script.sent().0), [], "another commit is running");
+        script.connection.handle_client(&publish(1, b"late"));
+        script.collect();
+        assert_eq!(script.sent(), (Vec::new(), Vec::new()), "its channel is nobody's");
+        script.commands.clear();
+        script.connection.handle_committed(2, second, Ok(true));
+        let (client, _) = script.sent();
+        assert_eq!(methods(&client), [(2, id::TX_COMMIT_OK), (0, id::CONNECTION_CLOSE)]);
+        let text = String::from_utf8_lossy(&client);
+        assert!(text.contains("CONNECTION_FORCED") && text.contains(why), "{text}");
+    }
+}
+
+#[test]
 fn a_commit_that_has_come_is_carried_out_though_its_client_is_gone() {
     let mut script = Script::transactional(settings());
     script.client(&[publish(1, b"one"), bare(1, id::TX_COMMIT)].concat());

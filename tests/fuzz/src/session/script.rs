@@ -70,8 +70,10 @@ impl<'a> Script<'a> {
     }
 
     pub fn store_error(&mut self) -> StoreError {
-        match self.below(5) {
+        match self.below(7) {
             4 => StoreError::Locked("n".into()),
+            5 => StoreError::Unknown("timeout".into()),
+            6 => StoreError::Fenced,
             0 => StoreError::Full("disk full".into()),
             1 => StoreError::Io("input/output error".into()),
             2 => StoreError::Conflict("rolled_back".into()),
