@@ -8,6 +8,7 @@ extern crate halfway as pure;
 #[allow(dead_code, unreachable_pub, reason = "it is written for the fuzz targets, and shared")]
 #[path = "../fuzz/src/session/broker.rs"]
 mod broker;
+mod cluster;
 #[allow(unreachable_pub, reason = "it is written for the fuzz targets, and shared")]
 #[path = "../fuzz/src/session/login.rs"]
 mod login;

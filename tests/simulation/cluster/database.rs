@@ -31,7 +31,12 @@ pub(super) enum Call {
 /// What it answers.
 #[derive(Clone)]
 pub(super) enum Said {
-    Beat { sent_at: i64, living: Vec<(Instance, u64)>, own: Vec<LaneId>, free: Vec<LaneId> },
+    Beat {
+        sent_at: i64,
+        living: Vec<(Instance, u64)>,
+        own: Vec<LaneId>,
+        free: Vec<LaneId>,
+    },
     /// It is durable.
     Inserted(Vec<Message>),
     /// Rows, each with whether it may have been sent before.
@@ -125,7 +130,8 @@ impl Database {
                 if let Some((_, beat)) = self.now.instances.get_mut(&me) {
                     *beat += 1;
                 }
-                let living = self.now.instances.iter().filter(|(_, (alive, _))| *alive).map(|(id, (_, beat))| (*id, *beat));
+                let living =
+                    self.now.instances.iter().filter(|(_, (alive, _))| *alive).map(|(id, (_, beat))| (*id, *beat));
                 let lanes = |wanted: Option<Instance>| {
                     let of = self.now.lanes.iter().filter(move |(_, (owner, _))| *owner == wanted);
                     of.map(|(lane, _)| *lane).collect::<Vec<_>>()

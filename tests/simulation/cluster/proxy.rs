@@ -13,9 +13,15 @@ const AGAIN: i64 = 1_200;
 pub(super) enum State {
     Running,
     /// SIGSTOP, or its machine is. It knows nothing of it.
-    Stopped { until: i64, since: i64, clock_stands: bool },
+    Stopped {
+        until: i64,
+        since: i64,
+        clock_stands: bool,
+    },
     /// SIGKILL. Another one starts later.
-    Killed { until: i64 },
+    Killed {
+        until: i64,
+    },
 }
 
 /// A lane that it relays.
