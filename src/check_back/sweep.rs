@@ -24,7 +24,7 @@ pub(super) async fn assign(store: &dyn ForCheckBack, rules: &Rules, known: Vec<A
         match page(store, rules, known.clone(), after, &mut assigned).await {
             Ok(Some(next)) => after = next,
             Ok(None) => break,
-            Err(StoreError::Closed) => return,
+            Err(error) if error.is_final() => return,
             Err(error) => {
                 tracing::warn!(%error, "transactions in doubt can't be given their checkers; tried again");
                 sleep(RETRY).await;
