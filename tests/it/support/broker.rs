@@ -55,6 +55,8 @@ impl Broker {
         let broker = Self::prepare("proxy_protocol = true", None);
         broker.resume_in_background();
         broker.wait_for(|port| std::net::TcpStream::connect(("127.0.0.1", port)).is_ok());
+        // It listens before it takes commands.
+        broker.ctl(&["await_startup"]);
         broker.add_relay_account(RELAY);
         broker
     }
