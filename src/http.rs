@@ -37,7 +37,7 @@ pub(crate) async fn dial(url: &HttpUrl, tls: Option<&ClientTls>) -> io::Result<S
 
 /// An answer of which the head is there. The connection ends with it, however much the other side still has to say.
 #[derive(Debug)]
-pub(crate) struct Answer {
+pub(crate) struct HttpAnswer {
     /// Status and headers.
     pub head: Parts,
     body: Incoming,
@@ -50,16 +50,16 @@ pub(crate) struct Answer {
 pub(crate) async fn send(
     stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
     request: Request<Full<Bytes>>,
-) -> hyper::Result<Answer> {
+) -> hyper::Result<HttpAnswer> {
     let handshake = http1::Builder::new().max_buf_size(HEAD_BYTES_MAX).handshake(TokioIo::new(stream)).await;
     let (mut sender, connection) = handshake?;
     let mut background = JoinSet::new();
     background.spawn(connection);
     let (head, body) = sender.send_request(request).await.map(Response::into_parts)?;
-    Ok(Answer { head, body, _connection: background })
+    Ok(HttpAnswer { head, body, _connection: background })
 }
 
-impl Answer {
+impl HttpAnswer {
     /// The rest of it.
     /// # Errors
     /// The connection failed, or the body has more than `bytes_max`.

@@ -10,7 +10,7 @@ use tokio::sync::oneshot;
 
 /// How many places there are.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Limits {
+pub(crate) struct Capacity {
     /// In all.
     pub(crate) all: usize,
     /// For one address, of IPv6 for one network.
@@ -34,7 +34,7 @@ pub(crate) type Leave = oneshot::Receiver<()>;
 
 impl Places {
     /// A place, for which somebody else may have to leave.
-    pub(crate) fn enter(&self, peer: IpAddr, limits: Limits) -> (Place, Leave) {
+    pub(crate) fn enter(&self, peer: IpAddr, limits: Capacity) -> (Place, Leave) {
         let mut guests = self.guests();
         let network = network(peer);
         if let Some(number) = guests.whose_turn(network, limits) {
@@ -46,7 +46,7 @@ impl Places {
     }
 
     /// A place that nobody has to leave for, if there is one.
-    pub(crate) fn take_free(&self, peer: IpAddr, limits: Limits) -> Option<Place> {
+    pub(crate) fn take_free(&self, peer: IpAddr, limits: Capacity) -> Option<Place> {
         let mut guests = self.guests();
         let network = network(peer);
         guests.whose_turn(network, limits).is_none().then(|| guests.sit(self, network).0)
@@ -85,7 +85,7 @@ struct Guest {
 
 impl Guests {
     /// Who has to leave so that one more of `network` may come: of those who have said least, the oldest.
-    fn whose_turn(&self, network: IpAddr, limits: Limits) -> Option<u64> {
+    fn whose_turn(&self, network: IpAddr, limits: Capacity) -> Option<u64> {
         let of_network = || self.by_number.iter().filter(|(_, guest)| guest.network == network);
         let said_least = |(number, guest): &(&u64, &Guest)| (guest.heard.load(Ordering::Relaxed), **number);
         let leaves = if of_network().count() >= limits.each {
@@ -126,7 +126,7 @@ pub(crate) async fn told_to(leave: &mut Leave) {
 mod tests {
     use super::*;
 
-    const LIMITS: Limits = Limits { all: 4, each: 2 };
+    const LIMITS: Capacity = Capacity { all: 4, each: 2 };
 
     fn peer(text: &str) -> IpAddr {
         text.parse().expect("an address")

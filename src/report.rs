@@ -6,8 +6,8 @@ pub(crate) use metrics::Metrics;
 
 use crate::health::{Component, Condition, Health};
 use crate::memory::Memory;
-use crate::relay::{Link, Refused, RelayMetrics, RelayStatus, VhostSnapshot};
-use crate::roster::{self, Roster, Standing};
+use crate::relay::{Link, RelayMetrics, RelayStatus, Stuck, VhostSnapshot};
+use crate::roster::{self, Roster, Situation};
 use crate::store::{Backend, Room, Stats, StoreMetrics, system_clock};
 use crate::tls::ServerTls;
 use crate::tx::id::Timestamp;
@@ -53,7 +53,7 @@ pub(crate) fn start(health: &Arc<Health>, mut metrics: Metrics, watched: Watched
             metrics.memory.show(&memory);
             let links = report_relay(&health, &mut metrics.relay, &relay);
             let oldest_doubt = Some(gauge(&store.stats().oldest_in_doubt)).filter(|since| *since > 0).map(Timestamp);
-            roster.stand(Standing { oldest_doubt, links });
+            roster.stand(Situation { oldest_doubt, links });
             metrics.process.ready.set(health.report().is_ready().into());
             if tick % SELDOM != 0 {
                 continue;
@@ -126,7 +126,7 @@ fn trouble(vhost: &VhostSnapshot) -> Option<String> {
             let channels =
                 (channels > 0).then(|| format!("lanes share channels, because RabbitMQ allows only {channels}"));
             let refused = vhost.refused.as_ref().map(|refused| {
-                let Refused { messages, channels, nacks, exchange, routing_key } = refused;
+                let Stuck { messages, channels, nacks, exchange, routing_key } = refused;
                 format!(
                     "client channels that wait, because RabbitMQ nacks messages of theirs: {channels}, messages: {messages}; \
                      one for exchange '{exchange}' with routing key '{routing_key}' was nacked {nacks} times"

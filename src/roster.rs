@@ -16,7 +16,7 @@ use crate::tx::id::Timestamp;
 /// Every part's lines, shared by `Arc`.
 #[derive(Debug, Default)]
 pub struct Roster {
-    standing: Mutex<Arc<Standing>>,
+    standing: Mutex<Arc<Situation>>,
     /// As many as there are client connections, which have their own bound.
     seats: Mutex<BTreeMap<u64, Arc<Seat>>>,
     /// As many as the configurations of this process have had checkers.
@@ -39,7 +39,7 @@ pub struct LastCheck {
 
 /// How store and relay stand, as of the last look.
 #[derive(Clone, Debug, Default, PartialEq)]
-pub struct Standing {
+pub struct Situation {
     /// Since when the oldest transaction in doubt is so.
     pub oldest_doubt: Option<Timestamp>,
     /// The relay's connections, by virtual host.
@@ -61,7 +61,7 @@ pub struct Link {
 
 impl Roster {
     /// Says how store and relay stand now.
-    pub fn stand(&self, standing: Standing) {
+    pub fn stand(&self, standing: Situation) {
         *self.standing.lock().unwrap_or_else(PoisonError::into_inner) = Arc::new(standing);
     }
 
@@ -109,7 +109,7 @@ impl Roster {
     }
 
     /// How store and relay stand.
-    pub fn standing(&self) -> Arc<Standing> {
+    pub fn standing(&self) -> Arc<Situation> {
         Arc::clone(&self.standing.lock().unwrap_or_else(PoisonError::into_inner))
     }
 }

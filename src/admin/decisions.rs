@@ -19,7 +19,7 @@ use crate::tx::decision::{Actor, Decision, Fate, Target, Verdict};
 use crate::tx::id::TransactionId;
 use crate::tx::state;
 
-type Answer<T> = Result<Json<T>, Problem>;
+type Shown<T> = Result<Json<T>, Problem>;
 
 impl Admin {
     pub(super) fn store(&self) -> Result<&Arc<dyn ForAdmin>, Problem> {
@@ -48,7 +48,7 @@ impl Admin {
         Refusals,
     ),
 )]
-pub(super) async fn list(State(admin): State<Admin>, page: Page<Filter>) -> Answer<view::Page> {
+pub(super) async fn list(State(admin): State<Admin>, page: Page<Filter>) -> Shown<view::Page> {
     let listing = admin.store()?.transactions(page.filter, page.after, page.limit).await?;
     Ok(Json(listing.into()))
 }
@@ -95,7 +95,7 @@ pub(super) async fn commit(
     Id(id): Id,
     expected: IfMatch,
     reason: Reason,
-) -> Answer<view::Decided> {
+) -> Shown<view::Decided> {
     expect(&admin, id, &expected).await?;
     decide(admin, who, Target::Id(id), Decision::Commit, reason).await
 }
@@ -122,7 +122,7 @@ pub(super) async fn roll_back(
     Id(id): Id,
     expected: IfMatch,
     reason: Reason,
-) -> Answer<view::Decided> {
+) -> Shown<view::Decided> {
     expect(&admin, id, &expected).await?;
     decide(admin, who, Target::Id(id), Decision::RollBack, reason).await
 }
@@ -147,7 +147,7 @@ pub(super) async fn commit_named(
     who: Operator,
     Named(named): Named,
     reason: Reason,
-) -> Answer<view::Decided> {
+) -> Shown<view::Decided> {
     decide(admin, who, Target::Name(named), Decision::Commit, reason).await
 }
 
@@ -171,7 +171,7 @@ pub(super) async fn roll_back_named(
     who: Operator,
     Named(named): Named,
     reason: Reason,
-) -> Answer<view::Decided> {
+) -> Shown<view::Decided> {
     decide(admin, who, Target::Name(named), Decision::RollBack, reason).await
 }
 
@@ -197,7 +197,7 @@ async fn decide(
     target: Target,
     decision: Decision,
     Reason(reason): Reason,
-) -> Answer<view::Decided> {
+) -> Shown<view::Decided> {
     let work = async move { settle(&admin, who, target, decision, reason, false)?.await };
     match apart(work, DECISION_FAILED).await? {
         Verdict::Decided(fate) => Ok(Json(view::Decided::new(fate, true))),
@@ -247,7 +247,7 @@ pub(super) async fn check(
     Operator(who): Operator,
     Id(id): Id,
     Nothing: Nothing,
-) -> Answer<view::Transaction> {
+) -> Shown<view::Transaction> {
     let asked = check_now(&admin, &who, id, None).await?;
     let (summary, _) = admin.store()?.transaction(id).await?.ok_or_else(Problem::no_such_transaction)?;
     if asked {

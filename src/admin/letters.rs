@@ -17,7 +17,7 @@ use crate::store::{LetterFilter, LetterId, StoreError};
 use crate::tx::decision::Actor;
 use crate::tx::id::TransactionId;
 
-type Answer<T> = Result<Json<T>, Problem>;
+type Shown<T> = Result<Json<T>, Problem>;
 
 /// What becomes of a dead letter.
 #[derive(Clone, Copy)]
@@ -51,7 +51,7 @@ impl Fate {
         Refusals,
     ),
 )]
-pub(super) async fn list(State(admin): State<Admin>, page: Page<LetterFilter>) -> Answer<view::LetterPage> {
+pub(super) async fn list(State(admin): State<Admin>, page: Page<LetterFilter>) -> Shown<view::LetterPage> {
     let letters = admin.store()?.dead_letters(page.filter, page.after, page.limit).await?;
     Ok(Json(letters.into()))
 }
@@ -69,7 +69,7 @@ pub(super) async fn list(State(admin): State<Admin>, page: Page<LetterFilter>) -
         Refusals,
     ),
 )]
-pub(super) async fn show(State(admin): State<Admin>, Letter(id): Letter) -> Answer<view::Letter> {
+pub(super) async fn show(State(admin): State<Admin>, Letter(id): Letter) -> Shown<view::Letter> {
     let store = admin.store()?;
     let letter = store.dead_letter_by_id(id).await?.ok_or_else(unknown)?;
     let message = store.dead_letter_message(id).await?;
@@ -92,7 +92,7 @@ pub(super) async fn show(State(admin): State<Admin>, Letter(id): Letter) -> Answ
         Refusals,
     ),
 )]
-pub(super) async fn retry(admin: State<Admin>, who: Operator, id: Letter, why: Reason) -> Answer<view::LetterDecided> {
+pub(super) async fn retry(admin: State<Admin>, who: Operator, id: Letter, why: Reason) -> Shown<view::LetterDecided> {
     decide(admin, who, id, Fate::Retry, why).await
 }
 
@@ -111,12 +111,7 @@ pub(super) async fn retry(admin: State<Admin>, who: Operator, id: Letter, why: R
         Refusals,
     ),
 )]
-pub(super) async fn discard(
-    admin: State<Admin>,
-    who: Operator,
-    id: Letter,
-    why: Reason,
-) -> Answer<view::LetterDecided> {
+pub(super) async fn discard(admin: State<Admin>, who: Operator, id: Letter, why: Reason) -> Shown<view::LetterDecided> {
     decide(admin, who, id, Fate::Discard, why).await
 }
 
@@ -126,7 +121,7 @@ async fn decide(
     Letter(id): Letter,
     fate: Fate,
     Reason(reason): Reason,
-) -> Answer<view::LetterDecided> {
+) -> Shown<view::LetterDecided> {
     let work = async move { settle(&admin, who, id, fate, reason, false)?.await };
     let transaction = apart(work, DECISION_FAILED).await?.ok_or_else(unknown)?;
     Ok(Json(view::LetterDecided::new(id, transaction, fate.as_str())))

@@ -24,12 +24,12 @@ use tokio::time::{Sleep, sleep};
 
 use super::metrics::AdminMetrics;
 use super::problem::Problem;
-use crate::places::{Leave, Limits, Place, Places, told_to};
+use crate::places::{Capacity, Leave, Place, Places, told_to};
 
 /// Connections that have asked for nothing yet, or for no more than [`HEALTH`].
-const AT_THE_DOOR: Limits = Limits { all: 256, each: 128 };
+const AT_THE_DOOR: Capacity = Capacity { all: 256, each: 128 };
 /// Connections that have asked for more, the streams of dashboards included.
-const INSIDE: Limits = Limits { all: 256, each: 128 };
+const INSIDE: Capacity = Capacity { all: 256, each: 128 };
 /// What is answered at the door: so nobody's requests keep it from being answered, and it is never in anybody's way.
 const HEALTH: [&str; 3] = ["/healthz", "/readyz", "/metrics"];
 /// How long a peer may take to send the head of a request, and may be silent between two.

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use super::{Finding, word};
 use crate::{
     config::{Config, ProxyProtocol, Relay, UpstreamUrl},
-    relay::{self, Credentials, ProbeError},
+    relay::{self, Credentials, RightsError},
     tls::ClientTls,
     upstream::Upstream,
 };
@@ -35,8 +35,8 @@ pub(super) async fn examine(
             );
             (channels < lanes).then(|| Finding::warning(what("channels"), text, why, cure))
         };
-        match relay::probe_account(&upstream, &credentials, vhost, lanes).await {
-            Err(ProbeError::Connect(error)) => {
+        match relay::find_rights(&upstream, &credentials, vhost, lanes).await {
+            Err(RightsError::Connect(error)) => {
                 findings[0] = Finding::failed(
                     format!("upstream {url}"),
                     error.to_string(),
@@ -48,7 +48,7 @@ pub(super) async fn examine(
                 );
                 break;
             }
-            Err(ProbeError::Login(error)) => {
+            Err(RightsError::Login(error)) => {
                 findings.push(Finding::failed(
                     what("login"),
                     error.to_string(),
@@ -59,7 +59,7 @@ pub(super) async fn examine(
                     ),
                 ));
             }
-            Err(ProbeError::UsedUp { limit, text }) => {
+            Err(RightsError::UsedUp { limit, text }) => {
                 findings.push(Finding::fine(what("login"), "accepted"));
                 findings.extend(too_few(limit));
                 findings.push(Finding::warning(

@@ -341,7 +341,7 @@ impl Channel {
                 }
                 Some(Asker::Judge(id, batch)) => {
                     self.leases.fenced();
-                    return self.judged(id, batch, io);
+                    return self.park_judged(id, batch, io);
                 }
                 Some(Asker::Fence) => {
                     self.leases.fenced();

@@ -26,7 +26,7 @@ pub struct Transaction {
     /// What the producer said of it, if its messages are to be durable as they come.
     pub named: Option<Arc<Named>>,
     /// Whether RabbitMQ is judging half messages of a named one, which are parked when it has.
-    pub judging: bool,
+    pub awaits_judgement: bool,
     /// Whether RabbitMQ was asked, among its probes, if the client is who it says.
     pub claimed: bool,
     /// Decisions about other transactions, to be made at commit.
@@ -101,7 +101,7 @@ impl Transaction {
 
     /// Whether every message of this named transaction has been given to the store.
     pub fn is_parked(&self) -> bool {
-        self.named.is_some() && !self.judging && self.batch.is_empty()
+        self.named.is_some() && !self.awaits_judgement && self.batch.is_empty()
     }
 
     /// Asks RabbitMQ, with this probe, whether the client is who it says.

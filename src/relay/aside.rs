@@ -15,7 +15,7 @@
 //! to stand beside the lane, and is read from there.
 
 use super::message::{Message, Source};
-use super::status::Refused;
+use super::status::Stuck;
 use crate::store::{Cursor, Sequence, Waiter};
 use bytes::Bytes;
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
@@ -422,12 +422,12 @@ impl Aside {
     }
 
     /// What RabbitMQ nacked and has not taken since: how many messages, and the one that was nacked most.
-    pub(super) fn refused(&self) -> Option<Refused> {
+    pub(super) fn refused(&self) -> Option<Stuck> {
         let (_, source) = self.nacked.last()?;
         let first = self.sources.get(source)?.again.values().next()?;
         let (exchange, routing_key) = first.destination();
         let channels = self.sources.len() as u64;
-        Some(Refused { messages: self.nacked_messages, channels, nacks: first.nacks, exchange, routing_key })
+        Some(Stuck { messages: self.nacked_messages, channels, nacks: first.nacks, exchange, routing_key })
     }
 
     /// Takes over what waits beside another lane.

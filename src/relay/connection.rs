@@ -14,7 +14,7 @@ use super::lane::{DEAD_LETTERS_WAITING_MAX, Lane, Policy};
 use super::login::{Connection, LoginError};
 use super::message::Message;
 use super::queue::{Next, Queue};
-use super::status::{Link, Refused, VhostStatus, add};
+use super::status::{Link, Stuck, VhostStatus, add};
 use super::trial::{self, Verdict};
 use super::wire::{WRITE_BYTES, Wire};
 use crate::amqp::frame::{self, Frame};
@@ -435,7 +435,7 @@ impl Vhost {
             self.try_first(suspects);
         }
         self.status.counters.in_flight.store(in_flight, Ordering::Relaxed);
-        self.status.set_refused(self.lanes.values().filter_map(Lane::refused).reduce(Refused::and));
+        self.status.set_refused(self.lanes.values().filter_map(Lane::refused).reduce(Stuck::and));
         if !self.delivered.is_empty() {
             self.delivered_since.get_or_insert_with(Instant::now);
             self.confirmed_something = true;

@@ -22,7 +22,7 @@ pub enum Link {
 
 /// Messages that RabbitMQ nacked and has not taken since; what comes behind them from the same client channels waits.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Refused {
+pub struct Stuck {
     /// How many.
     pub messages: u64,
     /// Client channels that wait.
@@ -35,7 +35,7 @@ pub struct Refused {
     pub routing_key: String,
 }
 
-impl Refused {
+impl Stuck {
     /// Both; the one that was nacked more often is told of.
     pub(super) fn and(self, other: Self) -> Self {
         let (messages, channels) = (self.messages + other.messages, self.channels + other.channels);
@@ -73,7 +73,7 @@ pub(super) struct Counters {
 #[derive(Debug)]
 pub(crate) struct VhostStatus {
     link: Mutex<Link>,
-    refused: Mutex<Option<Refused>>,
+    refused: Mutex<Option<Stuck>>,
     trial: Mutex<Option<String>>,
     pub(super) counters: Counters,
     /// From the decision of a transaction to RabbitMQ's last answer, of all virtual hosts.
@@ -91,7 +91,7 @@ impl VhostStatus {
         }
     }
 
-    pub(super) fn set_refused(&self, refused: Option<Refused>) {
+    pub(super) fn set_refused(&self, refused: Option<Stuck>) {
         *self.refused.lock().unwrap_or_else(PoisonError::into_inner) = refused;
     }
 
@@ -153,7 +153,7 @@ pub struct VhostSnapshot {
     /// Lanes whose oldest message has waited longer than the confirm timeout, now.
     pub stalled_lanes: u64,
     /// What RabbitMQ nacked and has not taken since.
-    pub refused: Option<Refused>,
+    pub refused: Option<Stuck>,
     /// Why there is no connection for messages that have to be tried before they go with others.
     pub trial: Option<String>,
     /// Channels that RabbitMQ allows, where lanes have to share them; else 0.

@@ -18,7 +18,7 @@ use self::routing::Routing;
 use crate::config::{self, Config, MessageSizeLimit};
 use crate::health::Health;
 use crate::memory::Memory;
-use crate::places::Limits;
+use crate::places::Capacity;
 use crate::protocol::command::Settings;
 use crate::protocol::handshake::LoginRules;
 use crate::roster::Roster;
@@ -72,7 +72,7 @@ pub struct Shared {
 pub struct Terms {
     connections_max: usize,
     /// For those who have not logged in.
-    handshakes: Limits,
+    handshakes: Capacity,
     handshake_timeout: Duration,
     loopback_users: Vec<String>,
     transaction: config::Transaction,
@@ -116,7 +116,7 @@ impl Terms {
     pub fn new(config: &Config, rules: Rules) -> Self {
         Self {
             connections_max: config.listen.max_connections as usize,
-            handshakes: Limits {
+            handshakes: Capacity {
                 all: config.listen.max_handshakes as usize,
                 each: config.listen.max_handshakes.div_ceil(2) as usize,
             },

@@ -5,7 +5,7 @@ use crate::support::id;
 use crate::support::raw::Login;
 use crate::support::table::{Properties, Table};
 use crate::support::{Broker, PATIENCE, Raw, broker, deadline, unique, wait_until};
-use halfway::relay::{Backoff, Credentials, Link, Relay, Settings, probe_account};
+use halfway::relay::{Backoff, Credentials, Link, Relay, Settings, find_rights};
 use halfway::store::memory::MemoryStore;
 use halfway::store::{Commit, Committed, ForSessions, Forwarded, Lane, Origin, Outlet, Strand, Wait, Waiter};
 use halfway::tx::batch::{Batch, HalfMessage};
@@ -416,7 +416,7 @@ fn the_probe_tells_what_an_account_lacks() {
     let (upstream, runtime) = (upstream(&[broker().port]), Runtime::new().unwrap());
     let probe = |user: &str, password: &str, vhost: &str| {
         let credentials = Credentials { username: user.into(), password: password.into() };
-        runtime.block_on(probe_account(&upstream, &credentials, vhost, 3))
+        runtime.block_on(find_rights(&upstream, &credentials, vhost, 3))
     };
     let names = [unique("probed"), unique("probed"), unique("probed"), unique("probed")];
     let [fit, plain, no_default, nothing] = names.each_ref().map(String::as_str);

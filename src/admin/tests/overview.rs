@@ -6,7 +6,7 @@ use tokio::time::timeout;
 
 use super::access::{replace_tokens, with_tokens};
 use super::*;
-use crate::roster::{Link, Standing};
+use crate::roster::{Link, Situation};
 use crate::tx::id::Timestamp;
 
 #[tokio::test]
@@ -24,7 +24,7 @@ async fn the_overview_has_every_part_before_the_store_is_open_and_after() {
     counted.dead_letters.set(2);
     counted.store_used_bytes.set(4096);
     let link = Link { vhost: "shop".into(), state: "blocked", reason: Some("memory".into()), in_flight: 7 };
-    port.admin.roster.stand(Standing { oldest_doubt: Some(Timestamp(1_500)), links: vec![link] });
+    port.admin.roster.stand(Situation { oldest_doubt: Some(Timestamp(1_500)), links: vec![link] });
     let shown = port.get("/api/overview").await.json();
     for (path, expected) in [
         ("/version", json!(view::VERSION)),

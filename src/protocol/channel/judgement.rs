@@ -20,10 +20,10 @@ pub(in crate::protocol) const PROBES_MAX: usize = 100;
 impl Channel {
     /// Half messages of a named transaction are durable as they come, but none before RabbitMQ has judged it: what it
     /// would refuse must not be left for somebody to release. While it judges some, the next ones gather.
-    pub(super) fn judge(&mut self, io: &mut Io) {
+    pub(super) fn have_judged(&mut self, io: &mut Io) {
         let transaction = &mut self.transaction;
         if transaction.named.is_none()
-            || transaction.judging
+            || transaction.awaits_judgement
             || transaction.batch.is_empty()
             || self.receiving.is_some()
         {
@@ -33,24 +33,24 @@ impl Channel {
         if !std::mem::take(&mut transaction.unjudged) {
             return park(transaction, batch, self.number, &mut self.parks, io);
         }
-        transaction.judging = true;
+        transaction.awaits_judgement = true;
         self.asked = false;
         let id = *transaction.id.get_or_insert_with(io.settings.new_id);
         self.fence(Asker::Judge(id, batch), io);
     }
 
     /// RabbitMQ has nothing against these.
-    pub(super) fn judged(&mut self, id: TransactionId, batch: Batch, io: &mut Io) -> Next {
+    pub(super) fn park_judged(&mut self, id: TransactionId, batch: Batch, io: &mut Io) -> Next {
         let transaction = match &mut self.commit {
             Some(commit) if commit.transaction.id == Some(id) => &mut commit.transaction,
             _ if self.transaction.id == Some(id) => &mut self.transaction,
             // It was rolled back meanwhile.
             _ => return Next::Nothing,
         };
-        transaction.judging = false;
+        transaction.awaits_judgement = false;
         io.user_confirmed |= transaction.claimed;
         park(transaction, batch, self.number, &mut self.parks, io);
-        self.judge(io);
+        self.have_judged(io);
         Next::Nothing
     }
 

@@ -171,7 +171,7 @@ impl Channel {
                 return refuse(format!("transaction of more than {max} decisions (transaction.max_messages)"));
             }
             // Messages before it may have waited for its end.
-            self.judge(io);
+            self.have_judged(io);
             return Next::Nothing;
         }
         let asked = self.send_probe(&publish, &header, io);
@@ -202,7 +202,7 @@ impl Channel {
             return refuse(format!("transaction of more than {} bytes (transaction.max_size)", limits.bytes_max));
         }
         if self.transaction.named.is_some() {
-            self.judge(io);
+            self.have_judged(io);
         } else if self.transaction.batch.bytes() > limits.memory_bytes_max {
             let batch = std::mem::take(&mut self.transaction.batch);
             park(&mut self.transaction, batch, self.number, &mut self.parks, io);

@@ -3,7 +3,7 @@
 use super::Lane;
 use crate::amqp::reply_code::ReplyCode;
 use crate::relay::message::{Message, Source};
-use crate::relay::status::Refused;
+use crate::relay::status::Stuck;
 use crate::store::Waiter;
 use std::time::{Duration, Instant};
 
@@ -91,7 +91,7 @@ impl Lane {
     }
 
     /// What RabbitMQ nacked and has not taken since: how many messages, and the first.
-    pub(in crate::relay) fn refused(&self) -> Option<Refused> {
+    pub(in crate::relay) fn refused(&self) -> Option<Stuck> {
         self.aside.refused()
     }
 }

@@ -18,7 +18,7 @@ const EXCHANGES: [&[u8]; 4] = [b"", b"amq.fanout", b"amq.direct", b"amq.topic"];
 
 /// What an account may do in a virtual host.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Report {
+pub struct Rights {
     /// Whether it may publish to the default exchange, through which queues are addressed by name. Other exchanges have
     /// permissions of their own.
     pub may_write_to_queues: bool,
@@ -32,7 +32,7 @@ pub struct Report {
 
 /// Why it could not be found out.
 #[derive(Debug, thiserror::Error)]
-pub enum ProbeError {
+pub enum RightsError {
     /// RabbitMQ can't be reached.
     #[error(transparent)]
     Connect(#[from] ConnectError),
@@ -49,7 +49,7 @@ pub enum ProbeError {
     },
 }
 
-impl From<LoginError> for ProbeError {
+impl From<LoginError> for RightsError {
     fn from(error: LoginError) -> Self {
         let limit = match &error {
             LoginError::Refused(_, text) => user_limit(text.as_bytes()),
@@ -66,13 +66,13 @@ impl From<LoginError> for ProbeError {
 /// any other, and delivers none.
 ///
 /// # Errors
-/// [`ProbeError`] if it does not get as far as that.
-pub async fn probe_account(
+/// [`RightsError`] if it does not get as far as that.
+pub async fn find_rights(
     upstream: &Upstream,
     credentials: &Credentials,
     vhost: &str,
     lanes: u16,
-) -> Result<Report, ProbeError> {
+) -> Result<Rights, RightsError> {
     let stream = upstream.connect(None).await?;
     let mut connection = Connection::open(stream, credentials, vhost).await?;
     let may_write_to_queues = ask(&mut connection, b"", None).await? != Some(ReplyCode::ACCESS_REFUSED);
@@ -86,7 +86,7 @@ pub async fn probe_account(
         break;
     }
     let channels = count_channels(&mut connection, lanes).await?;
-    Ok(Report { may_write_to_queues, impersonator, channels })
+    Ok(Rights { may_write_to_queues, impersonator, channels })
 }
 
 /// Opens channels up to `wanted`, and counts how many RabbitMQ opens. The account's limit counts those of a relay that
