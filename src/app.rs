@@ -16,10 +16,10 @@ use crate::service;
 use crate::session::listener::Listener;
 use crate::session::{self, Shared, Terms};
 use crate::signals::Signals;
-use crate::store::{Backend, Limits, OpenError, Outlet, Store, StoreError};
+use crate::store::{Backend, Limits, OpenError, Outlet, Shortcut, Store, StoreError};
 use crate::telemetry::Level;
 use crate::tls::{ClientTls, ServerTls, TlsError};
-use crate::trace::{self, TracedOutlet, TracedStore};
+use crate::trace::{self, TracedOutlet, TracedShortcut, TracedStore};
 use crate::upstream::Upstream;
 use reload::Reloader;
 use std::io;
@@ -115,6 +115,10 @@ pub async fn run(loaded: Loaded, load: Load, level: Level) -> Result<(), AppErro
         None => relay.clone(),
         Some(tracer) => Arc::new(TracedOutlet::new(relay.clone(), Arc::clone(tracer))),
     };
+    let shortcut: Arc<dyn Shortcut> = match &tracer {
+        None => relay.clone(),
+        Some(tracer) => Arc::new(TracedShortcut::new(relay.clone(), Arc::clone(tracer))),
+    };
     let store = open_store(config, outlet).await?;
     // What the parts ask the store, with spans or without.
     let calls: Arc<dyn Store> = match &tracer {
@@ -149,6 +153,7 @@ pub async fn run(loaded: Loaded, load: Load, level: Level) -> Result<(), AppErro
         Terms::new(config, check_back::rules(&config.checker)),
         session::Parts {
             store: calls,
+            shortcut,
             upstream: Arc::clone(&upstream),
             metrics: Arc::new(metrics.sessions.clone()),
             health: health.clone(),

@@ -75,7 +75,7 @@ impl From<StoreError> for Problem {
             StoreError::Io(_) | StoreError::Unknown(_) | StoreError::Fenced | StoreError::Closed => {
                 StatusCode::SERVICE_UNAVAILABLE
             }
-            StoreError::Conflict(_) | StoreError::Locked(_) => StatusCode::CONFLICT,
+            StoreError::Conflict(_) | StoreError::Locked(_) | StoreError::Refused(..) => StatusCode::CONFLICT,
         };
         Self::new(status, error.to_string())
     }

@@ -347,7 +347,7 @@ impl<A> Context<A> {
             match call().await {
                 Ok(done) => return Some(done),
                 Err(StoreError::Fenced | StoreError::Closed) => return None,
-                Err(error @ (StoreError::Conflict(_) | StoreError::Locked(_))) => {
+                Err(error @ (StoreError::Conflict(_) | StoreError::Locked(_) | StoreError::Refused(..))) => {
                     tracing::debug!(transaction = %id, %error, "a check came too late");
                     return None;
                 }

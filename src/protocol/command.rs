@@ -101,6 +101,8 @@ pub enum Command {
         batch: Batch,
         /// Whether some were parked before.
         parked: bool,
+        /// Whether it is a single message and nothing else, so that RabbitMQ may be given it before it is durable here.
+        alone: bool,
         /// What [`super::connection::Connection::handle_forwarded`], or
         /// [`handle_unforwarded`](super::connection::Connection::handle_unforwarded), is waited for with; none: nothing.
         wait: Option<Wait>,

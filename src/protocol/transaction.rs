@@ -61,6 +61,12 @@ impl Transaction {
         self.messages == 0 && self.native.is_empty() && self.decisions.is_empty()
     }
 
+    /// Whether it is one message, and nothing else: that is all or nothing by itself.
+    pub fn is_alone(&self) -> bool {
+        let more = self.parked || !self.native.is_empty() || !self.settlements.is_empty() || !self.decisions.is_empty();
+        self.messages == 1 && self.named.is_none() && !more
+    }
+
     /// Bytes that it holds in memory.
     pub fn held_bytes(&self) -> usize {
         let decisions = self.decisions.len() * DECISION_BYTES;

@@ -10,7 +10,7 @@ use self::lost::End;
 use super::Settings;
 use super::channels::Channels;
 use super::inbox::Inbox;
-use super::lane::{DEAD_LETTERS_WAITING_MAX, Lane, Policy};
+use super::lane::{DEAD_LETTERS_WAITING_MAX, Lane, Lone, Policy};
 use super::login::{Connection, LoginError};
 use super::message::Message;
 use super::queue::{Next, Queue};
@@ -21,7 +21,7 @@ use crate::amqp::frame::{self, Frame};
 use crate::amqp::method::{self, Close, id};
 use crate::amqp::reply_code::ReplyCode;
 use crate::amqp::wire::Reader;
-use crate::store::{ForRelay, Sequence};
+use crate::store::{Sequence, Store};
 use crate::upstream::Upstream;
 use futures_util::future::BoxFuture;
 use futures_util::stream::{FuturesUnordered, StreamExt};
@@ -54,7 +54,7 @@ pub(super) const GOODBYE_TIMEOUT: Duration = Duration::from_secs(1);
 pub(super) struct Shared {
     pub(super) settings: watch::Receiver<Settings>,
     pub(super) upstream: Arc<Upstream>,
-    pub(super) store: Arc<dyn ForRelay>,
+    pub(super) store: Arc<dyn Store>,
     /// The first commit of this process: what is older may have been sent by an earlier one.
     pub(super) first_own: Arc<AtomicI64>,
     pub(super) draining: watch::Receiver<bool>,
@@ -131,9 +131,11 @@ impl Vhost {
                     tracing::info!(vhost = %self.name, node = %self.shared.upstream.urls()[number], "the relay is connected");
                     self.status.set_link(Link::Connected);
                     self.inbox.set_cut_off(false);
+                    self.inbox.open_for_lones();
                     add(&self.status.counters.reconnects, u64::from(connections > 0));
                     connections += 1;
                     let end = self.converse(connection).await;
+                    self.close_for_lones();
                     let opened = self.lanes.values().filter(|lane| lane.is_opened()).count();
                     let was_opening = self.lanes.values().any(|lane| !lane.is_down() && !lane.is_opened());
                     self.disconnected(end.as_ref().is_err_and(Lost::accuses));
@@ -205,6 +207,13 @@ impl Vhost {
             && self.inbox.queues().values().all(Queue::is_idle)
     }
 
+    /// Nothing can be sent on the connection that there was.
+    fn close_for_lones(&self) {
+        for lone in self.inbox.close_for_lones() {
+            self.store_first(lone);
+        }
+    }
+
     /// Nothing can be sent now, so nobody waits for it, and memory is for those who can send.
     fn cut_off(&mut self) {
         self.inbox.set_cut_off(true);
@@ -213,16 +222,21 @@ impl Vhost {
 
     /// `None`: the relay drains.
     async fn connect(&mut self, node: usize) -> Option<Result<(Connection, usize), Lost>> {
-        let Self { name, shared, settings, draining, .. } = self;
-        let credentials = settings.borrow().credentials.clone();
-        let connect = async {
-            let (stream, number) = shared.upstream.connect_from(node, None).await?;
-            let connection = Connection::open(stream, &credentials, name).await?;
+        let (name, upstream) = (Arc::clone(&self.name), Arc::clone(&self.shared.upstream));
+        let (credentials, mut draining) = (self.settings.borrow().credentials.clone(), self.draining.clone());
+        let mut connect = pin!(async move {
+            let (stream, number) = upstream.connect_from(node, None).await?;
+            let connection = Connection::open(stream, &credentials, &name).await?;
             Ok((connection, number))
-        };
-        tokio::select! {
-            result = connect => Some(result),
-            _ = draining.wait_for(|draining| *draining) => None,
+        });
+        loop {
+            self.collect();
+            tokio::select! {
+                result = &mut connect => return Some(result),
+                _ = draining.wait_for(|draining| *draining) => return None,
+                Some(answer) = self.questions.next() => self.hear(answer),
+                Some((message, verdict)) = self.verdicts.recv() => self.tried(message, verdict),
+            }
         }
     }
 
@@ -307,6 +321,9 @@ impl Vhost {
                 self.lanes.values_mut().for_each(|lane| lane.change_policy(policy.clone()));
             }
             let drains = *draining.borrow_and_update();
+            if drains {
+                self.close_for_lones();
+            }
             if !drains {
                 self.feed(wire, now);
             }
@@ -352,6 +369,8 @@ impl Vhost {
     /// Gives the lanes what they may have, and writes what they may send.
     fn feed(&mut self, wire: &mut Wire, now: Instant) {
         let (mut pages, mut asides) = (Vec::new(), Vec::new());
+        // Before the queues: what their clients committed earlier is in there.
+        let lones = self.inbox.take_lones();
         let inbox = Arc::clone(&self.inbox);
         for source in std::mem::take(&mut *inbox.asides.lock().unwrap_or_else(PoisonError::into_inner)) {
             let channel = self.channels.of(source.lane);
@@ -393,10 +412,29 @@ impl Vhost {
         }
         let before = wire.writer.out.len();
         self.fill(&mut wire.writer.out, wire.frame_bytes_max, now);
+        for lone in lones {
+            self.send_lone(lone, wire, now);
+        }
         if wire.writer.out.len() > before {
             self.company_until = Some(now + COMPANY_WAIT);
         } else if self.company_until.is_some_and(|until| until <= now) {
             self.company_until = None;
+        }
+    }
+
+    /// Sends a transaction of one message before the store has it, if nothing stands before it in its lane.
+    fn send_lone(&mut self, lone: Lone, wire: &mut Wire, now: Instant) {
+        let number = lone.commit.origin.lane.number;
+        let is_next = self.inbox.queues().get(&number).is_some_and(Queue::is_idle)
+            && wire.writer.out.len() < WRITE_BYTES
+            && self.letters_waiting < DEAD_LETTERS_WAITING_MAX;
+        let channel = self.channels.of(number);
+        let sent = match is_next {
+            true => self.lane(channel).send_lone(lone, &mut wire.writer.out, wire.frame_bytes_max, now),
+            false => Err(Box::new(lone)),
+        };
+        if let Err(lone) = sent {
+            self.store_first(*lone);
         }
     }
 
@@ -415,7 +453,8 @@ impl Vhost {
 
     /// Takes what the lanes have for the store.
     fn collect(&mut self) {
-        let (mut in_flight, mut marks, mut suspects) = (0, Vec::new(), Vec::new());
+        let (mut in_flight, mut marks, mut suspects, mut lones) = (0, Vec::new(), Vec::new(), Vec::new());
+        let now = Instant::now();
         for lane in self.lanes.values_mut() {
             in_flight += lane.in_flight() as u64;
             self.delivered.append(&mut lane.delivered);
@@ -424,6 +463,8 @@ impl Vhost {
                 self.questions.push(Box::pin(keep(Arc::clone(&self.shared.store), letter)));
             }
             suspects.append(&mut lane.take_suspects());
+            lones.extend(std::iter::from_fn(|| lane.next_to_keep(now)));
+            self.confirmed_something |= std::mem::take(&mut lane.confirmed);
             while let Some((source, transactions)) = lane.next_marks() {
                 marks.push((source, transactions));
             }
@@ -431,14 +472,16 @@ impl Vhost {
         for (source, transactions) in marks {
             self.mark(source, transactions);
         }
+        for commit in lones {
+            self.keep_lone(commit);
+        }
         if !suspects.is_empty() {
             self.try_first(suspects);
         }
         self.status.counters.in_flight.store(in_flight, Ordering::Relaxed);
         self.status.set_refused(self.lanes.values().filter_map(Lane::refused).reduce(Stuck::and));
         if !self.delivered.is_empty() {
-            self.delivered_since.get_or_insert_with(Instant::now);
-            self.confirmed_something = true;
+            self.delivered_since.get_or_insert(now);
         }
     }
 

@@ -1,5 +1,6 @@
 //! Where the store's writer thread leaves what a virtual host's task takes.
 
+use super::lane::Lone;
 use super::message::Source;
 use super::queue::{Budget, Queue};
 use crate::store::{Committed, Strand};
@@ -12,6 +13,8 @@ use tokio::sync::Notify;
 #[derive(Debug)]
 pub(super) struct Inbox {
     queues: Mutex<BTreeMap<u16, Queue>>,
+    /// Transactions of one message that the store does not have; none while no lane can send.
+    lones: Mutex<Option<Vec<Lone>>>,
     /// What an earlier process left beside the lanes.
     pub(super) asides: Mutex<Vec<Source>>,
     /// Something came that is to be looked at now.
@@ -27,6 +30,7 @@ impl Inbox {
     pub(super) fn new(budget: Arc<Budget>) -> Self {
         Self {
             queues: Mutex::default(),
+            lones: Mutex::default(),
             asides: Mutex::default(),
             wake: Notify::new(),
             wake_soon: Notify::new(),
@@ -56,6 +60,38 @@ impl Inbox {
         }
         drop(queues);
         if awaited { self.wake.notify_one() } else { self.wake_soon.notify_one() }
+    }
+
+    /// Takes a transaction of one message that is to be sent before the store has it.
+    ///
+    /// # Errors
+    /// It, as nothing can be sent now.
+    pub(super) fn push_lone(&self, lone: Lone) -> Result<(), Box<Lone>> {
+        match &mut *self.lones() {
+            Some(lones) => lones.push(lone),
+            None => return Err(Box::new(lone)),
+        }
+        self.wake.notify_one();
+        Ok(())
+    }
+
+    /// Those that came, and no more come until [`Inbox::open_for_lones`].
+    pub(super) fn close_for_lones(&self) -> Vec<Lone> {
+        self.lones().take().unwrap_or_default()
+    }
+
+    /// What comes can be sent.
+    pub(super) fn open_for_lones(&self) {
+        self.lones().get_or_insert_default();
+    }
+
+    /// Those that came.
+    pub(super) fn take_lones(&self) -> Vec<Lone> {
+        self.lones().as_mut().map(std::mem::take).unwrap_or_default()
+    }
+
+    fn lones(&self) -> MutexGuard<'_, Option<Vec<Lone>>> {
+        self.lones.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// There is no connection, or there is one again.

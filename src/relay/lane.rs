@@ -11,12 +11,17 @@
 //!   of its own ([`super::trial`]); the guilty one becomes a dead letter, and its channel's next messages are tried first for
 //!   a while. A message that was alone in flight needs no trial.
 //! - *connection error*: the same, for what was in flight on all lanes.
+//! - *a transaction of one message* may come before the store has it: see [`lone`].
 //! - *lost connection, or no confirm in time*: everything unconfirmed is sent again in order.
 
 mod answered;
 mod incoming;
+mod lone;
 mod stuck;
 
+pub(super) use lone::Lone;
+
+use self::lone::Lones;
 use super::aside::Aside;
 use super::message::{Message, Stretch, Transaction};
 use super::outgoing::{Closed, Heard, Outgoing};
@@ -109,13 +114,16 @@ pub(super) struct Lane {
     /// What was sent and is to be sent again, before anything that was not.
     again: BTreeMap<(Sequence, u32), Message>,
     aside: Aside,
-    outgoing: Outgoing,
+    outgoing: Outgoing<Option<Sequence>>,
+    lones: Lones,
     confirm_timeout: Duration,
     stalled: bool,
     blocked: bool,
     /// What came back of transactions of which nobody had heard, the youngest first: the commit of one that was read from
     /// the store may be a moment behind.
     unheard: VecDeque<(Sequence, Vec<ReturnedMessage>)>,
+    /// Whether RabbitMQ has taken something since this was last looked at.
+    pub(super) confirmed: bool,
     /// Transactions that are done with.
     pub(super) delivered: Vec<Sequence>,
     /// For the store; each is answered with [`Lane::dead_letter_kept`].
@@ -137,9 +145,11 @@ impl Lane {
             again: BTreeMap::new(),
             aside: Aside::default(),
             outgoing: Outgoing::new(channel),
+            lones: Lones::default(),
             stalled: false,
             blocked: false,
             unheard: VecDeque::new(),
+            confirmed: false,
             delivered: Vec::new(),
             dead_letters: Vec::new(),
         }
@@ -161,6 +171,7 @@ impl Lane {
         for transaction in self.transactions.values_mut() {
             transaction.waiter = transaction.waiter.take().and_then(Waiter::if_mandatory);
         }
+        self.lones.wait_for_nothing();
     }
 
     /// Whether it takes more: see [`Lane::unsent_bytes`] too.
@@ -180,12 +191,12 @@ impl Lane {
 
     /// Whether nothing is under way: no confirm, no dead letter that the caller has not taken.
     pub(super) fn is_settled(&self) -> bool {
-        self.outgoing.is_empty() && self.dead_letters.is_empty()
+        self.outgoing.is_empty() && self.dead_letters.is_empty() && self.lones.is_settled()
     }
 
     /// Whether it holds no part of any transaction.
     pub(super) fn is_empty(&self) -> bool {
-        self.transactions.is_empty() && self.unsent.is_empty() && self.aside.is_empty()
+        self.transactions.is_empty() && self.unsent.is_empty() && self.aside.is_empty() && self.lones.is_empty()
     }
 
     /// Whether it holds a part of this transaction.
@@ -213,6 +224,7 @@ impl Lane {
         self.unsent_bytes += other.unsent_bytes;
         self.again.append(&mut other.again);
         self.aside.take_over(std::mem::take(&mut other.aside));
+        self.lones.take_over(std::mem::take(&mut other.lones));
         self.delivered.append(&mut other.delivered);
         self.dead_letters.append(&mut other.dead_letters);
     }
@@ -321,12 +333,12 @@ impl Lane {
     }
 
     fn send(&mut self, message: Message, out: &mut Vec<u8>, frame_bytes_max: u32, now: Instant) {
-        let source = message.source;
-        match self.outgoing.send(message, out, frame_bytes_max, now) {
+        let (source, sequence) = (message.source, message.sequence);
+        match self.outgoing.send(message.placed(Some(sequence)), out, frame_bytes_max, now) {
             Ok(()) => self.aside.sent(source),
             Err((message, unsendable)) => {
                 let code = unsendable.reply_code();
-                self.bury(message, code, code.text(&unsendable.to_string()));
+                self.bury(message.placed(sequence), code, code.text(&unsendable.to_string()));
                 self.settle(source, now);
             }
         }
@@ -341,7 +353,7 @@ impl Lane {
                 }
                 let verdict = if taken { Verdict::Taken } else { Verdict::Nacked };
                 for message in messages {
-                    self.judged(message, verdict.clone(), now);
+                    self.heard_of(message, verdict.clone(), now);
                 }
                 if oldest {
                     self.confirm_timeout = self.policy.confirm_timeout;
@@ -370,12 +382,25 @@ impl Lane {
         self.judged(message, verdict, now);
     }
 
+    /// RabbitMQ's word on a message of this channel.
+    fn heard_of(&mut self, message: Message<Option<Sequence>>, verdict: Verdict, now: Instant) {
+        let source = message.source;
+        match self.lones.resolve(message) {
+            Ok(message) => self.judged(message, verdict, now),
+            Err(lone) => {
+                self.lone_judged(lone, verdict, now);
+                self.settle(source, now);
+            }
+        }
+    }
+
     /// RabbitMQ's word on a message that is in flight no more.
     fn judged(&mut self, message: Message, verdict: Verdict, now: Instant) {
         let source = message.source;
         match verdict {
             Verdict::Taken => {
                 add(&self.status.counters.confirmed, 1);
+                self.confirmed = true;
                 self.answered(message, now);
             }
             Verdict::Nacked => {
@@ -404,7 +429,7 @@ impl Lane {
         if self.outgoing.len() == 1 {
             for culprit in self.outgoing.take_back() {
                 self.aside.answered(culprit.source);
-                self.judged(culprit, Verdict::Guilty(code, text.clone()), now);
+                self.heard_of(culprit, Verdict::Guilty(code, text.clone()), now);
             }
         }
         self.take_back(true, now);
@@ -420,6 +445,18 @@ impl Lane {
         for message in &messages {
             self.aside.answered(message.source);
         }
+        let mut rows = Vec::with_capacity(messages.len());
+        for message in messages {
+            match self.lones.resolve(message) {
+                Ok(message) => rows.push(message),
+                Err(lone) => self.lone_unknown(lone, accused, now),
+            }
+        }
+        self.put_back(rows, accused, now);
+    }
+
+    /// These have to go again, tried first if one of them is accused.
+    fn put_back(&mut self, messages: Vec<Message>, accused: bool, now: Instant) {
         if accused {
             for message in &messages {
                 self.step_aside(message.source);
@@ -447,7 +484,7 @@ impl Lane {
     pub(super) fn deadline(&self) -> Option<Instant> {
         let may_send = self.phase == Phase::Open && !self.blocked && !self.is_full();
         let due = self.aside.deadline().filter(|_| may_send);
-        self.patience().into_iter().chain(due).min()
+        self.patience().into_iter().chain(due).chain(self.lones.deadline()).min()
     }
 
     /// Until when RabbitMQ may take with what it owes.

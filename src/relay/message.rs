@@ -64,10 +64,11 @@ impl Stretch {
     }
 }
 
-/// A message that is in flight, or has to go again.
+/// A message that is in flight, or has to go again. `P` is its transaction's place in the order of commits, or none as long
+/// as the store has not told it.
 #[derive(Debug)]
-pub(super) struct Message {
-    pub(super) sequence: Sequence,
+pub(super) struct Message<P = Sequence> {
+    pub(super) sequence: P,
     pub(super) source: Source,
     pub(super) id: MessageId,
     /// As the store keeps it.
@@ -82,6 +83,14 @@ impl Message {
     /// Its place in the order of its source.
     pub(super) fn place(&self) -> (Sequence, u32) {
         (self.sequence, self.id.index)
+    }
+}
+
+impl<P> Message<P> {
+    /// The same, of a transaction at this place.
+    pub(super) fn placed<Q>(self, sequence: Q) -> Message<Q> {
+        let Self { source, id, bytes, possible_duplicate, nacks, returned, .. } = self;
+        Message { sequence, source, id, bytes, possible_duplicate, nacks, returned }
     }
 
     pub(super) fn parse(&self) -> HalfMessage<'_> {

@@ -27,6 +27,7 @@ pub struct RelayMetrics {
     connected: Labelled<Gauge>,
     blocked: Labelled<Gauge>,
     stalled: Labelled<Gauge>,
+    direct: Counter,
     unreadable: Counter,
     dead_lettered: Counter,
     /// Virtual hosts that have their own label.
@@ -55,6 +56,10 @@ impl RelayMetrics {
             connected,
             blocked,
             stalled,
+            direct: registry.add(
+                "relay_direct_transactions",
+                "Transactions of one message that RabbitMQ had before the store was asked",
+            ),
             unreadable: registry.add(
                 "relay_unreadable_transactions",
                 "Times that the store gave the relay messages that are not those it was given",
@@ -72,6 +77,7 @@ impl RelayMetrics {
         show(&self.unroutable, sum(|vhost| vhost.unroutable));
         show(&self.nacks, sum(|vhost| vhost.nacked));
         show(&self.reconnects, sum(|vhost| vhost.reconnects));
+        show(&self.direct, sum(|vhost| vhost.direct));
         show(&self.unreadable, sum(|vhost| vhost.unreadable));
         show(&self.dead_lettered, sum(|vhost| vhost.dead_lettered));
         self.in_flight.set(gauge_of(sum(|vhost| vhost.in_flight)));
@@ -126,6 +132,7 @@ mod tests {
             returned: 0,
             unroutable: 0,
             dead_lettered: 0,
+            direct: 0,
             unreadable: 0,
             reconnects: 0,
         };

@@ -29,21 +29,25 @@ pub use metrics::RelayMetrics;
 pub use rights::{Rights, RightsError, find_rights};
 pub use status::{Link, RelayStatus, Stuck, VhostSnapshot};
 
-use crate::store::{Committed, ForRelay, Outlet, StoreError};
+use crate::store::{Commit, Committed, Committing, Outlet, Reply, Shortcut, Store, StoreError};
 use crate::upstream::Upstream;
 use connection::{Shared, Vhost};
 use inbox::Inbox;
+use lane::Lone;
 use queue::Budget;
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicI64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tokio::runtime::Handle;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
 /// Bytes of messages, over all lanes, that wait in memory for their turn; what comes on top is read from the store later.
 const QUEUED_BYTES_MAX: usize = 16 << 20;
+
+/// Bytes of a message that goes to RabbitMQ before the store has it, at most: a large one takes longer than a moment.
+const LONE_BYTES_MAX: usize = 64 << 10;
 
 /// See [`Settings::nack_pauses`]: a queue that is full for a while is waited for, and a queue with `reject-publish-dlx`, or
 /// one beside a full one, gets few copies.
@@ -122,7 +126,7 @@ impl Relay {
     ///
     /// # Errors
     /// [`StoreError`] if the store can't tell which lanes it holds transactions of.
-    pub async fn start(&self, store: Arc<dyn ForRelay>) -> Result<(), StoreError> {
+    pub async fn start(&self, store: Arc<dyn Store>) -> Result<(), StoreError> {
         let lanes = store.lanes().await?;
         let shared = Arc::new(Shared {
             settings: self.settings.subscribe(),
@@ -185,6 +189,18 @@ impl Relay {
             let task = handle.spawn(Vhost::new(name, Arc::clone(shared), inbox, status).run());
             state.tasks.push(task);
         }
+    }
+}
+
+impl Shortcut for Relay {
+    fn take(&self, commit: Commit) -> Result<Reply<Committing>, Box<Commit>> {
+        let inbox = self.state().inboxes.get(&commit.origin.lane.vhost).map(Arc::clone);
+        let Some(inbox) = inbox.filter(|_| commit.batch.bytes() <= LONE_BYTES_MAX) else {
+            return Err(Box::new(commit));
+        };
+        let (answer, reply) = Reply::pair();
+        let lone = Lone { commit, answer, since: Instant::now() };
+        inbox.push_lone(lone).map(|()| reply).map_err(|lone| Box::new(lone.commit))
     }
 }
 

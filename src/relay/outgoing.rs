@@ -8,14 +8,15 @@ use crate::amqp::method::{self, Close, Settle, id};
 use crate::amqp::properties::body_size;
 use crate::amqp::reply_code::ReplyCode;
 use crate::amqp::wire::{Malformed, Write};
+use crate::store::Sequence;
 use bytes::Bytes;
 use std::time::Instant;
 
 /// See the module.
 #[derive(Debug)]
-pub(super) struct Outgoing {
+pub(super) struct Outgoing<P = Sequence> {
     channel: u16,
-    confirms: Confirms<Message>,
+    confirms: Confirms<Message<P>>,
     bytes: usize,
     returning: Option<Returning>,
     /// Returns come in the order of publishing: where to look for the next.
@@ -34,10 +35,10 @@ struct Returning {
 
 /// What a frame of RabbitMQ's says.
 #[derive(Debug)]
-pub(super) enum Heard {
+pub(super) enum Heard<P = Sequence> {
     /// These are answered: taken, or nacked; and whether another one is the oldest now.
     Settled {
-        messages: Vec<Message>,
+        messages: Vec<Message<P>>,
         taken: bool,
         oldest: bool,
     },
@@ -58,7 +59,7 @@ pub(super) struct Closed {
     pub(super) by_publish: bool,
 }
 
-impl Outgoing {
+impl<P> Outgoing<P> {
     pub(super) fn new(channel: u16) -> Self {
         Self { channel, confirms: Confirms::default(), bytes: 0, returning: None, return_tag: 0, oldest_since: None }
     }
@@ -82,11 +83,11 @@ impl Outgoing {
     /// It can't be sent at all.
     pub(super) fn send(
         &mut self,
-        message: Message,
+        message: Message<P>,
         out: &mut Vec<u8>,
         frame_bytes_max: u32,
         now: Instant,
-    ) -> Result<(), (Message, Unsendable)> {
+    ) -> Result<(), (Message<P>, Unsendable)> {
         let Message { id, possible_duplicate, .. } = message;
         match forward::write(out, self.channel, message.parse(), id, possible_duplicate, frame_bytes_max) {
             Ok(()) => {
@@ -105,7 +106,7 @@ impl Outgoing {
         frame: Frame<'_>,
         out: &mut Vec<u8>,
         now: Instant,
-    ) -> Result<Heard, Malformed> {
+    ) -> Result<Heard<P>, Malformed> {
         match (frame.kind, frame.method_id()) {
             (_, Some(id::BASIC_ACK)) => return Ok(self.settled(Settle::parse(frame.arguments())?, true, now)),
             (_, Some(id::BASIC_NACK)) => return Ok(self.settled(Settle::parse(frame.arguments())?, false, now)),
@@ -142,9 +143,9 @@ impl Outgoing {
         Ok(Heard::Nothing)
     }
 
-    fn settled(&mut self, Settle { tag, multiple }: Settle, taken: bool, now: Instant) -> Heard {
+    fn settled(&mut self, Settle { tag, multiple }: Settle, taken: bool, now: Instant) -> Heard<P> {
         let oldest = self.confirms.oldest();
-        let messages: Vec<Message> = self.confirms.take(tag, multiple).collect();
+        let messages: Vec<Message<P>> = self.confirms.take(tag, multiple).collect();
         if messages.is_empty() {
             return Heard::Nothing;
         }
@@ -172,8 +173,8 @@ impl Outgoing {
     }
 
     /// Everything unconfirmed may be there or not: it has to be sent again. The channel is closed, or gone.
-    pub(super) fn take_back(&mut self) -> Vec<Message> {
-        let mut messages: Vec<Message> = self.confirms.restart().collect();
+    pub(super) fn take_back(&mut self) -> Vec<Message<P>> {
+        let mut messages: Vec<Message<P>> = self.confirms.restart().collect();
         for message in &mut messages {
             message.possible_duplicate = true;
             message.returned = None;
@@ -212,7 +213,7 @@ impl Outgoing {
         self.confirms.from_tag(0).find(|(_, message)| message.id == id).map(|(tag, _)| tag)
     }
 
-    pub(super) fn iter(&self) -> impl Iterator<Item = &Message> {
+    pub(super) fn iter(&self) -> impl Iterator<Item = &Message<P>> {
         self.confirms.iter()
     }
 }

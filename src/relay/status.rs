@@ -49,6 +49,8 @@ impl Stuck {
 pub(super) struct Counters {
     /// Messages that RabbitMQ confirmed.
     pub(super) confirmed: AtomicU64,
+    /// Transactions of one message that RabbitMQ had before the store was asked.
+    pub(super) direct: AtomicU64,
     /// Answers that a message was not taken.
     pub(super) nacked: AtomicU64,
     /// Mandatory messages that went back to their publisher.
@@ -160,6 +162,8 @@ pub struct VhostSnapshot {
     pub shared_channels: u64,
     /// Messages that RabbitMQ confirmed.
     pub confirmed: u64,
+    /// Transactions of one message that RabbitMQ had before the store was asked.
+    pub direct: u64,
     /// Answers that a message was not taken.
     pub nacked: u64,
     /// Mandatory messages that went back to their publisher.
@@ -187,6 +191,7 @@ impl VhostSnapshot {
             trial: status.trial.lock().unwrap_or_else(PoisonError::into_inner).clone(),
             shared_channels: read(&counters.channels),
             confirmed: read(&counters.confirmed),
+            direct: read(&counters.direct),
             nacked: read(&counters.nacked),
             returned: read(&counters.returned),
             unroutable: read(&counters.unroutable),

@@ -23,7 +23,7 @@ use crate::protocol::command::Settings;
 use crate::protocol::handshake::LoginRules;
 use crate::roster::Roster;
 use crate::signals::Shutdown;
-use crate::store::ForSessions;
+use crate::store::{ForSessions, Shortcut};
 use crate::tx::checker::Rules;
 use crate::tx::id::TransactionId;
 use crate::upstream::Upstream;
@@ -38,6 +38,8 @@ use uuid::Builder;
 pub struct Parts {
     /// Where half messages are kept.
     pub store: Arc<dyn ForSessions>,
+    /// The way of a transaction of one message to RabbitMQ, before it is kept.
+    pub shortcut: Arc<dyn Shortcut>,
     /// Dials RabbitMQ.
     pub upstream: Arc<Upstream>,
     /// What they count.
@@ -55,6 +57,7 @@ pub struct Parts {
 /// What all sessions share.
 pub struct Shared {
     store: Arc<dyn ForSessions>,
+    shortcut: Arc<dyn Shortcut>,
     upstream: Arc<Upstream>,
     metrics: Arc<SessionMetrics>,
     health: Arc<Health>,
@@ -90,10 +93,22 @@ impl fmt::Debug for Shared {
 impl Shared {
     /// Puts together what sessions need.
     pub fn new(terms: Terms, parts: Parts) -> Self {
-        let Parts { store, upstream, metrics, health, shutdown, roster, memory } = parts;
+        let Parts { store, shortcut, upstream, metrics, health, shutdown, roster, memory } = parts;
         let terms = watch::Sender::new(Arc::new(terms));
         let (routing, without_spare_channel) = (Routing::default(), Mutex::default());
-        Self { store, upstream, metrics, health, shutdown, roster, memory, terms, routing, without_spare_channel }
+        Self {
+            store,
+            shortcut,
+            upstream,
+            metrics,
+            health,
+            shutdown,
+            roster,
+            memory,
+            terms,
+            routing,
+            without_spare_channel,
+        }
     }
 
     /// Serves by these terms from now on. A transaction that has begun keeps its limits, and a connection what it was

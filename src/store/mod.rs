@@ -17,6 +17,7 @@ mod clock;
 mod letter;
 pub mod memory;
 mod metrics;
+mod shortcut;
 pub mod sqlite;
 mod stats;
 mod stored;
@@ -29,6 +30,7 @@ pub use self::clock::{Clock, system_clock};
 pub use self::letter::{Envelope, Letter, LetterFilter, LetterId, LetterMessage};
 pub use self::metrics::StoreMetrics;
 pub(crate) use self::metrics::Unfinished;
+pub use self::shortcut::Shortcut;
 pub use self::sqlite::{OpenError, ToolError};
 pub use self::stats::Stats;
 use self::stored::Messages;
@@ -195,6 +197,11 @@ const COMMITTED_BEFORE: &str = "its name was committed before";
 pub enum Committing {
     /// Its messages are on their way.
     Now(Sequence),
+    /// RabbitMQ has its message already; and whether the store was asked to keep it meanwhile.
+    Forwarded {
+        /// It was.
+        asked: bool,
+    },
     /// It, or an earlier attempt under its name, was committed before: its messages have gone, or will go, by
     /// themselves, and this call added none.
     Before,

@@ -3,7 +3,7 @@
 //!
 //! The spans of one transaction are one trace, whose id is the transaction's. So the parts need to tell each other nothing,
 //! and neither need two processes, one of which takes up what the other left. The store that the parts are given is
-//! wrapped ([`TracedStore`], [`TracedOutlet`]); where no collector is configured it is not, and nothing of this runs.
+//! wrapped ([`TracedStore`], [`TracedOutlet`], [`TracedShortcut`]); where no collector is configured it is not, and nothing of this runs.
 
 mod about;
 mod export;
@@ -14,7 +14,7 @@ mod store;
 pub(crate) use about::{About, Context};
 pub(crate) use export::start;
 pub(crate) use metrics::SpanMetrics;
-pub(crate) use store::{TracedOutlet, TracedStore};
+pub(crate) use store::{TracedOutlet, TracedShortcut, TracedStore};
 
 use crate::store::Sequence;
 use crate::tx::id::TransactionId;

@@ -4,7 +4,7 @@ use super::{About, Operation, Span, Tracer, Value};
 use crate::store::{
     Bookmark, Bounded, Check, Commit, Committed, Committing, Cursor, DeadLetter, DueNow, Event, Filter, ForAdmin,
     ForCheckBack, ForRelay, ForSessions, Lane, Letter, LetterFilter, LetterId, LetterMessage, Listing, Named, Origin,
-    Outlet, Outside, Pack, Reply, Room, Sequence, Store, StoreError, Summary,
+    Outlet, Outside, Pack, Reply, Room, Sequence, Shortcut, Store, StoreError, Summary,
 };
 use crate::tx::batch::Batch;
 use crate::tx::decision::{Actor, Decision, Target, Verdict};
@@ -42,6 +42,46 @@ impl Outlet for TracedOutlet {
             self.tracer.began_forwarding(committed.sequence, committed.id, about);
         }
         self.inner.committed(transactions);
+    }
+}
+
+/// The same for [`Shortcut`]. What the store is asked all the same has its spans from there.
+pub(crate) struct TracedShortcut {
+    inner: Arc<dyn Shortcut>,
+    tracer: Arc<Tracer>,
+}
+
+impl TracedShortcut {
+    /// Looks at what is sent before the store has it.
+    pub(crate) fn new(inner: Arc<dyn Shortcut>, tracer: Arc<Tracer>) -> Self {
+        Self { inner, tracer }
+    }
+}
+
+impl Shortcut for TracedShortcut {
+    fn take(&self, commit: Commit) -> Result<Reply<Committing>, Box<Commit>> {
+        let id = commit.origin.id;
+        if !self.tracer.samples(id) {
+            return self.inner.take(commit);
+        }
+        let (tracer, start) = (Arc::clone(&self.tracer), SystemTime::now());
+        let mut about = About::new(&commit.origin.lane.vhost, None);
+        about.read(commit.batch.as_bytes());
+        let about = Some(Arc::new(about));
+        let reply = self.inner.take(commit)?;
+        let decided = move |result: &Result<Committing, StoreError>| match result {
+            Ok(Committing::Forwarded { asked: false }) => {
+                let verdict = Some("decided");
+                tracer.send(decide(id, start, about.clone(), Decision::Commit, &Actor::Channel, verdict, None));
+                let (operation, end) = (Operation::Forward, SystemTime::now());
+                tracer.send(Span { transaction: id, operation, start, end, about, more: Vec::new(), error: None });
+            }
+            Err(error @ StoreError::Refused(..)) => {
+                tracer.send(decide(id, start, about, Decision::Commit, &Actor::Channel, None, Some(error)));
+            }
+            Ok(_) | Err(_) => {}
+        };
+        Ok(watched(reply, decided))
     }
 }
 
@@ -185,7 +225,7 @@ impl ForSessions for TracedStore {
             reply = watched(reply, move |result| tracer.send(stage(id, start, about, result.as_ref().err())));
         }
         self.decided(id, Some(about), Decision::Commit, start, reply, |committing| match committing {
-            Committing::Now(_) => "decided",
+            Committing::Now(_) | Committing::Forwarded { .. } => "decided",
             Committing::Before => "before",
         })
     }

@@ -1,9 +1,13 @@
 //! What a tracer makes of what passes its store.
 
 use super::*;
+use crate::amqp::reply_code::ReplyCode;
 use crate::metrics::Registry;
 use crate::store::memory::MemoryStore;
-use crate::store::{Commit, Committed, ForRelay, ForSessions, Lane, Named, Origin, Outlet, Outside, Strand};
+use crate::store::{
+    Commit, Committed, Committing, ForRelay, ForSessions, Lane, Named, Origin, Outlet, Outside, Reply, Shortcut,
+    StoreError, Strand,
+};
 use crate::tx::batch::{Batch, HalfMessage};
 use crate::tx::decision::{Actor, Decision, Target};
 use crate::tx::id::Timestamp;
@@ -64,6 +68,38 @@ async fn a_plain_commit_is_staged_decided_and_forwarded() {
     store.delivered(vec![page[0].sequence]);
     let expected = ["stage orders", "decide orders", "forward orders"].map(|name| (plain.id, name.to_owned(), 1));
     assert_eq!(told(&mut spans), expected);
+}
+
+/// A relay that answers so.
+struct Answers(Result<Committing, StoreError>);
+
+impl Shortcut for Answers {
+    fn take(&self, _: Commit) -> Result<Reply<Committing>, Box<Commit>> {
+        let (answer, reply) = Reply::pair();
+        drop(answer.send(self.0.clone()));
+        Ok(reply)
+    }
+}
+
+#[tokio::test]
+async fn what_goes_past_the_store_is_decided_and_forwarded() {
+    let refused = StoreError::Refused(ReplyCode::NOT_FOUND, "no exchange".into());
+    let asked = |asked| Ok(Committing::Forwarded { asked });
+    for (answer, expected) in [
+        (asked(false), &["decide orders", "forward orders"][..]),
+        // The store has told of it.
+        (asked(true), &[]),
+        (Err(refused), &["decide orders"]),
+    ] {
+        let (store, mut spans, _) = traced(1.0);
+        let shortcut = TracedShortcut::new(Arc::new(Answers(answer)), Arc::clone(&store.tracer));
+        let plain = origin(None);
+        let commit = Commit { origin: plain.clone(), batch: batch(Some(PARENT)), parked: false, forwarded: None };
+        let failed = shortcut.take(commit).unwrap().await.is_err();
+        let told: Vec<_> = std::iter::from_fn(|| spans.try_recv().ok()).collect();
+        assert_eq!(told.iter().map(Span::name).collect::<Vec<_>>(), expected);
+        assert!(told.iter().all(|span| span.transaction == plain.id && span.error.is_some() == failed));
+    }
 }
 
 #[tokio::test]

@@ -119,6 +119,9 @@ pub enum StoreError {
     /// The store takes nothing more of this process: others have taken over what was its own.
     #[error("the store was taken over by another process")]
     Fenced,
+    /// RabbitMQ refused its only message, before it was kept: its code, and its words behind the code's name.
+    #[error("{1}")]
+    Refused(ReplyCode, String),
     /// The store has been shut down.
     #[error("the store is closed")]
     Closed,
@@ -137,6 +140,7 @@ impl StoreError {
             Self::Full(_) => ReplyCode::RESOURCE_ERROR,
             Self::Conflict(_) => ReplyCode::PRECONDITION_FAILED,
             Self::Locked(_) => ReplyCode::RESOURCE_LOCKED,
+            Self::Refused(code, _) => *code,
             Self::Io(_) | Self::Closed => ReplyCode::INTERNAL_ERROR,
             Self::Unknown(_) | Self::Fenced => ReplyCode::CONNECTION_FORCED,
         }

@@ -182,6 +182,8 @@ fn a_store_that_is_deleted_takes_no_commits() {
     });
     broker().let_in(&account);
     assert_eq!(raw.get_soon(2, &queue).text(), "before", "what was committed is forwarded all the same");
+    // Two: a single message needs no store while RabbitMQ takes it.
+    raw.publish(1, &queue, "lost");
     assert_eq!(try_commit(&mut raw, &queue, b"lost".to_vec()), Err(541));
     assert!(!path.exists(), "nothing is made in its place");
     proxy.kill();

@@ -7,6 +7,7 @@
 
 mod acks;
 mod admin;
+mod alone;
 mod bad_input;
 mod check_back;
 mod clients;

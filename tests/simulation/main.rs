@@ -21,6 +21,7 @@ mod stream;
 use fastrand::Rng;
 use producer::{Kind, Session, Step, Story, Told};
 use pure::amqp::method::Publish;
+use pure::amqp::reply_code::ReplyCode;
 use pure::protocol::command::{Command, Settings};
 use pure::protocol::handshake::LoginRules;
 use pure::tx::batch::{self, Batch};
@@ -104,6 +105,22 @@ struct World {
     asked: Vec<TransactionId>,
     copies: Vec<Copy>,
     forwards: Vec<(u64, u16, TransactionId)>,
+    /// Transactions of one message that RabbitMQ was given before the store.
+    lones: Vec<Lone>,
+    /// Where they stand in the order of their lanes.
+    went_alone: HashMap<TransactionId, (usize, u64)>,
+}
+
+/// See [`World::lones`].
+struct Lone {
+    session: u64,
+    channel: u16,
+    id: TransactionId,
+    lane: usize,
+    body: String,
+    waits: bool,
+    /// Whether RabbitMQ got it.
+    came: bool,
 }
 
 impl World {
@@ -121,6 +138,8 @@ impl World {
             asked: Vec::new(),
             copies: Vec::new(),
             forwards: Vec::new(),
+            lones: Vec::new(),
+            went_alone: HashMap::new(),
         };
         for _ in 0..PRODUCERS {
             let session = world.session();
@@ -150,7 +169,8 @@ impl World {
                     self.sessions[at].pump(bytes, answers);
                 }
                 60..72 => self.sync(),
-                72..78 => self.forward(),
+                72..75 => self.answer_lone(),
+                75..78 => self.forward(),
                 78..84 => self.ask(),
                 84..90 => self.hear(),
                 90..94 => {
@@ -171,6 +191,7 @@ impl World {
                     }
                 }
                 97 => self.crash(),
+                99 => self.answer_lone(),
                 98 => self.store.failing = self.rng.u32(..3) == 0,
                 _ => {}
             }
@@ -215,6 +236,7 @@ impl World {
         }
         self.asked.clear();
         self.forwards.clear();
+        self.lones.clear();
         self.store.crash();
     }
 
@@ -231,6 +253,36 @@ impl World {
                 }
             }
         }
+    }
+
+    /// Something becomes of a transaction of one message: RabbitMQ confirms or refuses it, or its moment is over.
+    fn answer_lone(&mut self) {
+        if self.lones.is_empty() {
+            return;
+        }
+        let lone = self.lones.swap_remove(self.rng.usize(..self.lones.len()));
+        let told = match (self.rng.u32(..4), lone.came) {
+            (0 | 1, true) => Ok(true),
+            (0, false) => Err(StoreError::Refused(ReplyCode::NOT_FOUND, "no exchange".into())),
+            _ => {
+                let result = self.store.commit(lone.id, lone.lane, None, vec![lone.body.clone()]);
+                if result.is_err() {
+                    // It is neither here nor there, so nobody is told.
+                    self.lones.push(lone);
+                } else {
+                    if lone.waits {
+                        self.forwards.push((lone.session, lone.channel, lone.id));
+                    }
+                    self.store.answer(lone.session, Answer::Committed(lone.channel, lone.id, result));
+                }
+                return;
+            }
+        };
+        let Some(session) = self.sessions.iter_mut().find(|session| session.number == lone.session) else { return };
+        if lone.waits && told.is_ok() {
+            session.connection.handle_forwarded(lone.channel, lone.id, Forwarded::default());
+        }
+        session.connection.handle_committed(lone.channel, lone.id, told);
     }
 
     /// The relay sends what is committed on disk, or some of it; it may be killed in between.
@@ -326,7 +378,9 @@ impl World {
                 let row = self.store.disk.values().find(|row| row.messages.contains(&body));
                 if story.commits {
                     let state = row.map(|row| row.state);
-                    assert!(state.is_some_and(|state| Decision::Commit.is_of(state)), "told before it is durable");
+                    let is_there = self.copies.iter().any(|copy| copy.body == body);
+                    let is_kept = state.is_some_and(|state| Decision::Commit.is_of(state));
+                    assert!(is_kept || is_there, "told before it is durable");
                 }
                 self.told.push(story);
             }
@@ -343,6 +397,19 @@ impl World {
                     let bodies = judged(session, batch, named.is_some());
                     let result = self.store.park(transaction, lane, named.as_ref(), bodies);
                     self.store.answer(number, Answer::Parked(channel, transaction, result));
+                }
+                Command::Commit { channel, transaction, batch, wait, alone: true, .. }
+                    if self.rng.bool() && !self.store.has_backlog(lane) =>
+                {
+                    let bodies = judged(session, batch, true);
+                    let [body] = <[String; 1]>::try_from(bodies).expect("it is one");
+                    let came = self.rng.u32(..4) > 0;
+                    if came {
+                        self.copies.push(Copy { transaction, index: 0, body: body.clone() });
+                        self.went_alone.insert(transaction, (lane, self.store.next_sequence()));
+                    }
+                    let (session, id, waits) = (number, transaction, wait.is_some());
+                    self.lones.push(Lone { session, channel, id, lane, body, waits, came });
                 }
                 Command::Commit { channel, transaction, named, batch, wait, .. } => {
                     let bodies = judged(session, batch, true);
@@ -385,11 +452,10 @@ impl World {
         for copy in &self.copies {
             let id = *ids.entry(&copy.body).or_insert((copy.transaction, copy.index));
             assert_eq!(id, (copy.transaction, copy.index), "{} has two ids", copy.body);
-            assert!(
-                Decision::Commit.is_of(self.store.disk[&copy.transaction].state),
-                "{} was not committed",
-                copy.body
-            );
+            let is_alone = self.went_alone.contains_key(&copy.transaction);
+            let row = self.store.disk.get(&copy.transaction);
+            let is_committed = row.map_or(is_alone, |row| Decision::Commit.is_of(row.state));
+            assert!(is_committed, "{} was not committed", copy.body);
         }
         for (id, row) in &self.store.disk {
             assert!(!matches!(row.state, State::Open | State::InDoubt), "{id} is {} for ever", row.state);
@@ -415,9 +481,12 @@ impl World {
         let mut last: HashMap<(usize, u16), (u64, usize)> = HashMap::new();
         let mut seen = std::collections::HashSet::new();
         for copy in self.copies.iter().filter(|copy| seen.insert(&copy.body)) {
-            let row = &self.store.disk[&copy.transaction];
-            let place = (row.sequence, copy.index);
-            let before = last.insert((row.lane, 0), place).unwrap_or_default();
+            let (lane, sequence) = self.went_alone.get(&copy.transaction).copied().unwrap_or_else(|| {
+                let row = &self.store.disk[&copy.transaction];
+                (row.lane, row.sequence)
+            });
+            let place = (sequence, copy.index);
+            let before = last.insert((lane, 0), place).unwrap_or_default();
             assert!(before < place, "{} came out of order", copy.body);
         }
     }

@@ -209,6 +209,17 @@ impl Store {
         self.rows.iter().filter(|(_, row)| is_due(row)).map(|(id, _)| *id).collect()
     }
 
+    /// Whether anything of this lane is committed, and not delivered.
+    pub(crate) fn has_backlog(&self, lane: usize) -> bool {
+        self.rows.values().any(|row| row.lane == lane && row.state == State::Committed)
+    }
+
+    /// The next place in the order of commits.
+    pub(crate) fn next_sequence(&mut self) -> u64 {
+        self.sequence += 1;
+        self.sequence
+    }
+
     pub(crate) fn get(&self, id: TransactionId) -> &Row {
         &self.rows[&id]
     }

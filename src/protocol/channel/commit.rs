@@ -173,6 +173,7 @@ impl Channel {
         commit.step = Step::Deciding;
         let transaction = &mut commit.transaction;
         let id = *transaction.id.get_or_insert_with(io.settings.new_id);
+        let alone = transaction.is_alone();
         let waits = transaction.mandatory || !transaction.settings(io).forward_wait.is_zero();
         commit.wait = waits.then(|| Wait::new(transaction.mandatory));
         io.commands.push_back(Command::Commit {
@@ -181,6 +182,7 @@ impl Channel {
             named: transaction.named.clone(),
             batch: std::mem::take(&mut transaction.batch),
             parked: transaction.parked,
+            alone,
             wait: commit.wait.clone(),
         });
         Next::Nothing
@@ -193,6 +195,7 @@ impl Channel {
         };
         let is_new = match result {
             Ok(is_new) => is_new,
+            Err(StoreError::Refused(code, text)) => return self.refused_alone(code, text, io),
             Err(error) => return refuse_store(&error, id::TX_COMMIT),
         };
         let settings = commit.transaction.settings(io);
@@ -204,6 +207,15 @@ impl Channel {
         let wait = wait.filter(|_| commit.forwarded.is_none() && commit.wait.is_some());
         commit.until_at_last = Some(io.now + settings.mandatory_wait);
         self.settle(wait.map(|wait| io.now + wait), io)
+    }
+
+    /// RabbitMQ has refused its only message, before it was kept anywhere: as if it had done so on this channel.
+    fn refused_alone(&mut self, code: ReplyCode, text: String, io: &mut Io) -> Next {
+        self.commit = None;
+        io.committing -= 1;
+        io.commands.push_back(Command::Ended(Outcome::Refused));
+        io.commands.push_back(Command::EndLeases);
+        Next::Refuse(code, text, id::BASIC_PUBLISH)
     }
 
     /// Lets acks and native messages take effect, and waits for the relay if there is something to wait for.

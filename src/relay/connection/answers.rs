@@ -1,8 +1,10 @@
 //! What the store is told and asked for the lanes of a virtual host, and what it answers.
 
 use super::{PAGE_BYTES, Vhost};
+use crate::relay::lane::Lone;
 use crate::relay::message::Source;
-use crate::store::{Cursor, DeadLetter, ForRelay, Pack, Sequence, StoreError, system_clock};
+use crate::store::{Commit, Committing, Cursor, DeadLetter, Pack, Sequence, Store, StoreError, system_clock};
+use crate::tx::id::TransactionId;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
@@ -16,12 +18,41 @@ const STORE_PAUSE: Duration = Duration::from_secs(1);
 
 /// What the store said.
 pub(super) enum Answer {
-    Page { lane: u16, packs: Result<Vec<Pack>, StoreError> },
-    AskForPageAgain { lane: u16 },
-    Aside { source: Source, after: Option<Cursor>, packs: Result<Vec<Pack>, StoreError> },
-    AskForAsideAgain { source: Source, after: Option<Cursor> },
-    Marked { source: Source, transactions: Vec<Sequence>, marked: Result<(), StoreError> },
-    DeadLetter { letter: DeadLetter, kept: Result<(), StoreError> },
+    Page {
+        lane: u16,
+        packs: Result<Vec<Pack>, StoreError>,
+    },
+    AskForPageAgain {
+        lane: u16,
+    },
+    Aside {
+        source: Source,
+        after: Option<Cursor>,
+        packs: Result<Vec<Pack>, StoreError>,
+    },
+    AskForAsideAgain {
+        source: Source,
+        after: Option<Cursor>,
+    },
+    Marked {
+        source: Source,
+        transactions: Vec<Sequence>,
+        marked: Result<(), StoreError>,
+    },
+    /// What it says of a transaction of one message that RabbitMQ has not answered for.
+    Kept {
+        lane: u16,
+        id: TransactionId,
+        kept: Result<Committing, StoreError>,
+    },
+    KeepAgain {
+        lane: u16,
+        id: TransactionId,
+    },
+    DeadLetter {
+        letter: DeadLetter,
+        kept: Result<(), StoreError>,
+    },
 }
 
 impl Vhost {
@@ -34,6 +65,21 @@ impl Vhost {
     pub(super) fn mark(&mut self, source: Source, transactions: Vec<Sequence>) {
         let marked = self.shared.store.step_aside(&self.aside(source), transactions.clone());
         self.questions.push(Box::pin(async move { Answer::Marked { source, transactions, marked: marked.await } }));
+    }
+
+    /// Has the store keep a transaction of one message that RabbitMQ was given.
+    pub(super) fn keep_lone(&mut self, commit: Commit) {
+        let (lane, id) = (commit.origin.lane.number, commit.origin.id);
+        let kept = self.shared.store.commit(commit);
+        self.questions.push(Box::pin(async move { Answer::Kept { lane, id, kept: kept.await } }));
+    }
+
+    /// A transaction of one message that can't be sent now goes the way of all others.
+    pub(super) fn store_first(&self, lone: Lone) {
+        let Lone { commit, answer, .. } = lone;
+        let kept = self.shared.store.commit(commit);
+        // Who no longer waits needs no answer.
+        tokio::spawn(async move { drop(answer.send(kept.await)) });
     }
 
     pub(super) fn delivered_is_due(&self, now: Instant) -> bool {
@@ -108,6 +154,23 @@ impl Vhost {
                     queue.page_failed();
                 }
             }
+            Answer::Kept { lane, id, kept } => {
+                let error = kept.as_ref().err().map(ToString::to_string);
+                let channel = self.channels.of(lane);
+                if self.lane(channel).lone_kept(id, kept)
+                    && let Some(error) = error
+                {
+                    tracing::error!(vhost = %self.name, transaction = %id, error, "the store does not keep what RabbitMQ has not answered for; it is asked again");
+                    self.questions.push(Box::pin(async move {
+                        sleep(STORE_PAUSE).await;
+                        Answer::KeepAgain { lane, id }
+                    }));
+                }
+            }
+            Answer::KeepAgain { lane, id } => {
+                let channel = self.channels.of(lane);
+                self.lane(channel).keep_again(id);
+            }
             Answer::DeadLetter {
                 letter,
                 kept: Err(error @ (StoreError::Full(_) | StoreError::Io(_) | StoreError::Unknown(_))),
@@ -148,7 +211,7 @@ impl Vhost {
 }
 
 /// Asks the store to keep a dead letter.
-pub(super) async fn keep(store: Arc<dyn ForRelay>, letter: DeadLetter) -> Answer {
+pub(super) async fn keep(store: Arc<dyn Store>, letter: DeadLetter) -> Answer {
     let kept = store.dead_letter(letter.clone()).await;
     Answer::DeadLetter { letter, kept }
 }

@@ -10,6 +10,9 @@ impl Lane {
     /// Takes a transaction that never left this process. Sequences rise.
     pub(in crate::relay) fn add_committed(&mut self, committed: Committed) {
         let Committed { sequence, id, decided, messages, forwarded: waiter, lane, strand } = committed;
+        if self.adopt(id, sequence) {
+            return;
+        }
         let source = Source { lane: lane.number, strand };
         if self.aside.contains(source) {
             return self.aside.leave(source, sequence, waiter);
@@ -23,6 +26,9 @@ impl Lane {
 
     /// Takes a part of a transaction of this lane of the store's that was decided at `decided`, read from the store.
     pub(in crate::relay) fn add_pack(&mut self, lane: u16, pack: Pack, possible_duplicate: bool, decided: Instant) {
+        if pack.number == 0 && self.adopt(pack.id, pack.sequence) {
+            return;
+        }
         let source = Source { lane, strand: pack.strand };
         if !self.aside.contains(source) {
             self.take_pack(source, pack, possible_duplicate, decided);

@@ -2,6 +2,7 @@
 
 mod aside;
 mod damage;
+mod lone;
 mod refusals;
 mod returns;
 

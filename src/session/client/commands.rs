@@ -31,15 +31,16 @@ impl Session {
                     let reply = self.shared.store.park(self.origin(channel, transaction, named), batch);
                     self.events.push(Box::pin(async move { Event::Parked(channel, transaction, bytes, reply.await) }));
                 }
-                Command::Commit { channel, transaction, named, batch, parked, wait } => {
+                Command::Commit { channel, transaction, named, batch, parked, alone, wait } => {
                     self.shared.metrics.staged.inc_by(batch.messages().into());
                     let (waiter, receiver) = wait.map(Waiter::pair).unzip();
                     let origin = self.origin(channel, transaction, named);
                     let bytes = self.share.give_away(batch.bytes());
                     let commit = Commit { origin, batch, parked, forwarded: waiter };
-                    let reply = self.shared.store.commit(commit);
+                    let taken = if alone { self.shared.shortcut.take(commit) } else { Err(Box::new(commit)) };
+                    let reply = taken.unwrap_or_else(|commit| self.shared.store.commit(*commit));
                     self.events.push(Box::pin(async move {
-                        let result = reply.await.map(|committing| matches!(committing, Committing::Now(_)));
+                        let result = reply.await.map(|committing| committing != Committing::Before);
                         Event::Committed(channel, transaction, bytes, result)
                     }));
                     if let Some(receiver) = receiver {

@@ -52,6 +52,8 @@ impl Session {
                     self.share.answered(bytes);
                     match &result {
                         Ok(_) => self.begun.settled(id),
+                        // As if RabbitMQ had said it on the client's own channel.
+                        Err(StoreError::Refused(..)) => {}
                         Err(error) => {
                             tracing::error!(connection = self.number, channel, transaction = %id, %error, "commit failed");
                         }

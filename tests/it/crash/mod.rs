@@ -75,6 +75,16 @@ impl Run {
                     proxy.spawn(&[]);
                 }
                 broker.resume();
+            } else if number % KILLS_A_BROKER == KILLS_A_BROKER / 2 {
+                // It answers nothing for longer than a single message waits for it; and then the proxy, perhaps, never hears.
+                broker.freeze();
+                std::thread::sleep(Duration::from_millis(random.u64(5..300)));
+                if random.bool() {
+                    proxy.kill();
+                    broker.thaw();
+                    proxy.spawn(&[]);
+                }
+                broker.thaw();
             } else {
                 proxy.kill();
                 proxy.spawn(&[]);

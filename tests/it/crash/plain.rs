@@ -149,7 +149,8 @@ fn work(
         let mut asked = Vec::new();
         for channel in CHANNELS {
             let key = (writer, connection, channel, number);
-            let count = random.u64(1..8);
+            // One message goes another way than several, and both in their order.
+            let count = if random.bool() { 1 } else { random.u64(2..8) };
             ledger.insert(key, (count, Told::Never));
             raw.send(&publishes(key, count))?;
             match random.u8(0..20) {

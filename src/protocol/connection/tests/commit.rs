@@ -178,3 +178,47 @@ fn limits_are_channel_errors_with_a_name() {
         assert_eq!(close.method, id::BASIC_PUBLISH);
     }
 }
+
+#[test]
+fn only_a_single_message_and_nothing_else_may_go_before_it_is_durable() {
+    let alone = |settings, publishes: &[u8]| {
+        let mut script = Script::transactional(settings);
+        script.client(&[publishes, &bare(1, id::TX_COMMIT)].concat());
+        script.upstream(&bare(1, id::TX_ROLLBACK_OK));
+        loop {
+            match script.command() {
+                Command::Park { transaction, .. } => {
+                    script.connection.handle_parked(1, transaction, Ok(()));
+                    script.collect();
+                }
+                Command::Commit { alone, .. } => return alone,
+                other => panic!("{other:?}"),
+            }
+        }
+    };
+    assert!(alone(settings(), &publish(1, b"one")));
+    assert!(!alone(settings(), &[publish(1, b"one"), publish(1, b"two")].concat()));
+    assert!(!alone(Settings { memory_bytes_max: 1, ..settings() }, &publish(1, b"in the store already")));
+}
+
+#[test]
+fn what_rabbitmq_refuses_before_it_is_durable_is_its_refusal_on_the_clients_channel() {
+    let mut script = Script::transactional(settings());
+    script.client(&[publish(1, b"one"), bare(1, id::TX_COMMIT)].concat());
+    script.upstream(&bare(1, id::TX_ROLLBACK_OK));
+    let (transaction, ..) = script.decide();
+    script.sent();
+    let refused = StoreError::Refused(ReplyCode::NOT_FOUND, "no exchange 'x' in vhost '/'".into());
+    script.connection.handle_committed(1, transaction, Err(refused));
+    let ended: Vec<_> = std::iter::from_fn(|| script.connection.poll_command()).collect();
+    assert!(
+        matches!(ended[..], [Command::Ended(crate::tx::outcome::Outcome::Refused), Command::EndLeases]),
+        "{ended:?}"
+    );
+    let (to_client, to_upstream) = script.sent();
+    let Split::Frame(frame) = frame::split(&to_client, 1000) else { panic!("close") };
+    let close = Close::parse(frame.arguments()).unwrap();
+    assert_eq!((frame.channel, close.code, close.method), (1, ReplyCode::NOT_FOUND, id::BASIC_PUBLISH));
+    assert_eq!(close.text, b"NOT_FOUND - no exchange 'x' in vhost '/'");
+    assert_eq!(methods(&to_upstream), [(1, id::CHANNEL_CLOSE)]);
+}

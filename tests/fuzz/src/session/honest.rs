@@ -413,7 +413,7 @@ impl Run {
                 Command::Park { channel, transaction, named, batch } => {
                     self.park(channel, transaction, named.map(|named| named.transactional), batch);
                 }
-                Command::Commit { channel, transaction, named, batch, parked, wait } => {
+                Command::Commit { channel, transaction, named, batch, parked, wait, .. } => {
                     self.commit(channel, transaction, named.is_some(), batch, parked);
                     self.forwards.extend(wait.map(|_| (channel, transaction)));
                 }
