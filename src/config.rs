@@ -25,7 +25,7 @@ use serde::{Deserialize, Serialize};
 use crate::store::StoreUrl;
 
 pub use change::{Change, Effect};
-pub use checker::{Asked, Checker, CheckerMatch, WhenExhausted};
+pub use checker::{Absent, AbsentMeans, Asked, Checker, CheckerMatch, Look, WhenExhausted};
 pub use database::{Place, PostgresUrl, SslMode, Target};
 pub use load::{ConfigError, Entry, Loaded, Origin, Problem, TOKEN_VARIABLE, load};
 pub use value::{HttpUrl, MemoryLimit, MessageSizeLimit, Secret, UpstreamUrl, format_size};

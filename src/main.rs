@@ -47,8 +47,11 @@ fn run(command: Command) -> Result<ExitCode, Box<dyn Error>> {
             let load = Box::new(move || config::load(file.config.as_deref()));
             runtime()?.block_on(app::run(loaded, load, level))?;
         }
-        Command::Config(ConfigCommand::Check(query)) => {
-            let loaded = config::load(query.file.config.as_deref()).and_then(with_usable_files);
+        Command::Config(ConfigCommand::Check { query, connect }) => {
+            let mut loaded = config::load(query.file.config.as_deref()).and_then(with_usable_files);
+            if connect {
+                loaded = runtime()?.block_on(async { with_usable_databases(loaded?).await });
+            }
             cli::print_check(&loaded, query.json, stdout(), stderr())?;
             return Ok(if loaded.is_ok() { ExitCode::SUCCESS } else { ExitCode::FAILURE });
         }
@@ -72,7 +75,21 @@ fn run(command: Command) -> Result<ExitCode, Box<dyn Error>> {
 /// The configuration, if what it names can be used too: what `serve` would stumble over.
 fn with_usable_files(loaded: Loaded) -> Result<Loaded, ConfigError> {
     let found = doctor::unusable_files(&loaded.config);
-    let problems: Vec<_> = found.into_iter().map(|(key, text)| loaded.problem(key, text)).collect();
+    let problems: Vec<_> = found.into_iter().map(|(key, text)| loaded.problem(&key, text)).collect();
+    if problems.is_empty() { Ok(loaded) } else { Err(ConfigError::Problems(problems)) }
+}
+
+/// The configuration, if the databases that it names are what it takes them for.
+async fn with_usable_databases(mut loaded: Loaded) -> Result<Loaded, ConfigError> {
+    let mut problems = Vec::new();
+    for (key, finding) in doctor::examine_databases(&loaded.config).await {
+        let problem = loaded.problem(&key, finding.text);
+        match finding.verdict {
+            Verdict::Fine => {}
+            Verdict::Warning(_) => loaded.warnings.push(problem),
+            Verdict::Failed(_) => problems.push(problem),
+        }
+    }
     if problems.is_empty() { Ok(loaded) } else { Err(ConfigError::Problems(problems)) }
 }
 

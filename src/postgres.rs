@@ -3,6 +3,7 @@
 
 use crate::config::{Place, PostgresUrl, SslMode, Target, UpstreamTls};
 use crate::tls::{self, ClientTls, TlsError};
+use bytes::BytesMut;
 use std::convert::Infallible;
 use std::error::Error;
 use std::io;
@@ -16,6 +17,7 @@ use tokio::sync::oneshot;
 use tokio::time::timeout;
 use tokio_postgres::config::{ChannelBinding as Binding, SslMode as Mode};
 use tokio_postgres::tls::{ChannelBinding, TlsConnect};
+use tokio_postgres::types::{Format, IsNull, ToSql, Type, to_sql_checked};
 use tokio_postgres::{Client, Config, Connection, NoTls, SimpleQueryMessage};
 use tokio_rustls::client::TlsStream;
 
@@ -168,6 +170,28 @@ pub fn in_words(error: &tokio_postgres::Error) -> String {
         source = cause.source();
     }
     text
+}
+
+/// A value of whatever type the database takes the parameter for, in the form that a person would write; none: NULL.
+#[derive(Debug)]
+pub struct Text<'a>(pub Option<&'a str>);
+
+impl ToSql for Text<'_> {
+    fn to_sql(&self, _: &Type, out: &mut BytesMut) -> Result<IsNull, Box<dyn Error + Sync + Send>> {
+        let Some(text) = self.0 else { return Ok(IsNull::Yes) };
+        out.extend_from_slice(text.as_bytes());
+        Ok(IsNull::No)
+    }
+
+    fn accepts(_: &Type) -> bool {
+        true
+    }
+
+    fn encode_format(&self, _: &Type) -> Format {
+        Format::Text
+    }
+
+    to_sql_checked!();
 }
 
 /// TLS as the rest of the proxy has it.

@@ -22,7 +22,7 @@ pub(super) struct Checkers {
 struct Checker {
     name: String,
     kind: Kind,
-    /// The URL without its query, or the queue.
+    /// The URL without its query and password, or the queue.
     target: String,
     /// The virtual host of the queue.
     vhost: Option<String>,
@@ -42,6 +42,7 @@ struct Checker {
 enum Kind {
     Http,
     Amqp,
+    Postgres,
 }
 
 #[derive(Clone, Copy, Debug, Serialize, ToSchema)]
@@ -102,6 +103,7 @@ impl Checker {
         let (kind, target, vhost) = match checker.asked() {
             Some(Asked::Amqp { vhost, queue }) => (Kind::Amqp, queue.to_owned(), Some(vhost.to_owned())),
             Some(Asked::Http { url, .. }) => (Kind::Http, without_query(&url.to_string()), None),
+            Some(Asked::Postgres { url, .. }) => (Kind::Postgres, url.place.address().to_owned(), None),
             // The configuration was checked for this.
             None => (Kind::Http, String::new(), None),
         };

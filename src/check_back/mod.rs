@@ -8,6 +8,7 @@ mod answer;
 mod ask;
 mod http;
 mod metrics;
+mod postgres;
 mod question;
 mod sweep;
 mod transport;
@@ -140,6 +141,10 @@ impl CheckBack {
                 let asker = amqp::AmqpChecker::new(upstream, credentials, vhost, queue, checker.timeout);
                 self.spawn_with(checker, parts, before, asker);
             }
+            Some(Asked::Postgres { url, look }) => {
+                let asker = postgres::PostgresChecker::new(url.clone(), look, checker.timeout);
+                self.spawn_with(checker, parts, before, asker);
+            }
             // The configuration was checked for this.
             None => {}
         }
@@ -157,7 +162,9 @@ impl CheckBack {
             counts: parts.metrics.checker(&checker.name),
             tracer: parts.tracer.clone(),
         };
-        let worker = Worker::new(context, checker.concurrency as usize, checker.rate);
+        // A database has one connection, where a second question would wait with its time running.
+        let at_once = if checker.postgres.is_some() { 1 } else { checker.concurrency as usize };
+        let worker = Worker::new(context, at_once, checker.rate);
         let (stop, stopped) = watch::channel(false);
         let (alive, ended) = oneshot::channel();
         let wake = Arc::new(Notify::new());
@@ -217,7 +224,7 @@ impl CheckBack {
 impl Running {
     /// Whether it does already what is wanted.
     fn is_still(&self, checker: &Checker, parts: &Parts) -> bool {
-        self.checker == *checker && (checker.url.is_some() || self.credentials == parts.credentials)
+        self.checker == *checker && (checker.queue.is_none() || self.credentials == parts.credentials)
     }
 }
 

@@ -5,10 +5,12 @@ use crate::amqp::properties::Properties;
 use crate::store::{Pack, Summary};
 use crate::tx::batch::{self, HalfMessage};
 use crate::tx::id::TransactionId;
+use crate::tx::name::TransactionName;
 use crate::values;
 use bytes::Bytes;
 use serde::Serialize;
 use serde_json::Value;
+use std::sync::Arc;
 
 /// Bytes of messages, bodies included, that are read from the store for a question; at least one pack.
 pub(super) const READ_BYTES_MAX: usize = 1024 * 1024;
@@ -22,6 +24,12 @@ const QUESTION_BYTES_MAX: usize = 256 * 1024;
 pub(super) struct Question {
     /// About whom.
     pub(super) id: TransactionId,
+    /// The name that its producer gave it.
+    pub(super) name: TransactionName,
+    /// Where it is.
+    pub(super) vhost: Arc<str>,
+    /// Whose it is.
+    pub(super) user: Arc<str>,
     /// Which attempt it is, from 1.
     pub(super) attempt: u32,
     /// The JSON.
@@ -51,8 +59,9 @@ impl Question {
     /// About `transaction`, whose first messages are in `packs`; `None` if it has no name, for then nobody could know.
     pub(super) fn about(transaction: &Summary, packs: &[Pack]) -> Option<Self> {
         let attempt = transaction.attempts.saturating_add(1);
+        let name = transaction.name.clone()?;
         let head = Head {
-            transaction: transaction.name.as_ref()?.as_str(),
+            transaction: name.as_str(),
             id: transaction.id.to_string(),
             vhost: &transaction.vhost,
             user: &transaction.user,
@@ -71,7 +80,8 @@ impl Question {
             body.push_str(&message);
         }
         body.push_str("]}");
-        Some(Self { id: transaction.id, attempt, body: body.into() })
+        let (vhost, user) = (Arc::clone(&transaction.vhost), Arc::clone(&transaction.user));
+        Some(Self { id: transaction.id, name, vhost, user, attempt, body: body.into() })
     }
 }
 
@@ -108,7 +118,6 @@ pub(super) mod tests {
     use crate::store::{Sequence, Stored, Strand};
     use crate::tx::batch::Batch;
     use crate::tx::id::Timestamp;
-    use crate::tx::name::TransactionName;
     use crate::tx::state::State;
     use serde_json::json;
     use uuid::Uuid;

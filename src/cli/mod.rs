@@ -79,7 +79,7 @@ impl Command {
     /// Whether a program reads what it prints.
     pub fn is_for_a_program(&self) -> bool {
         match self {
-            Command::Config(ConfigCommand::Check(query) | ConfigCommand::Show(query))
+            Command::Config(ConfigCommand::Check { query, .. } | ConfigCommand::Show(query))
             | Command::Doctor(Doctor { query, .. })
             | Command::Store(
                 StoreCommand::Check(query) | StoreCommand::Backup { query, .. } | StoreCommand::Stats(query),
@@ -95,7 +95,14 @@ impl Command {
 #[derive(Debug, Subcommand)]
 pub enum ConfigCommand {
     /// Say whether the configuration is valid, and everything that is wrong with it
-    Check(Query),
+    Check {
+        /// Where the configuration is.
+        #[command(flatten)]
+        query: Query,
+        /// Look into the databases that are checkers, too: tables, columns, privileges, statements
+        #[arg(long)]
+        connect: bool,
+    },
     /// Show every key with its effective value and where it comes from; secrets are left out
     Show(Query),
 }

@@ -113,8 +113,12 @@ fn changed_checkers(from: &[Checker], to: &[Checker]) -> Vec<Change> {
         match named(to, &old.name) {
             None => found.push(change(key, whole(old), None)),
             Some(place) => {
-                let secret = (old.secret != to[place].secret).then_some("secret");
-                let differences = differences(leaves(old), leaves(&to[place]), secret);
+                let new = &to[place];
+                let password = |checker: &Checker| Some(checker.postgres.as_ref()?.place.password.clone());
+                // A checker has one of both.
+                let secret = if old.secret != new.secret { Some("secret") } else { None };
+                let secret = secret.or((password(old) != password(new)).then_some("postgres"));
+                let differences = differences(leaves(old), leaves(new), secret);
                 found.extend(differences.into_iter().map(|(name, from, to)| change(format!("{key}.{name}"), from, to)));
             }
         }

@@ -1,6 +1,6 @@
 //! `[[checker]]`: who is asked what became of a transaction in doubt.
 
-use super::{HttpUrl, Secret, value};
+use super::{HttpUrl, PostgresUrl, Secret, value};
 use serde::{Deserialize, Serialize};
 use std::{path::PathBuf, time::Duration};
 
@@ -19,6 +19,24 @@ pub struct Checker {
     /// The virtual host of `queue`; none: `/`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub vhost: Option<String>,
+    /// The producers' own PostgreSQL database, where Halfway looks by itself.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub postgres: Option<PostgresUrl>,
+    /// The file that the password of the database was read from.
+    #[serde(skip_serializing_if = "no_path", with = "value::optional_path")]
+    pub password_file: Option<PathBuf>,
+    /// The table in which producer and checker meet.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub barrier: Option<String>,
+    /// The statement that is asked instead.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub query: Option<String>,
+    /// What it means that `query` finds no row.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub absent: Option<AbsentMeans>,
+    /// The promise that no local transaction lives longer.
+    #[serde(skip_serializing_if = "Option::is_none", with = "value::optional_duration")]
+    pub absent_is_rollback_after: Option<Duration>,
     /// Which transactions it knows about.
     #[serde(rename = "match")]
     pub matches: CheckerMatch,
@@ -82,6 +100,16 @@ pub enum WhenExhausted {
     Commit,
 }
 
+/// What it means that a query finds no row.
+#[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum AbsentMeans {
+    /// Nothing.
+    Unknown,
+    /// That the producer still works on it.
+    Ongoing,
+}
+
 /// How a checker is asked.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Asked<'a> {
@@ -99,14 +127,62 @@ pub enum Asked<'a> {
         /// The queue.
         queue: &'a str,
     },
+    /// By statements in the producers' database.
+    Postgres {
+        /// Where it is.
+        url: &'a PostgresUrl,
+        /// What is looked at.
+        look: Look<'a>,
+    },
+}
+
+/// What is looked at in a database.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Look<'a> {
+    /// A table, into which a row is written first: so the answer is right while the local transaction runs.
+    Barrier(&'a str),
+    /// What a statement finds.
+    Query {
+        /// The statement.
+        statement: &'a str,
+        /// What it means that it finds no row.
+        absent: Absent,
+    },
+}
+
+/// What it means that there is no row.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Absent {
+    /// Nothing.
+    Unknown,
+    /// That the producer still works on it.
+    Ongoing,
+    /// The same, and after this long that the local transaction never was.
+    RollbackAfter(Duration),
 }
 
 impl Checker {
     /// How it is asked. Validation has seen to it that there is exactly one way.
     pub fn asked(&self) -> Option<Asked<'_>> {
-        match (&self.url, &self.queue) {
-            (Some(url), None) => Some(Asked::Http { url, secret: self.secret.as_ref() }),
-            (None, Some(queue)) => Some(Asked::Amqp { vhost: self.vhost.as_deref().unwrap_or("/"), queue }),
+        match (&self.url, &self.queue, &self.postgres) {
+            (Some(url), None, None) => Some(Asked::Http { url, secret: self.secret.as_ref() }),
+            (None, Some(queue), None) => Some(Asked::Amqp { vhost: self.vhost.as_deref().unwrap_or("/"), queue }),
+            (None, None, Some(url)) => Some(Asked::Postgres { url, look: self.look()? }),
+            _ => None,
+        }
+    }
+
+    fn look(&self) -> Option<Look<'_>> {
+        match (&self.barrier, &self.query) {
+            (Some(table), None) => Some(Look::Barrier(table)),
+            (None, Some(statement)) => {
+                let absent = match (self.absent_is_rollback_after, self.absent) {
+                    (Some(after), _) => Absent::RollbackAfter(after),
+                    (None, Some(AbsentMeans::Ongoing)) => Absent::Ongoing,
+                    (None, _) => Absent::Unknown,
+                };
+                Some(Look::Query { statement, absent })
+            }
             _ => None,
         }
     }
@@ -118,6 +194,12 @@ impl Checker {
             url: HttpUrl::try_from("http://localhost/".to_owned()).ok(),
             queue: text(),
             vhost: text(),
+            postgres: PostgresUrl::try_from("postgres://x@localhost/x".to_owned()).ok(),
+            password_file: Some("x".into()),
+            barrier: text(),
+            query: text(),
+            absent: Some(AbsentMeans::Unknown),
+            absent_is_rollback_after: Some(Duration::from_secs(1)),
             matches: CheckerMatch { vhost: text(), user: text(), transaction: text(), exchange: text() },
             secret: Some(Secret::new("x")),
             secret_file: Some("x".into()),
@@ -149,6 +231,12 @@ impl Default for Checker {
             url: None,
             queue: None,
             vhost: None,
+            postgres: None,
+            password_file: None,
+            barrier: None,
+            query: None,
+            absent: None,
+            absent_is_rollback_after: None,
             matches: CheckerMatch::default(),
             first_after: Duration::from_secs(6),
             interval: Duration::from_secs(30),

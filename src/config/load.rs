@@ -231,6 +231,9 @@ pub(super) fn load_from(
             origins.insert(format!("{CHECKER}.{number}.secret"), Origin::SecretFile(path.clone()));
             checker.secret = Some(secret);
         }
+        if let (Some(url), Some(path)) = (&mut checker.postgres, &checker.password_file) {
+            url.place.password = Some(read_secret(path, &format!("{CHECKER}.{number}.password_file"))?);
+        }
     }
     Ok(Loaded { config, file: file.map(Path::to_owned), warnings, service_links, origins })
 }
@@ -265,7 +268,10 @@ fn open_secrets(config: &Config) -> Vec<(String, String)> {
         ("relay.password_file", relay.password_file.as_deref()),
         ("store.url", store.url.file()),
     ];
-    let checkers = checker.iter().enumerate().map(|(n, one)| (format!("{CHECKER}.{n}.secret_file"), &one.secret_file));
+    let checkers = checker.iter().enumerate().flat_map(|(n, one)| {
+        [("secret_file", &one.secret_file), ("password_file", &one.password_file)]
+            .map(|(key, path)| (format!("{CHECKER}.{n}.{key}"), path))
+    });
     let tokens =
         admin.tokens.iter().enumerate().map(|(n, one)| (format!("admin.tokens.{n}.token_file"), &*one.token_file));
     let files = keys.into_iter().filter_map(|(key, path)| Some((key.to_owned(), path?)));

@@ -346,10 +346,43 @@ fn unknown_keys_of_a_checker_name_the_nearest_one() {
 fn checkers_that_cannot_work_are_refused() {
     for (lines, expected) in [
         ("url = 'http://a'", "checker.0.name: must have 1 to 255 bytes"),
-        ("name = 'a'", "checker.0.url: needs either `url` or `queue`"),
+        ("name = 'a'", "checker.0.url: needs either `url`, `queue` or `postgres`"),
         ("name = 'a'\nurl = 'http://a'\nqueue = 'q'", "checker.0.queue: stands beside `url`"),
         ("name = 'a'\nurl = 'http://a'\nvhost = 'v'", "checker.0.vhost: belongs to `queue`"),
-        ("name = 'a'\nqueue = 'q'\nsecret = 's'", "checker.0.secret: does nothing for a `queue`"),
+        ("name = 'a'\nqueue = 'q'\nsecret = 's'", "checker.0.secret: does nothing without a `url`"),
+        ("name = 'a'\nurl = 'http://a'\nbarrier = 'b'", "checker.0.barrier: belongs to `postgres`"),
+        ("name = 'a'\nqueue = 'q'\npassword_file = 'p'", "checker.0.password_file: belongs to `postgres`"),
+        ("name = 'a'\npostgres = 'postgres://u:p4ss@/a'", "checker.0.postgres: has no host"),
+        ("name = 'a'\npostgres = 'postgres://u@h/a'", "checker.0.barrier: needs either `barrier` or `query`"),
+        (
+            "name = 'a'\npostgres = 'postgres://u@h/a'\nurl = 'http://a'\nbarrier = 'b'",
+            "checker.0.postgres: stands beside",
+        ),
+        ("name = 'a'\npostgres = 'postgres://u@h/a'\nquery = '$1'\nbarrier = 'b'", "checker.0.query: stands beside"),
+        ("name = 'a'\npostgres = 'postgres://u@h/a'\nbarrier = 'b; c'", "checker.0.barrier: must be a table's name"),
+        ("name = 'a'\npostgres = 'postgres://u@h/a'\nbarrier = 'a.b.c'", "checker.0.barrier: must be a table's name"),
+        (
+            "name = 'a'\npostgres = 'postgres://u@h/a'\nbarrier = 'b'\nabsent = 'unknown'",
+            "checker.0.absent: does nothing",
+        ),
+        ("name = 'a'\npostgres = 'postgres://u@h/a'\nbarrier = 'b'\nsecret = 's'", "checker.0.secret: does nothing"),
+        (
+            "name = 'a'\npostgres = 'postgres://u:p4ss@h/a'\nbarrier = 'b'\npassword_file = 'f'",
+            "checker.0.password_file: stands beside",
+        ),
+        ("name = 'a'\npostgres = 'postgres://u@h/a'\nquery = 'SELECT 1'", "checker.0.query: does not look at"),
+        (
+            "name = 'a'\npostgres = 'postgres://u@h/a'\nquery = '$1'\nabsent = 'rollback'",
+            "checker.0.absent: unknown variant",
+        ),
+        (
+            "name = 'a'\npostgres = 'postgres://u@h/a'\nquery = '$1'\nabsent = 'ongoing'\nabsent_is_rollback_after = '1h'",
+            "checker.0.absent: does nothing beside",
+        ),
+        (
+            "name = 'a'\npostgres = 'postgres://u@h/a'\nquery = '$1'\nabsent_is_rollback_after = '0s'",
+            "checker.0.absent_is_rollback_after: must be longer than zero",
+        ),
         ("name = 'a'\nurl = 'ftp://a'", "checker.0.url: does not begin with http:// or https://"),
         ("name = 'a'\nurl = 'http://u:p4ss@a/'", "checker.0.url: a checker's URL carries no user"),
         ("name = 'a'\nurl = 'http://a/#x'", "checker.0.url: `http://a/#x` has a fragment"),
@@ -371,6 +404,40 @@ fn checkers_that_cannot_work_are_refused() {
     }
     let twins = problems(&format!("{ORDERS}{ORDERS}"), &[]);
     assert_eq!(twins, ["checker.1.name: `orders` is the name of checker.0 too"]);
+}
+
+#[test]
+fn a_database_says_how_it_is_asked_and_its_password_is_never_shown() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let path = folder.path().join("password");
+    fs::write(&path, "s3cret\n").expect("the file is written");
+    let text = |more: &str| format!("[[checker]]\nname = 'a'\npostgres = 'postgres://u@h/a'\n{more}");
+    let barrier = text(&format!("barrier = 'shop.half_barrier'\npassword_file = '{}'", path.display()));
+    let loaded = load_text(&barrier, &[]).expect("valid");
+    let Some(Asked::Postgres { url, look }) = loaded.config.checker[0].asked() else { panic!("a database") };
+    assert_eq!(look, Look::Barrier("shop.half_barrier"));
+    assert_eq!(url.place.password.as_ref().map(Secret::expose), Some("s3cret"));
+    assert!(!format!("{loaded:?} {:?}", loaded.entries()).contains("s3cret"));
+    let absent = |more: &str| {
+        let loaded = load_text(&text(&format!("query = 'SELECT $1'\n{more}")), &[]).expect("valid");
+        let Some(Asked::Postgres { look: Look::Query { absent, .. }, .. }) = loaded.config.checker[0].asked() else {
+            panic!("a query")
+        };
+        absent
+    };
+    assert_eq!(absent(""), Absent::Unknown);
+    assert_eq!(absent("absent = 'ongoing'"), Absent::Ongoing);
+    assert_eq!(absent("absent_is_rollback_after = '1h'"), Absent::RollbackAfter(Duration::from_secs(3600)));
+
+    let before = load_text(&barrier, &[]).expect("valid").config;
+    fs::write(&path, "another\n").expect("the file is written");
+    let after = load_text(&barrier, &[]).expect("valid").config;
+    let changes = before.changes(&after);
+    assert_eq!(changes.iter().map(|change| change.key.as_str()).collect::<Vec<_>>(), ["checker.a.postgres"]);
+    assert!(!format!("{changes:?}").contains("another"));
+    fs::remove_file(&path).expect("removed");
+    let error = load_text(&barrier, &[]).expect_err("no such file").to_string();
+    assert!(error.contains("checker.0.password_file"), "{error}");
 }
 
 #[test]

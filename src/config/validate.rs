@@ -92,21 +92,28 @@ pub(super) fn problems(config: &Config) -> Vec<(String, String)> {
 
 /// What one checker must be like, whatever the others are.
 fn check_alone(checker: &Checker, check: &mut impl FnMut(bool, &str, String)) {
-    let Checker { name, url, queue, vhost, secret, secret_file, .. } = checker;
+    let Checker { name, url, queue, vhost, postgres, secret, secret_file, .. } = checker;
     check((1..=NAME_BYTES_MAX).contains(&name.len()), "name", "must have 1 to 255 bytes".into());
     check(!name.contains(char::is_control), "name", "must not contain control characters".into());
-    match (url, queue) {
-        (None, None) => check(false, "url", "needs either `url` or `queue`".into()),
-        (Some(_), Some(_)) => check(false, "queue", "stands beside `url`; a checker has one of them".into()),
-        (Some(_), None) => check(vhost.is_none(), "vhost", "belongs to `queue`, and there is none".into()),
-        (None, Some(queue)) => {
-            check((1..=NAME_BYTES_MAX).contains(&queue.len()), "queue", "must have 1 to 255 bytes".into());
-            check(vhost.as_deref() != Some(""), "vhost", "is empty".into());
-            let unused = "does nothing for a `queue`: only requests to a `url` are signed";
-            check(secret.is_none(), "secret", unused.into());
-            check(secret_file.is_none(), "secret_file", unused.into());
-        }
+    let ways = [("url", url.is_some()), ("queue", queue.is_some()), ("postgres", postgres.is_some())];
+    let mut given = ways.iter().filter(|(_, given)| *given).map(|(way, _)| *way);
+    match (given.next(), given.next()) {
+        (None, _) => check(false, "url", "needs either `url`, `queue` or `postgres`".into()),
+        (Some(way), Some(other)) => check(false, other, format!("stands beside `{way}`; a checker has one of them")),
+        (Some(_), None) => {}
     }
+    if let Some(queue) = queue {
+        check((1..=NAME_BYTES_MAX).contains(&queue.len()), "queue", "must have 1 to 255 bytes".into());
+        check(vhost.as_deref() != Some(""), "vhost", "is empty".into());
+    } else {
+        check(vhost.is_none(), "vhost", "belongs to `queue`, and there is none".into());
+    }
+    if url.is_none() && (queue.is_some() || postgres.is_some()) {
+        let unused = "does nothing without a `url`: only requests to one are signed";
+        check(secret.is_none(), "secret", unused.into());
+        check(secret_file.is_none(), "secret_file", unused.into());
+    }
+    check_database(checker, check);
     check(secret.as_ref().is_none_or(|secret| !secret.expose().is_empty()), "secret", "is empty".into());
     check(checker.interval > Duration::ZERO, "interval", LONGER_THAN_ZERO.into());
     check(checker.interval <= checker.max_interval, "max_interval", "is shorter than `interval`".into());
@@ -118,6 +125,52 @@ fn check_alone(checker: &Checker, check: &mut impl FnMut(bool, &str, String)) {
     check(checker.max_checks > 0, "max_checks", AT_LEAST_ONE.into());
     check((1..=MOST_CHECKS_AT_ONCE).contains(&checker.concurrency), "concurrency", "must be 1 to 1024".into());
     check((1..=HIGHEST_RATE).contains(&checker.rate), "rate", "must be 1 to 10000".into());
+}
+
+/// What a checker that is a database must be like, and any other must not have.
+fn check_database(checker: &Checker, check: &mut impl FnMut(bool, &str, String)) {
+    let Checker { postgres, password_file, barrier, query, absent, absent_is_rollback_after, .. } = checker;
+    let Some(url) = postgres else {
+        let unused = || "belongs to `postgres`, and there is none".to_owned();
+        check(password_file.is_none(), "password_file", unused());
+        check(barrier.is_none(), "barrier", unused());
+        check(query.is_none(), "query", unused());
+        check(absent.is_none(), "absent", unused());
+        check(absent_is_rollback_after.is_none(), "absent_is_rollback_after", unused());
+        return;
+    };
+    let two = "stands beside a password in the URL; there is one of them";
+    check(password_file.is_none() || url.place.password.is_none(), "password_file", two.into());
+    match (barrier, query) {
+        (None, None) => check(false, "barrier", "needs either `barrier` or `query`".into()),
+        (Some(_), Some(_)) => check(false, "query", "stands beside `barrier`; a database has one of them".into()),
+        (Some(table), None) => {
+            let text = "must be a table's name, or schema.table: letters, digits and _";
+            check(is_table(table), "barrier", text.into());
+        }
+        (None, Some(statement)) => {
+            check(statement.contains("$1"), "query", "does not look at the transaction's name, which is $1".into());
+        }
+    }
+    let unused = "does nothing without `query`";
+    check(absent.is_none() || query.is_some(), "absent", unused.into());
+    check(absent_is_rollback_after.is_none() || query.is_some(), "absent_is_rollback_after", unused.into());
+    let both = absent.is_some() && absent_is_rollback_after.is_some();
+    check(!both, "absent", "does nothing beside `absent_is_rollback_after`: until then it is \"ongoing\"".into());
+    if let Some(after) = absent_is_rollback_after {
+        check(*after > Duration::ZERO, "absent_is_rollback_after", LONGER_THAN_ZERO.into());
+        check(*after <= LONGEST_PAUSE, "absent_is_rollback_after", "must be at most 365 days".into());
+    }
+}
+
+/// Whether this can stand in a statement as it is.
+fn is_table(name: &str) -> bool {
+    let is_word = |word: &str| {
+        word.len() < 64
+            && word.starts_with(|c: char| c.is_ascii_alphabetic() || c == '_')
+            && word.chars().all(|c| c.is_ascii_alphanumeric() || c == '_')
+    };
+    name.split('.').count() <= 2 && name.split('.').all(is_word)
 }
 
 /// What works and is probably not meant: the key to look at, and why.

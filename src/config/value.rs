@@ -298,6 +298,26 @@ pub(super) mod duration {
     }
 }
 
+/// A duration that may be left out.
+pub(super) mod optional_duration {
+    use std::time::Duration;
+
+    use serde::{Deserializer, Serializer};
+
+    pub(in crate::config) fn serialize<S: Serializer>(
+        value: &Option<Duration>,
+        serializer: S,
+    ) -> Result<S::Ok, S::Error> {
+        super::duration::serialize(&value.unwrap_or_default(), serializer)
+    }
+
+    pub(in crate::config) fn deserialize<'de, D: Deserializer<'de>>(
+        deserializer: D,
+    ) -> Result<Option<Duration>, D::Error> {
+        super::duration::deserialize(deserializer).map(Some)
+    }
+}
+
 /// `"10MiB"`, inside a number of bytes.
 pub(super) mod size {
     use serde::{Deserialize, Deserializer, Serializer, de::Error};

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::{Finding, reach, word};
+use super::{Finding, database, reach, word};
 use crate::{
     check_back,
     config::{Asked, Checker, Config, ProxyProtocol, Relay},
@@ -11,11 +11,15 @@ use crate::{
     upstream::Upstream,
 };
 
+/// What it means that a checker can't be asked.
+pub(super) const STAY: &str = "transactions in doubt that it knows about stay so until it answers";
+
 /// Whether a checker can be asked. It is not asked: a question about a transaction that is not there would puzzle it.
-pub(super) async fn examine(config: &Config, checker: &Checker, trust: Option<Arc<ClientTls>>) -> Option<Finding> {
-    const STAY: &str = "transactions in doubt that it knows about stay so until it answers";
+pub(super) async fn examine(config: &Config, checker: &Checker, trust: Option<Arc<ClientTls>>) -> Vec<Finding> {
     let what = format!("checker {}", checker.name);
-    Some(match checker.asked()? {
+    let Some(asked) = checker.asked() else { return Vec::new() };
+    let finding = match asked {
+        Asked::Postgres { .. } => return database::examine(checker).await,
         Asked::Http { url, .. } => match reach(url, checker.timeout).await {
             Ok(()) => Finding::fine(what, format!("{}:{} takes connections", url.host, url.port)),
             Err(error) => Finding::failed(
@@ -51,5 +55,6 @@ pub(super) async fn examine(config: &Config, checker: &Checker, trust: Option<Ar
                 ),
             }
         }
-    })
+    };
+    vec![finding]
 }

@@ -3,6 +3,7 @@
 mod certificate;
 mod checker;
 mod collector;
+mod database;
 mod health;
 mod node;
 mod store;
@@ -19,6 +20,7 @@ use crate::{
     admin::read_token,
     check_back,
     config::{Config, HttpUrl, UpstreamTls},
+    postgres::Postgres,
     tls::{ClientTls, ServerTls},
 };
 
@@ -97,20 +99,35 @@ pub async fn examine(config: &Config, vhosts: &[String]) -> Vec<Finding> {
     findings
 }
 
+/// Looks into the databases that are checkers: each finding with the key that it is about.
+pub async fn examine_databases(config: &Config) -> Vec<(String, Finding)> {
+    let mut found = Vec::new();
+    for (number, checker) in config.checker.iter().enumerate() {
+        let findings = database::examine(checker).await;
+        found.extend(findings.into_iter().map(|finding| (format!("checker.{number}.postgres"), finding)));
+    }
+    found
+}
+
 /// What can't be used of the files that the configuration names, with the keys that name them: what would keep the proxy
 /// from starting, or its clients from trusting it.
-pub fn unusable_files(config: &Config) -> Vec<(&'static str, String)> {
+pub fn unusable_files(config: &Config) -> Vec<(String, String)> {
     let mut found = Vec::new();
     let usable = |files| ServerTls::load(&files).and_then(|tls| tls.check_time(SystemTime::now()));
     if let Some(Err(error)) = config.listen.tls().map(usable) {
-        found.push(("listen.tls.certificate", error.to_string()));
+        found.push(("listen.tls.certificate".into(), error.to_string()));
     }
     if let Err(error) = load_trust(config) {
-        found.push(("upstream.tls.ca", error));
+        found.push(("upstream.tls.ca".into(), error));
+    }
+    for (number, checker) in config.checker.iter().enumerate() {
+        if let Some(Err(error)) = checker.postgres.as_ref().map(|url| Postgres::new(url.clone(), checker.timeout)) {
+            found.push((format!("checker.{number}.postgres"), error.to_string()));
+        }
     }
     for token in &config.admin.tokens {
         if let Err(error) = read_token(&token.token_file) {
-            found.push(("admin.tokens", error.to_string()));
+            found.push(("admin.tokens".into(), error.to_string()));
         }
     }
     found

@@ -1,12 +1,14 @@
 """The order service of docs/examples/orders, until its first order comes to a certain line: then a signal hits it.
 
-usage: orders_until.py SIGNAL FILE:LINE#TIME ARGUMENT...
-       orders_until.py list ARGUMENT...
+usage: orders_until.py PROGRAM SIGNAL FILE:LINE#TIME ARGUMENT...
+       orders_until.py PROGRAM list ARGUMENT...
 
+`PROGRAM` is orders, or producer, which has no endpoint.
 `SIGNAL` is KILL or STOP, and strikes before the line runs for the given time: 1 for the first; the head of a `with` runs
 once more at its end. `list` lets the order through, and prints each line that it comes to in this form, and its text.
 """
 
+import importlib
 import linecache
 import signal
 import sys
@@ -50,10 +52,11 @@ def trace(at_line):
 
 
 def main():
-    if sys.argv[1] == "list":
+    program = importlib.import_module(sys.argv[1])
+    if sys.argv[2] == "list":
         trace(lambda line, text: print("line", line, text, flush=True))
-        return orders.main(sys.argv[2:])
-    number, wanted = signal.Signals["SIG" + sys.argv[1]], sys.argv[2]
+        return program.main(sys.argv[3:])
+    number, wanted = signal.Signals["SIG" + sys.argv[2]], sys.argv[3]
 
     def strike(line, _):
         if line == wanted:
@@ -61,7 +64,7 @@ def main():
             signal.pthread_kill(threading.get_ident(), number)
 
     trace(strike)
-    return orders.main(sys.argv[3:])
+    return program.main(sys.argv[4:])
 
 
 if __name__ == "__main__":

@@ -38,15 +38,15 @@ impl Outlet for Nowhere {
 }
 
 /// A check-back on a store of its own, in front of the shared broker.
-struct Alone {
-    runtime: Runtime,
+pub struct Alone {
+    pub runtime: Runtime,
     store: Arc<MemoryStore>,
     parts: Parts,
     running: Option<CheckBack>,
 }
 
 impl Alone {
-    fn start(checkers: &[Checker]) -> Self {
+    pub fn start(checkers: &[Checker]) -> Self {
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
         let store = MemoryStore::new(Arc::new(Nowhere));
         let parts = Parts {
@@ -66,7 +66,7 @@ impl Alone {
     }
 
     /// A transaction that is in doubt from now on.
-    fn doubt(&self, name: &str, checker: &str, first_after: Duration) -> TransactionId {
+    pub fn doubt(&self, name: &str, checker: &str, first_after: Duration) -> TransactionId {
         let id = TransactionId(Uuid::now_v7());
         let check = CheckPlan { checker: checker.into(), first_after };
         let named =
@@ -87,13 +87,14 @@ impl Alone {
         id
     }
 
-    fn look(&self, id: TransactionId) -> (Summary, Vec<String>) {
+    /// What is known of it, and the reasons in its history.
+    pub fn look(&self, id: TransactionId) -> (Summary, Vec<String>) {
         let (summary, history) = self.runtime.block_on(self.store.transaction(id)).unwrap().expect("it is there");
         (summary, history.into_iter().filter_map(|event| event.reason).collect())
     }
 
     #[track_caller]
-    fn wait_for(&self, id: TransactionId, state: State) {
+    pub fn wait_for(&self, id: TransactionId, state: State) {
         let what = format!("{id} to be {state}");
         wait_until(deadline(PATIENCE), &what, || self.look(id).0.state == state);
     }

@@ -14,6 +14,7 @@ mod clients;
 mod command;
 mod crash;
 mod dashboard;
+mod database;
 mod dead;
 mod faults;
 mod fidelity;

@@ -51,9 +51,28 @@ struct Line {
     text: String,
 }
 
+/// The service of the example, in both its forms.
+#[derive(Clone, Copy, PartialEq)]
+enum Program {
+    /// It answers the check-back.
+    Orders,
+    /// It has no endpoint: the proxy looks into its database.
+    Producer,
+}
+
+impl Program {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Orders => "orders",
+            Self::Producer => "producer",
+        }
+    }
+}
+
 /// A shop with its own virtual host, user, proxy and database.
 struct Shop {
     name: String,
+    program: Program,
     /// Where the checker is asked.
     port: u16,
     database: Database,
@@ -65,7 +84,7 @@ struct Shop {
 }
 
 impl Shop {
-    fn open(database: impl FnOnce(&Path) -> Database) -> Self {
+    fn open(program: Program, database: impl FnOnce(&Path) -> Database) -> Self {
         let folder = tempfile::Builder::new().prefix("halfway-orders-").tempdir().expect("a folder can be made");
         let (name, port) = (unique("shop"), free_port());
         broker().add_vhost(&name);
@@ -75,14 +94,18 @@ impl Shop {
         consumer.open(1);
         consumer.declare(1, "orders");
         std::fs::write(folder.path().join("secret"), "a secret\n").expect("a file can be written");
-        let checker = format!(
-            "[{{ name = 'orders', url = 'http://127.0.0.1:{port}/half/check', secret_file = '{}', \
-             first_after = '0s', interval = '200ms', max_interval = '200ms' }}]",
-            folder.path().join("secret").display()
-        );
-        let proxy = Proxy::start_with(broker().port, &[("checker", &checker)]);
         let database = database(folder.path());
-        Self { name, port, database, proxy, consumer, delivered: Vec::new(), folder }
+        let asked = match program {
+            Program::Orders => format!(
+                "url = 'http://127.0.0.1:{port}/half/check', secret_file = '{}'",
+                folder.path().join("secret").display()
+            ),
+            Program::Producer => format!("postgres = '{}?sslmode=disable', barrier = 'half_barrier'", database.url()),
+        };
+        let checker =
+            format!("[{{ name = 'orders', {asked}, first_after = '0s', interval = '200ms', max_interval = '200ms' }}]");
+        let proxy = Proxy::start_with(broker().port, &[("checker", &checker)]);
+        Self { name, program, port, database, proxy, consumer, delivered: Vec::new(), folder }
     }
 
     fn command(&self, script: &str, first: &[&str], port: u16) -> Command {
@@ -95,9 +118,10 @@ impl Shop {
             .arg(root.join(script))
             .args(first)
             .args(["--amqp", &format!("amqp://{0}:{0}@127.0.0.1:{1}/{0}", self.name, self.proxy.port)])
-            .args(["--database", &self.database.url(), "--listen", &format!("127.0.0.1:{port}")])
-            .arg("--secret-file")
-            .arg(self.folder.path().join("secret"));
+            .args(["--database", &self.database.url(), "--listen", &format!("127.0.0.1:{port}")]);
+        if self.program == Program::Orders {
+            command.arg("--secret-file").arg(self.folder.path().join("secret"));
+        }
         command
     }
 
@@ -114,12 +138,15 @@ impl Shop {
 
     /// Starts the service.
     fn service(&self) -> Process {
-        self.start(self.command("docs/examples/orders/orders.py", &[], self.port), self.port)
+        self.start(self.command(&format!("docs/examples/orders/{}.py", self.program.name()), &[], self.port), self.port)
     }
 
     /// Starts the service on `port`, where a signal will hit it just before an order comes to `line`.
     fn service_until(&self, signal: &str, line: &Line, port: u16) -> Process {
-        self.start(self.command("tests/clients/orders_until.py", &[signal, &line.place], port), port)
+        self.start(
+            self.command("tests/clients/orders_until.py", &[self.program.name(), signal, &line.place], port),
+            port,
+        )
     }
 
     fn log(&self) -> String {
@@ -128,7 +155,8 @@ impl Shop {
 
     /// The lines that an order comes to, in order; one is placed for it.
     fn lines(&self) -> Vec<Line> {
-        let _service = self.start(self.command("tests/clients/orders_until.py", &["list"], self.port), self.port);
+        let _service = self
+            .start(self.command("tests/clients/orders_until.py", &[self.program.name(), "list"], self.port), self.port);
         assert_eq!(order(self.port, "first"), Some(201), "{}", self.log());
         let log = self.log();
         let lines = log.lines().filter_map(|line| line.strip_prefix("line ")?.split_once(' '));
@@ -261,7 +289,8 @@ fn asked_while_it_runs(mut shop: Shop) {
     let service = shop.service();
     assert_eq!(shop.settle("slow"), ["delivered"]);
     let forged = r#"{"transaction": "order-late"}"#;
-    assert_eq!(post(shop.port, "/half/check", forged), Some(403), "a stranger could spoil any order");
+    let refused = if shop.program == Program::Orders { 403 } else { 400 };
+    assert_eq!(post(shop.port, "/half/check", forged), Some(refused), "a stranger could spoil any order");
     drop(service);
     shop.agree("asked inside the local transaction");
 
@@ -284,20 +313,30 @@ fn sqlite(folder: &Path) -> Database {
 
 #[test]
 fn killed_at_every_line_with_postgres_database_and_queue_agree() {
-    killed_at_every_line(Shop::open(postgres));
+    killed_at_every_line(Shop::open(Program::Orders, postgres));
 }
 
 #[test]
 fn killed_at_every_line_with_sqlite_database_and_queue_agree() {
-    killed_at_every_line(Shop::open(sqlite));
+    killed_at_every_line(Shop::open(Program::Orders, sqlite));
 }
 
 #[test]
 fn a_checker_is_right_while_the_transaction_runs_in_postgres() {
-    asked_while_it_runs(Shop::open(postgres));
+    asked_while_it_runs(Shop::open(Program::Orders, postgres));
 }
 
 #[test]
 fn a_checker_is_right_while_the_transaction_runs_in_sqlite() {
-    asked_while_it_runs(Shop::open(sqlite));
+    asked_while_it_runs(Shop::open(Program::Orders, sqlite));
+}
+
+#[test]
+fn killed_at_every_line_without_an_endpoint_database_and_queue_agree() {
+    killed_at_every_line(Shop::open(Program::Producer, postgres));
+}
+
+#[test]
+fn the_proxy_is_right_while_the_transaction_runs_in_the_database_that_it_asks() {
+    asked_while_it_runs(Shop::open(Program::Producer, postgres));
 }

@@ -14,6 +14,8 @@ pub struct Postgres {
     port: u16,
     process: Process,
     folder: TempDir,
+    data: Data,
+    settings: Vec<String>,
 }
 
 impl Postgres {
@@ -44,19 +46,37 @@ impl Postgres {
         let data = Data(data);
         prepare(&data);
         let port = free_port();
-        let mut command = unprivileged("postgres", folder.path());
-        // No socket in a folder that others share.
-        command.args(["-h", "127.0.0.1", "-p", &port.to_string(), "-c", "unix_socket_directories=", "-D"]).arg(&data.0);
-        command.args(settings.iter().flat_map(|setting| ["-c", setting]));
-        let process = Process::start(command, folder.path(), "postgres.log");
-        let mut postgres = Self { port, process, folder };
-        wait_until(deadline(PATIENCE), "PostgreSQL to serve", || {
-            if let Some(status) = postgres.process.ended() {
-                panic!("PostgreSQL ended with {status}; its last words: {}", postgres.log());
-            }
-            postgres.psql("SELECT 1").status.success()
-        });
+        let settings: Vec<_> = settings.iter().map(|setting| setting.to_string()).collect();
+        let process = serve(folder.path(), &data, port, &settings);
+        let mut postgres = Self { port, process, folder, data, settings };
+        postgres.wait();
         postgres
+    }
+
+    /// Puts a standby into its place, which knows what it knew and takes no writes.
+    pub fn swap_for_standby(&mut self) {
+        self.stop();
+        self.data.give("standby.signal", "");
+        self.process = serve(self.folder.path(), &self.data, self.port, &self.settings);
+        self.wait();
+    }
+
+    fn wait(&mut self) {
+        wait_until(deadline(PATIENCE), "PostgreSQL to serve", || {
+            if let Some(status) = self.process.ended() {
+                panic!("PostgreSQL ended with {status}; its last words: {}", self.log());
+            }
+            self.psql("SELECT 1").status.success()
+        });
+    }
+
+    fn stop(&mut self) {
+        // A fast shutdown: a server that is killed leaves shared memory behind. What is left of it then is killed.
+        self.process.signal(Signal::INT);
+        let limit = deadline(PATIENCE);
+        while self.process.ended().is_none() && std::time::Instant::now() < limit {
+            std::thread::sleep(std::time::Duration::from_millis(20));
+        }
     }
 
     /// Its port on loopback.
@@ -113,13 +133,16 @@ impl Data {
 
 impl Drop for Postgres {
     fn drop(&mut self) {
-        // A fast shutdown: a server that is killed leaves shared memory behind. What is left of it then is killed.
-        self.process.signal(Signal::INT);
-        let limit = deadline(PATIENCE);
-        while self.process.ended().is_none() && std::time::Instant::now() < limit {
-            std::thread::sleep(std::time::Duration::from_millis(20));
-        }
+        self.stop();
     }
+}
+
+fn serve(folder: &Path, data: &Data, port: u16, settings: &[String]) -> Process {
+    let mut command = unprivileged("postgres", folder);
+    // No socket in a folder that others share.
+    command.args(["-h", "127.0.0.1", "-p", &port.to_string(), "-c", "unix_socket_directories=", "-D"]).arg(&data.0);
+    command.args(settings.iter().flat_map(|setting| ["-c", setting]));
+    Process::start(command, folder, "postgres.log")
 }
 
 fn as_root() -> bool {

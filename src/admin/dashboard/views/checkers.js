@@ -32,7 +32,7 @@ function checkerOf(it) {
       h('a', { href: '#/transactions?state=in_doubt', data: { key: `silent-${it.name}` } }, 'stays in doubt'),
       '. Start it, or mend its address. A transaction’s “Check now” tries it at once.'),
     h('dl', { class: 'facts' },
-      h('dt', {}, it.kind === 'http' ? 'URL' : 'Queue'), h('dd', {}, text(it.target), it.vhost && [h('span', { class: 'quiet' }, ' in virtual host '), text(it.vhost)]),
+      h('dt', {}, { http: 'URL', amqp: 'Queue' }[it.kind] ?? 'Database'), h('dd', {}, text(it.target), it.vhost && [h('span', { class: 'quiet' }, ' in virtual host '), text(it.vhost)]),
       h('dt', {}, 'Knows about'), h('dd', {}, matchOf(it.match)),
       h('dt', {}, 'Answered'), h('dd', {}, share === null ? h('span', { class: 'quiet' }, 'never asked since the start') : [
         h('meter', { min: 0, max: 100, low: 50, high: 90, optimum: 100, value: share, 'aria-label': 'Share of answers' }), ` ${share} % of ${count(asked)}`]),
