@@ -26,6 +26,7 @@ mod neighbours;
 mod oauth;
 mod openapi;
 mod parser;
+mod pipeline;
 mod postgres;
 mod process;
 mod publish;
