@@ -77,8 +77,8 @@ impl Connection {
                 if self.ending.is_none() {
                     self.ending = Some(End::Dismissed);
                     self.closed_because = reason.to_owned();
-                    self.end_if_idle();
                 }
+                self.end_if_idle();
             }
             Phase::Closing | Phase::Closed => {}
             _ => self.close(),

@@ -47,6 +47,19 @@ fn what_nobody_knows_ends_the_connection_without_an_answer() {
     }
 }
 
+/// It was the last that the end waited for.
+#[test]
+fn what_nobody_knows_holds_up_no_end_that_was_decided_before() {
+    let mut script = Script::transactional(settings());
+    script.client(&[publish(1, b"one"), bare(1, id::TX_COMMIT)].concat());
+    script.upstream(&bare(1, id::TX_ROLLBACK_OK));
+    let (id, ..) = script.decide();
+    script.connection.drain();
+    script.connection.handle_committed(1, id, Err(StoreError::Fenced));
+    script.collect();
+    assert_eq!(methods(&script.sent().0), [(0, id::CONNECTION_CLOSE)]);
+}
+
 #[test]
 fn a_commit_that_has_come_is_carried_out_though_its_client_is_gone() {
     let mut script = Script::transactional(settings());
