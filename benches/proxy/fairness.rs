@@ -47,7 +47,7 @@ pub fn run(options: &Options) {
                 victim.declare(2, "victim");
                 victim.open_tx(1);
                 let control = if way == 1 { "halfway" } else { "amq.fanout" };
-                let _neighbours = kind.map(|kind| Neighbours::start(kind, port, control, NEIGHBOURS));
+                let _neighbours = kind.map(|kind| Neighbours::start(kind, port, broker.port, control, NEIGHBOURS));
                 std::thread::sleep(BEFORE);
                 measured.add(&mut victim, options.time);
             }

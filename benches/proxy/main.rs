@@ -1,7 +1,7 @@
 //! How fast and how small the proxy is, beside RabbitMQ itself and a plain TCP proxy, in one run and in turns.
 //!
 //! `cargo bench --bench proxy -- [SCENARIO] [--rounds N] [--seconds S] [--queue classic|quorum] [--connections N]
-//! [--messages N] [--neighbour NAME]`, where a scenario is `commits`, `named`, `watched`, `passing`, `idle`, `fairness` or `backlog`;
+//! [--messages N] [--neighbour NAME] [--apart]`, where a scenario is `commits`, `named`, `watched`, `passing`, `idle`, `fairness` or `backlog`;
 //! without one, all run. It prints Markdown tables, medians over the rounds. It starts a RabbitMQ of its own (and HAProxy, for comparison).
 
 #![allow(unreachable_pub)] // the whole is one binary: nothing is reachable from outside
@@ -44,6 +44,9 @@ pub struct Options {
     /// Only this many messages a commit.
     #[arg(long)]
     messages: Option<usize>,
+    /// RabbitMQ on one core, the proxy and its clients on the others; for `commits`, `named` and `passing`.
+    #[arg(long)]
+    apart: bool,
     /// Only beside this neighbour of `fairness`, by the beginning of its name.
     #[arg(long)]
     neighbour: Option<String>,
@@ -69,6 +72,13 @@ impl Options {
     fn messages(&self) -> Vec<usize> {
         self.messages.map_or_else(|| vec![1, 100], |one| vec![one])
     }
+}
+
+/// Has this process, and those that it starts from now on, run on these cores only.
+fn keep_to(cores: &str) {
+    let arguments = ["-a", "-c", "-p", cores, &std::process::id().to_string()];
+    let output = std::process::Command::new("taskset").args(arguments).output().expect("taskset is there");
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
 }
 
 /// The CPU time that a process has used, in user and kernel mode. Resolution: 10 ms.
@@ -109,7 +119,15 @@ fn main() {
     let options = Options::parse();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime can be built");
     runtime.block_on(async {
+        let cores = std::thread::available_parallelism().expect("it is known").get();
+        if options.apart {
+            assert!(cores > 1, "there is one core");
+            keep_to("0");
+        }
         let broker = Broker::start();
+        if options.apart {
+            keep_to(&format!("1-{}", cores - 1));
+        }
         let wanted = |name: &str| options.scenario.as_ref().is_none_or(|scenario| scenario == name);
         if wanted("commits") {
             commits::run(&broker, &options).await;

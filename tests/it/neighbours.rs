@@ -119,7 +119,7 @@ fn a_client_commits_beside_each_kind_of_flood() {
         let proxy = Proxy::start(broker().port);
         let queue = unique("victim");
         let mut victim = transactional(proxy.port, &queue);
-        let _neighbours = Neighbours::start(kind, proxy.port, "halfway", 2);
+        let _neighbours = Neighbours::start(kind, proxy.port, broker().port, "halfway", 2);
         let until = deadline(2 * PATIENCE);
         for number in 0..COMMITS {
             victim.publish(1, &queue, number.to_string());

@@ -29,10 +29,14 @@ pub enum Kind {
     NoLogin,
     /// Publishes to a full queue that takes nothing, on a hundred channels.
     StuckQueue,
+    /// Commits what RabbitMQ has judged and can't take any more, in ever new exchanges that are gone by then.
+    Poison,
+    /// Publishes half messages without end, and decides about none.
+    HalfMessages,
 }
 
 /// Every one.
-pub const ALL: [Kind; 7] = [
+pub const ALL: [Kind; 9] = [
     Kind::Heartbeats,
     Kind::Decisions,
     Kind::TinyFrames,
@@ -40,6 +44,8 @@ pub const ALL: [Kind; 7] = [
     Kind::UnreadConsumers,
     Kind::NoLogin,
     Kind::StuckQueue,
+    Kind::Poison,
+    Kind::HalfMessages,
 ];
 
 impl Kind {
@@ -53,6 +59,8 @@ impl Kind {
             Self::UnreadConsumers => "unread consumers",
             Self::NoLogin => "connections without a login",
             Self::StuckQueue => "a stuck queue, 100 channels",
+            Self::Poison => "poison",
+            Self::HalfMessages => "a million half messages",
         }
     }
 }
@@ -64,12 +72,12 @@ pub struct Neighbours {
 }
 
 impl Neighbours {
-    /// `count` of them at `port`. Decisions go to `control`, an exchange.
-    pub fn start(kind: Kind, port: u16, control: &'static str, count: usize) -> Self {
+    /// `count` of them at `port`, where `broker`'s port is RabbitMQ's own. Decisions go to `control`, an exchange.
+    pub fn start(kind: Kind, port: u16, broker: u16, control: &'static str, count: usize) -> Self {
         let stop = Arc::<AtomicBool>::default();
         let neighbour = |number| {
             let stop = Arc::clone(&stop);
-            std::thread::spawn(move || run(kind, port, control, number, &stop))
+            std::thread::spawn(move || run(kind, (port, broker), control, number, &stop))
         };
         Self { threads: (0..count).map(neighbour).collect(), stop }
     }
@@ -85,7 +93,7 @@ impl Drop for Neighbours {
     }
 }
 
-fn run(kind: Kind, port: u16, control: &str, number: usize, stop: &AtomicBool) {
+fn run(kind: Kind, (port, broker): (u16, u16), control: &str, number: usize, stop: &AtomicBool) {
     if kind == Kind::NoLogin {
         while !stop.load(Ordering::Relaxed) {
             let socket = TcpStream::connect((Ipv4Addr::LOCALHOST, port));
@@ -95,6 +103,9 @@ fn run(kind: Kind, port: u16, control: &str, number: usize, stop: &AtomicBool) {
     }
     let mut raw = Raw::login(port);
     raw.open(1);
+    if kind == Kind::Poison {
+        return poison(&mut raw, broker, stop);
+    }
     let mut chunk = Vec::new();
     match kind {
         Kind::Heartbeats => chunk = frame::HEARTBEAT.repeat(8_000),
@@ -133,9 +144,38 @@ fn run(kind: Kind, port: u16, control: &str, number: usize, stop: &AtomicBool) {
                 frame::write_method(&mut chunk, channel, id::TX_COMMIT, |_| {});
             }
         }
-        Kind::NoLogin => {}
+        Kind::HalfMessages => {
+            let name = format!("flood-{}-{number}", super::unique("half"));
+            let properties = Properties::persistent().headers(Table::new().string("x-half-transaction", &name));
+            for _ in 0..100 {
+                publish(&mut chunk, 1, ("", "no-such-queue"), &properties, &[7; 100], 0);
+            }
+        }
+        Kind::NoLogin | Kind::Poison => {}
     }
     flood(&raw.into_stream(), &chunk, kind != Kind::UnreadConsumers, stop);
+}
+
+/// Has RabbitMQ judge two messages, takes their exchange away behind the proxy's back, and commits.
+fn poison(raw: &mut Raw, broker: u16, stop: &AtomicBool) {
+    let mut direct = Raw::login(broker);
+    direct.open(1);
+    raw.open_tx(2);
+    while !stop.load(Ordering::Relaxed) {
+        let exchange = super::unique("poison");
+        direct.declare_exchange(1, &exchange, "fanout");
+        let mut out = Vec::new();
+        for _ in 0..2 {
+            publish(&mut out, 2, (&exchange, "key"), &Properties::persistent(), b"poison", 0);
+        }
+        if raw.send(&out).is_err() {
+            return;
+        }
+        // Answered behind what RabbitMQ was asked about them.
+        raw.call(2, id::QOS, id::QOS_OK, |out| out.extend_from_slice(&[0; 7]));
+        direct.delete_exchange(1, &exchange);
+        raw.commit(2);
+    }
 }
 
 /// Sends `chunk` again and again, and takes what comes back, or doesn't.
