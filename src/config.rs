@@ -133,6 +133,9 @@ pub struct Upstream {
     /// TCP connect and TLS handshake, per URL.
     #[serde(with = "value::duration")]
     pub connect_timeout: Duration,
+    /// How long a client that connects waits while no node answers.
+    #[serde(with = "value::duration")]
+    pub wait: Duration,
 }
 
 /// `[upstream.tls]`.
@@ -358,6 +361,7 @@ impl Default for Upstream {
             tls: UpstreamTls::default(),
             proxy_protocol: ProxyProtocol::Off,
             connect_timeout: Duration::from_secs(5),
+            wait: Duration::ZERO,
         }
     }
 }

@@ -1,5 +1,7 @@
 //! Dialing RabbitMQ: TCP, the PROXY protocol header, TLS. What is spoken then is the caller's affair.
 
+mod wait;
+
 use std::fmt;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
@@ -15,6 +17,7 @@ use tokio_rustls::TlsStream;
 
 pub use crate::config::UpstreamUrl;
 use crate::tls::{self, ClientTls};
+use wait::Waiting;
 
 /// The two ends of a client's connection to the proxy, which the PROXY protocol passes on to RabbitMQ.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -33,6 +36,7 @@ pub struct Upstream {
     proxy_protocol: bool,
     connect_timeout: Duration,
     reached: Notify,
+    waiting: Waiting,
 }
 
 /// No node could be reached.
@@ -59,7 +63,7 @@ impl Upstream {
         proxy_protocol: bool,
         connect_timeout: Duration,
     ) -> Self {
-        Self { urls, tls, proxy_protocol, connect_timeout, reached: Notify::new() }
+        Self { urls, tls, proxy_protocol, connect_timeout, reached: Notify::new(), waiting: Waiting::default() }
     }
 
     /// RabbitMQ has let somebody in: who pauses before the next attempt need not.

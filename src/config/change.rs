@@ -32,13 +32,14 @@ pub struct Change {
 }
 
 /// What a reload changes, keys or whole tables; the first that fits counts. All else needs a restart.
-const EFFECTS: [(&str, Effect); 23] = [
+const EFFECTS: [(&str, Effect); 24] = [
     ("listen.tls", Effect::NewConnections),
     ("listen.max_connections", Effect::AtOnce),
     ("listen.max_handshakes", Effect::AtOnce),
     ("listen.loopback_users", Effect::NewConnections),
     ("listen.handshake_timeout", Effect::NewConnections),
     ("upstream.tls", Effect::NewConnections),
+    ("upstream.wait", Effect::NewConnections),
     ("relay.username", Effect::NewConnections),
     ("relay.password", Effect::NewConnections),
     ("relay.password_file", Effect::NewConnections),

@@ -44,6 +44,7 @@ pub(super) fn problems(config: &Config) -> Vec<(String, String)> {
 
     check(!upstream.urls.is_empty(), "upstream.urls", "needs at least one URL");
     check(upstream.connect_timeout > Duration::ZERO, "upstream.connect_timeout", LONGER_THAN_ZERO);
+    check(upstream.wait <= LONGEST_TIMEOUT, "upstream.wait", "must be at most 10m");
 
     check(!relay.username.is_empty(), "relay.username", "is empty");
     check((1..=MOST_LANES).contains(&relay.lanes), "relay.lanes", "must be 1 to 1024");

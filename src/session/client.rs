@@ -63,6 +63,11 @@ pub(super) struct Session {
     client: Side,
     upstream: Option<Side>,
     dialing: Option<BoxFuture<'static, Result<Stream, ConnectError>>>,
+    /// Until when it may wait for RabbitMQ.
+    connect_until: Instant,
+    /// What the client has sent for it to answer, until it has.
+    greeting: Vec<u8>,
+    upstream_spoke: bool,
     /// Answers that are due from the store and the relay, and word of the rest of the process.
     events: FuturesUnordered<BoxFuture<'static, Event>>,
     sleep: Pin<Box<Sleep>>,
@@ -95,7 +100,8 @@ impl Session {
         let now = Instant::now();
         let new_terms = shared.terms.subscribe();
         let terms = shared.terms();
-        let until = now + terms.handshake_timeout;
+        // The client's own time stands still while it waits.
+        let until = now + terms.handshake_timeout + terms.wait;
         let events = FuturesUnordered::new();
         let (mut shutdown, told) = (shared.shutdown.clone(), Arc::clone(&seat));
         events.push(Box::pin(async move {
@@ -122,6 +128,9 @@ impl Session {
             client: Side::new(stream),
             upstream: None,
             dialing: None,
+            connect_until: now,
+            greeting: Default::default(),
+            upstream_spoke: false,
             events,
             sleep: Box::pin(tokio::time::sleep_until(until.into())),
             user: Arc::from(""),
@@ -317,6 +326,7 @@ impl Session {
             Poll::Pending => false,
             Poll::Ready(Ok(1..)) => {
                 upstream.heard(now);
+                self.upstream_spoke = true;
                 if self.ending.is_some() {
                     // Nobody is left to read it; it is taken so that RabbitMQ goes on reading.
                     upstream.input.clear();
@@ -328,7 +338,9 @@ impl Session {
             }
             Poll::Ready(Ok(0) | Err(_)) => {
                 upstream.gone = true;
-                self.connection.handle_upstream_lost();
+                if !self.redial(now) {
+                    self.connection.handle_upstream_lost();
+                }
                 true
             }
         }

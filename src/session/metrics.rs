@@ -10,6 +10,8 @@ use prometheus_client::metrics::{counter::Counter, gauge::Gauge};
 pub struct SessionMetrics {
     /// Client connections now.
     pub(crate) connections: Gauge,
+    /// Those of them that wait for a node of RabbitMQ.
+    pub(crate) waiting: Gauge,
     /// Client connections accepted so far, refused ones included.
     pub(super) accepted: Counter,
     refused: [Counter; Refused::ALL.len()],
@@ -82,6 +84,8 @@ impl SessionMetrics {
     pub fn new(registry: &mut Registry) -> Self {
         Self {
             connections: registry.add("connections", "Client connections now"),
+            waiting: registry
+                .add("connections_waiting", "Client connections that wait for a node of RabbitMQ to answer"),
             accepted: registry.add("connections_accepted", "Client connections accepted, refused ones included"),
             refused: registry.add_each(
                 "connections_refused",

@@ -77,6 +77,8 @@ pub struct Terms {
     /// For those who have not logged in.
     handshakes: Capacity,
     handshake_timeout: Duration,
+    /// How long a client may wait for RabbitMQ.
+    wait: Duration,
     loopback_users: Vec<String>,
     transaction: config::Transaction,
     lanes: u16,
@@ -136,6 +138,7 @@ impl Terms {
                 each: config.listen.max_handshakes.div_ceil(2) as usize,
             },
             handshake_timeout: config.listen.handshake_timeout,
+            wait: config.upstream.wait,
             loopback_users: config.listen.loopback_users.clone(),
             transaction: config.transaction.clone(),
             lanes: config.relay.lanes,

@@ -12,6 +12,7 @@ mod bad_input;
 mod check_back;
 mod clients;
 mod command;
+mod connects;
 mod crash;
 mod dashboard;
 mod database;

@@ -2,26 +2,56 @@
 
 use super::events::Event;
 use super::{Ending, Session};
+use crate::health::{Component, Condition};
 use crate::protocol::command::{Command, Refusal};
 use crate::session::metrics::Refused;
 use crate::store::{Commit, Committing, Lane, Named, Origin, Strand, Waiter};
 use crate::tx::decision::{Actor, Owned, Target};
 use crate::tx::id::{Timestamp, TransactionId};
+use crate::upstream::ConnectError;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 /// How long the last bytes may take to go out once a session is over.
 const LAST_WORDS_WITHIN: Duration = Duration::from_secs(5);
 
+/// Between a connection that a node ended without a word and the next try.
+const REDIAL_AFTER: Duration = Duration::from_millis(200);
+
 impl Session {
+    /// Dials RabbitMQ after a pause, and waits for it as long as the terms say.
+    pub(super) fn dial(&mut self, pause: Duration) {
+        let (shared, addresses, until) = (Arc::clone(&self.shared), self.addresses, self.connect_until);
+        self.dialing = Some(Box::pin(async move {
+            tokio::time::sleep(pause).await;
+            let away = |error: &ConnectError| {
+                shared.health.set(Component::Upstream, Condition::NotReady(error.to_string()));
+            };
+            shared.upstream.connect_by(Some(addresses), until.into(), away).await
+        }));
+    }
+
+    /// RabbitMQ took the connection and ended it without a word, as a node does that goes down or comes up. Whether the
+    /// client may still wait for another: it knows of nothing yet.
+    pub(super) fn redial(&mut self, now: Instant) -> bool {
+        if self.upstream_spoke || now >= self.connect_until || self.ending.is_some() {
+            return false;
+        }
+        self.upstream = None;
+        self.connection.io.to_upstream = self.greeting.clone();
+        self.dial(REDIAL_AFTER);
+        true
+    }
+
     pub(super) fn run_commands(&mut self, now: Instant) -> bool {
         let mut progress = false;
         while let Some(command) = self.connection.poll_command() {
             progress = true;
             match command {
                 Command::Connect => {
-                    let (upstream, addresses) = (Arc::clone(&self.shared.upstream), self.addresses);
-                    self.dialing = Some(Box::pin(async move { upstream.connect(Some(addresses)).await }));
+                    self.greeting = self.connection.io.to_upstream.clone();
+                    self.connect_until = now + self.shared.terms().wait;
+                    self.dial(Duration::ZERO);
                 }
                 Command::Opened(opened) => self.opened(&opened, now),
                 Command::Park { channel, transaction, named, batch } => {
