@@ -60,11 +60,7 @@ impl Connection {
         if refused.content == Content::Idle {
             self.io.to_client.append(&mut refused.close);
         }
-        self.channels.insert(number, Slot::Refused(refused));
-        if !self.io.upstream_lost {
-            Close { code: ReplyCode::SUCCESS, text: b"", method: (0, 0) }.write(&mut self.io.to_upstream, number);
-            self.closing_upstream.insert(number);
-        }
+        self.close_upstream(number, refused);
         self.replay(number, behind);
         self.end_if_idle();
     }
@@ -83,11 +79,24 @@ impl Connection {
                 channel.abandon(&mut self.io);
                 channel.content()
             }
-            Some(Slot::Confirm(_) | Slot::Refused(_)) | None => Content::Idle,
+            Some(other) => {
+                self.channels.insert(number, other);
+                return self.close_because(why);
+            }
+            None => return self.close_because(why),
         };
-        self.channels.insert(number, Slot::Refused(Refused { content, ..Refused::default() }));
         self.congested.remove(&number);
+        self.close_upstream(number, Refused { content, ..Refused::default() });
         self.close_because(why);
+    }
+
+    /// From here on what RabbitMQ says on the channel is nobody's.
+    fn close_upstream(&mut self, number: u16, refused: Refused) {
+        self.channels.insert(number, Slot::Refused(refused));
+        if !self.io.upstream_lost {
+            Close { code: ReplyCode::SUCCESS, text: b"", method: (0, 0) }.write(&mut self.io.to_upstream, number);
+            self.closing_upstream.insert(number);
+        }
     }
 
     /// A channel that the proxy closed: the client's frames are ignored until it has answered.

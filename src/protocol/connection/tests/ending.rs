@@ -36,7 +36,7 @@ fn what_nobody_knows_ends_the_connection_without_an_answer() {
         script.collect();
         assert_eq!(methods(&script.sent().0), [], "another commit is running");
         script.connection.handle_client(&publish(1, b"late"));
-        script.collect();
+        script.upstream(&bare(1, id::TX_SELECT_OK));
         assert_eq!(script.sent(), (Vec::new(), Vec::new()), "its channel is nobody's");
         script.commands.clear();
         script.connection.handle_committed(2, second, Ok(true));
