@@ -60,7 +60,11 @@ impl Connection {
         if refused.content == Content::Idle {
             self.io.to_client.append(&mut refused.close);
         }
-        self.close_upstream(number, refused);
+        self.channels.insert(number, Slot::Refused(refused));
+        if !self.io.upstream_lost {
+            Close { code: ReplyCode::SUCCESS, text: b"", method: (0, 0) }.write(&mut self.io.to_upstream, number);
+            self.closing_upstream.insert(number);
+        }
         self.replay(number, behind);
         self.end_if_idle();
     }
@@ -86,17 +90,10 @@ impl Connection {
             None => return self.close_because(why),
         };
         self.congested.remove(&number);
-        self.close_upstream(number, Refused { content, ..Refused::default() });
+        self.channels.insert(number, Slot::Refused(Refused { content, ..Refused::default() }));
+        // What RabbitMQ says on it is nobody's. It is not closed there: half of a message may have passed.
+        self.closing_upstream.insert(number);
         self.close_because(why);
-    }
-
-    /// From here on what RabbitMQ says on the channel is nobody's.
-    fn close_upstream(&mut self, number: u16, refused: Refused) {
-        self.channels.insert(number, Slot::Refused(refused));
-        if !self.io.upstream_lost {
-            Close { code: ReplyCode::SUCCESS, text: b"", method: (0, 0) }.write(&mut self.io.to_upstream, number);
-            self.closing_upstream.insert(number);
-        }
     }
 
     /// A channel that the proxy closed: the client's frames are ignored until it has answered.
