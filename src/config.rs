@@ -225,6 +225,9 @@ pub struct Transaction {
     /// is judged anew.
     #[serde(with = "value::duration")]
     pub judgement: Duration,
+    /// How long a transaction may be open before it is rolled back and its channel closed; zero: as long as its channel.
+    #[serde(with = "value::duration")]
+    pub max_age: Duration,
     /// Messages in one transaction.
     pub max_messages: u64,
     /// Bytes (bodies and headers) in one transaction.
@@ -404,6 +407,7 @@ impl Default for Transaction {
             forward_wait: Duration::from_secs(1),
             mandatory_wait: Duration::from_secs(30),
             judgement: Duration::from_secs(1),
+            max_age: Duration::ZERO,
             max_messages: 1_000_000,
             max_size: GIB,
             max_message_size: MessageSizeLimit::Auto,

@@ -52,6 +52,8 @@ pub(crate) fn start(health: &Arc<Health>, mut metrics: Metrics, watched: Watched
             report_store(&health, &metrics.store, &*store);
             metrics.memory.show(&memory);
             metrics.sessions.waiting.set(upstream.waiting().try_into().unwrap_or(i64::MAX));
+            let oldest_open = roster.oldest_open().as_secs();
+            metrics.sessions.oldest_open_age_seconds.set(oldest_open.try_into().unwrap_or(i64::MAX));
             let links = report_relay(&health, &mut metrics.relay, &relay);
             let oldest_doubt = Some(gauge(&store.stats().oldest_in_doubt)).filter(|since| *since > 0).map(Timestamp);
             roster.stand(Situation { oldest_doubt, links });

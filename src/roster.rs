@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::ops::Bound;
 use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
-use std::time::Duration;
+use std::sync::{Arc, LazyLock, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::time::{Duration, Instant};
 
 use tokio::sync::{Notify, watch};
 
@@ -84,6 +84,14 @@ impl Roster {
         self.seats().get(&number).cloned()
     }
 
+    /// How long the oldest transaction of all connections is open; zero: there is none.
+    pub fn oldest_open(&self) -> Duration {
+        let seats = self.seats();
+        let oldest =
+            seats.values().map(|seat| seat.oldest_open.load(Ordering::Relaxed)).filter(|since| *since > 0).min();
+        oldest.map_or(Duration::ZERO, |since| BEGIN.elapsed().saturating_sub(Duration::from_millis(since - 1)))
+    }
+
     /// Says what the last question to a checker came to.
     pub fn checked(&self, checker: &Arc<str>, last: LastCheck) {
         self.checks.lock().unwrap_or_else(PoisonError::into_inner).insert(Arc::clone(checker), last);
@@ -131,6 +139,8 @@ pub struct Seat {
     transactional: AtomicU32,
     received_bytes: AtomicU64,
     sent_bytes: AtomicU64,
+    /// Since when its oldest transaction is open: milliseconds behind [`BEGIN`]; 0: there is none.
+    oldest_open: AtomicU64,
     closing: OnceLock<String>,
     told: Notify,
 }
@@ -150,10 +160,14 @@ pub struct Guest {
     pub name: Option<String>,
 }
 
+/// A moment before the first transaction of this process.
+static BEGIN: LazyLock<Instant> = LazyLock::new(Instant::now);
+
 const STAGES: [Stage; 4] = [Stage::Opening, Stage::Open, Stage::Blocked, Stage::Closing];
 
 impl Seat {
     fn new(number: u64, peer: SocketAddr, tls: bool, connected_at: Timestamp) -> Self {
+        LazyLock::force(&BEGIN);
         Self {
             number,
             peer,
@@ -165,6 +179,7 @@ impl Seat {
             transactional: AtomicU32::new(0),
             received_bytes: AtomicU64::new(0),
             sent_bytes: AtomicU64::new(0),
+            oldest_open: AtomicU64::new(0),
             closing: OnceLock::new(),
             told: Notify::new(),
         }
@@ -181,6 +196,12 @@ impl Seat {
         // Channels have numbers of 16 bits.
         self.channels.store(channels.0 as u32, Ordering::Relaxed);
         self.transactional.store(channels.1 as u32, Ordering::Relaxed);
+    }
+
+    /// Says since when its oldest transaction is open that nobody has decided.
+    pub fn note_oldest(&self, since: Option<Instant>) {
+        let since = since.map_or(0, |since| since.saturating_duration_since(*BEGIN).as_millis() as u64 + 1);
+        self.oldest_open.store(since, Ordering::Relaxed);
     }
 
     /// Counts bytes from the client.
@@ -273,6 +294,20 @@ mod tests {
         drop(seats);
         assert_eq!(numbers(0, 3), (vec![], false));
         assert!(roster.connection(1).is_none());
+    }
+
+    #[test]
+    fn the_oldest_transaction_of_all_is_seen() {
+        let roster = Arc::new(Roster::default());
+        let seats: Vec<_> = (1..=3).map(|number| roster.seat(number, peer(), false, Timestamp(0))).collect();
+        assert_eq!(roster.oldest_open(), Duration::ZERO);
+        let now = Instant::now();
+        seats[0].seat().note_oldest(Some(now + Duration::from_secs(60)));
+        seats[1].seat().note_oldest(Some(now));
+        std::thread::sleep(Duration::from_millis(20));
+        assert!(roster.oldest_open() >= Duration::from_millis(19), "{:?}", roster.oldest_open());
+        seats[1].seat().note_oldest(None);
+        assert_eq!(roster.oldest_open(), Duration::ZERO);
     }
 
     #[tokio::test]

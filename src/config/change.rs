@@ -32,7 +32,7 @@ pub struct Change {
 }
 
 /// What a reload changes, keys or whole tables; the first that fits counts. All else needs a restart.
-const EFFECTS: [(&str, Effect); 24] = [
+const EFFECTS: [(&str, Effect); 25] = [
     ("listen.tls", Effect::NewConnections),
     ("listen.max_connections", Effect::AtOnce),
     ("listen.max_handshakes", Effect::AtOnce),
@@ -50,6 +50,7 @@ const EFFECTS: [(&str, Effect); 24] = [
     ("store.max_size", Effect::AtOnce),
     ("transaction.unroutable", Effect::AtOnce),
     ("transaction.retention", Effect::AtOnce),
+    ("transaction.max_age", Effect::AtOnce),
     ("transaction.control_exchange", Effect::NewConnections),
     ("transaction", Effect::NewTransactions),
     ("checker", Effect::AtOnce),

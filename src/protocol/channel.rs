@@ -28,6 +28,7 @@ use super::leases::Leases;
 use super::transaction::Transaction;
 use crate::amqp::frame::{Frame, kind};
 use crate::amqp::method::{self, Close, Publish, Settle, id};
+use crate::amqp::reply_code::ReplyCode;
 use crate::amqp::tags::TagSet;
 use crate::amqp::wire::{Malformed, Reader};
 use crate::tx::batch::Batch;
@@ -272,8 +273,22 @@ impl Channel {
         }
     }
 
+    /// Its transaction, which is open no more.
+    fn take_transaction(&mut self, io: &mut Io) -> Transaction {
+        if let Some(since) = self.transaction.since {
+            io.open.remove(&(since, self.number));
+        }
+        std::mem::take(&mut self.transaction)
+    }
+
+    /// Its transaction is open for longer than one may be.
+    pub fn is_too_old(&self, io: &Io) -> Next {
+        let text = format!("the transaction is open for more than {:?} (transaction.max_age)", io.settings.age_max);
+        Next::Refuse(ReplyCode::PRECONDITION_FAILED, text, (0, 0))
+    }
+
     fn roll_back(&mut self, io: &mut Io) {
-        let mut transaction = std::mem::take(&mut self.transaction);
+        let mut transaction = self.take_transaction(io);
         self.room = Room::Enough;
         self.leases.next_transaction(io);
         if let Some(unacked) = transaction.take_unsettled() {
@@ -443,14 +458,16 @@ impl Channel {
     /// The channel is over, and nobody has said what becomes of its transaction: a named one is in doubt, any other is
     /// rolled back. A decision that is being made goes on without it.
     pub fn leave(&mut self, io: &mut Io) {
-        leave(&std::mem::take(&mut self.transaction), self.number, Outcome::RolledBack, io);
+        let transaction = self.take_transaction(io);
+        leave(&transaction, self.number, Outcome::RolledBack, io);
         self.leave_commit(None, None, io);
     }
 
     /// The channel is over because something was refused, or failed: what is undecided is rolled back, for `reason`. A
     /// decision that is being made goes on without it; one that failed leaves a named transaction in doubt.
     pub fn abandon(&mut self, outcome: Outcome, reason: Option<String>, io: &mut Io) {
-        roll_back(&std::mem::take(&mut self.transaction), self.number, outcome, reason.clone(), io);
+        let transaction = self.take_transaction(io);
+        roll_back(&transaction, self.number, outcome, reason.clone(), io);
         self.leave_commit(Some(outcome), reason, io);
     }
 }

@@ -29,6 +29,8 @@ pub struct Settings {
     pub mandatory_wait: Duration,
     /// How long RabbitMQ's yes to a kind of message counts for the next transactions; zero: for none.
     pub judgement: Duration,
+    /// How long a transaction may be open; zero: as long as its channel.
+    pub age_max: Duration,
     /// Messages in a transaction.
     pub messages_max: u64,
     /// Bytes in a transaction.
@@ -215,6 +217,8 @@ pub struct Io {
     pub server_frame_max: u32,
     /// When channels stop waiting for the relay.
     pub timers: BTreeSet<(Instant, u16)>,
+    /// Transactions that nobody has decided: since when, and on which channel.
+    pub open: BTreeSet<(Instant, u16)>,
     /// Channels in the middle of a commit.
     pub committing: usize,
     /// Commits wait for the relay no more: the connection is about to end.
@@ -249,6 +253,7 @@ impl Io {
             frame_max: 0,
             server_frame_max: 0,
             timers: BTreeSet::new(),
+            open: BTreeSet::new(),
             committing: 0,
             hurried: false,
             upstream_lost: false,

@@ -260,7 +260,18 @@ impl Connection {
     /// When [`Connection::handle_time`] wants to be called.
     pub fn deadline(&self) -> Option<Instant> {
         let commit = self.io.timers.first().map(|(until, _)| *until);
-        [commit, self.phase_until].into_iter().flatten().min()
+        [commit, self.oldest_ends(), self.phase_until].into_iter().flatten().min()
+    }
+
+    /// Since when its oldest transaction is open that nobody has decided.
+    pub fn oldest_open(&self) -> Option<Instant> {
+        self.io.open.first().map(|(since, _)| *since)
+    }
+
+    /// When that is open for longer than one may be.
+    fn oldest_ends(&self) -> Option<Instant> {
+        let age_max = Some(self.io.settings.age_max).filter(|max| !max.is_zero())?;
+        self.oldest_open()?.checked_add(age_max)
     }
 
     /// Whether the handshake is through and the connection not yet closing.
@@ -384,6 +395,11 @@ impl Connection {
         while let Some((until, number)) = self.io.timers.first().copied().filter(|(until, _)| *until <= now) {
             self.io.timers.remove(&(until, number));
             self.on_channel(number, Channel::wait_is_over);
+        }
+        while self.oldest_ends().is_some_and(|at| at <= now) {
+            if let Some((_, number)) = self.io.open.pop_first() {
+                self.on_channel(number, |channel, io| channel.is_too_old(io));
+            }
         }
         if self.phase_until.is_some_and(|until| until <= now) {
             self.phase_until = None;

@@ -12,6 +12,7 @@ use crate::tx::decision::Decision;
 use crate::tx::id::TransactionId;
 use crate::tx::name::TransactionName;
 use std::sync::Arc;
+use std::time::Instant;
 
 /// What a decision takes in memory, with a name of usual length.
 const DECISION_BYTES: usize = 64;
@@ -21,6 +22,8 @@ const DECISION_BYTES: usize = 64;
 pub struct Transaction {
     /// Given to it with its first message.
     pub id: Option<TransactionId>,
+    /// When its first message was there.
+    pub since: Option<Instant>,
     /// The settings under which it began, once it has a message.
     pub settings: Option<Arc<Settings>>,
     /// What the producer said of it, if its messages are to be durable as they come.

@@ -190,6 +190,7 @@ impl Session {
         buffers::reclaim_output(&mut self.connection.io.to_client);
         buffers::reclaim_output(&mut self.connection.io.to_upstream);
         self.seat.note(self.connection.stage(), self.connection.channels());
+        self.seat.note_oldest(self.connection.oldest_open());
         Poll::Pending
     }
 

@@ -25,6 +25,8 @@ pub struct SessionMetrics {
     pub(crate) transactions: [Counter; Outcome::ALL.len()],
     /// Transactions that have messages and no decision.
     pub(super) open: Gauge,
+    /// How long the oldest of them is open.
+    pub(crate) oldest_open_age_seconds: Gauge,
     /// From `tx.commit` to `tx.commit-ok`.
     pub(crate) commit_seconds: Histogram,
     /// Messages published in a transaction.
@@ -104,6 +106,10 @@ impl SessionMetrics {
                 Outcome::ALL.map(Outcome::as_str),
             ),
             open: registry.add("transactions_open", "Transactions that have messages and no decision"),
+            oldest_open_age_seconds: registry.add(
+                "transactions_open_oldest_age_seconds",
+                "How long the oldest of them is open; 0 if there is none",
+            ),
             commit_seconds: registry.add_histogram("commit_seconds", "From tx.commit to tx.commit-ok", LATENCIES),
             staged: registry.add("messages_staged", "Messages published in a transaction"),
         }

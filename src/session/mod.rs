@@ -157,6 +157,7 @@ impl Terms {
             login: LoginRules { from_loopback, loopback_users: self.loopback_users.clone() },
             forward_wait: transaction.forward_wait,
             judgement: transaction.judgement,
+            age_max: transaction.max_age,
             mandatory_wait: transaction.mandatory_wait,
             messages_max: transaction.max_messages,
             bytes_max: transaction.max_size,

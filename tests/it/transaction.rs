@@ -3,7 +3,9 @@
 use crate::support::id;
 use crate::support::raw::{Close, Login};
 use crate::support::table::{Properties, Table, long, property};
-use crate::support::{PATIENCE, Proxy, Raw, broker, proxied_port, proxy, same, transactional, unique};
+use crate::support::{
+    PATIENCE, Proxy, Raw, broker, deadline, proxied_port, proxy, same, transactional, unique, wait_until,
+};
 use halfway::amqp::frame;
 use halfway::amqp::wire::Write;
 use std::time::{Duration, Instant};
@@ -459,6 +461,24 @@ fn limits_close_the_channel_and_nothing_is_delivered() {
     }
     raw.commit(1);
     assert_eq!(raw.drain(2, &queue).len(), 10);
+}
+
+#[test]
+fn a_transaction_that_is_open_for_too_long_ends_with_its_channel() {
+    let own = Proxy::start_with(broker().port, &[("transaction.max_age", "'2s'")]);
+    let queue = unique("tx-old");
+    let mut raw = transactional(own.port, &queue);
+    raw.publish(1, &queue, "old");
+    let oldest = || own.metric("halfway_transactions_open_oldest_age_seconds");
+    wait_until(deadline(PATIENCE), "its age to show", || oldest() >= 1.0);
+    let close = raw.expect_close(1);
+    assert!(close.code == 406 && close.text.ends_with("(transaction.max_age)"), "{close:?}");
+    wait_until(deadline(PATIENCE), "nothing to be open", || oldest() == 0.0);
+    raw.open_tx(1);
+    raw.publish(1, &queue, "young");
+    raw.commit(1);
+    assert_eq!(raw.get_soon(2, &queue).text(), "young");
+    assert_eq!(raw.get(2, &queue), None);
 }
 
 #[test]

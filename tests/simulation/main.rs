@@ -63,6 +63,7 @@ fn settings() -> Settings {
         first_after: FIRST_AFTER,
     };
     Settings {
+        age_max: Duration::ZERO,
         login: LoginRules { from_loopback: true, loopback_users: Vec::new() },
         forward_wait: Duration::from_secs(1),
         mandatory_wait: Duration::from_secs(30),

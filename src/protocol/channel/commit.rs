@@ -63,7 +63,7 @@ impl Channel {
         self.ask_again(io);
         // RabbitMQ has to find them right before anything is decided.
         self.redo_acks(io);
-        let transaction = std::mem::take(&mut self.transaction);
+        let transaction = self.take_transaction(io);
         self.leases.next_transaction(io);
         if transaction.has_no_message() {
             // Only acks, which are in RabbitMQ's own transaction already: this commit is its business.

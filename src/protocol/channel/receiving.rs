@@ -163,6 +163,8 @@ impl Channel {
         if self.transaction.has_no_message() {
             io.commands.push_back(Command::Began);
             self.transaction.settings = Some(Arc::clone(&io.settings));
+            self.transaction.since = Some(io.now);
+            io.open.insert((io.now, self.number));
         }
         if let Body::Decision(decision, name) = receiving.body {
             self.transaction.decisions.push((decision, name));

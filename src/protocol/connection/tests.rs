@@ -14,6 +14,7 @@ use bytes::Bytes;
 use std::sync::Arc;
 use uuid::Uuid;
 
+mod age;
 mod behind;
 mod claim;
 mod commit;
@@ -45,6 +46,7 @@ pub(in super::super) fn settings() -> Settings {
         forward_wait: Duration::from_secs(1),
         mandatory_wait: Duration::from_secs(30),
         judgement: Duration::ZERO,
+        age_max: Duration::ZERO,
         messages_max: 100,
         bytes_max: 1 << 20,
         message_bytes_max: Some(10_000),

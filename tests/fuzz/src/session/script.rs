@@ -51,6 +51,7 @@ impl<'a> Script<'a> {
             login: LoginRules { from_loopback: either(choice, 0, true, false), loopback_users: vec!["guest".into()] },
             forward_wait: either(choice, 1, Duration::from_secs(1), Duration::ZERO),
             mandatory_wait: Duration::from_secs(30),
+            age_max: either(choice, 7, Duration::ZERO, Duration::from_secs(20)),
             judgement: either(choice, 6, Duration::from_secs(1), Duration::ZERO),
             messages_max: either(choice, 2, 5, 1_000),
             bytes_max: either(choice, 3, 6_000, 1 << 20),
