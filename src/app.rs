@@ -6,7 +6,7 @@ pub use reload::Load;
 
 use crate::admin::{Access, Admin, Numbers, TokenError};
 use crate::check_back::{self, CheckBack};
-use crate::config::{Config, Loaded, MemoryLimit, ProxyProtocol, Unroutable, UpstreamTls};
+use crate::config::{Config, Loaded, PartSize, ProxyProtocol, Unroutable, UpstreamTls};
 use crate::health::{Component, Condition, Health};
 use crate::memory::{self, Memory};
 use crate::relay::{self, Backoff, Credentials, Relay};
@@ -81,8 +81,8 @@ pub async fn run(loaded: Loaded, load: Load, level: Level) -> Result<(), AppErro
     let roster = Arc::new(Roster::default());
     metrics.store.limit(config.store.max_size);
     let memory = Memory::new(match config.memory.max {
-        MemoryLimit::Bytes(bytes) => bytes,
-        MemoryLimit::Auto => memory::by_default(),
+        PartSize::Bytes(bytes) => bytes,
+        PartSize::Auto => memory::by_default(),
     });
     let certificates = Certificates::load(config)?;
     let upstream = Arc::new(upstream(config, certificates.client.clone()));
@@ -285,7 +285,8 @@ fn credentials(config: &Config) -> Credentials {
 }
 
 fn limits(config: &Config) -> Limits {
-    Limits { max_size: config.store.max_size, retention: config.transaction.retention }
+    let (store, retention) = (&config.store, config.transaction.retention);
+    Limits { max_size: store.max_size, max_size_per_user: store.user_bytes_max(), retention }
 }
 
 async fn open_store(config: &Config, outlet: Arc<dyn Outlet>) -> Result<Arc<dyn Backend>, OpenError> {

@@ -28,7 +28,7 @@ pub use change::{Change, Effect};
 pub use checker::{Absent, AbsentMeans, Asked, Checker, CheckerMatch, Look, WhenExhausted};
 pub use database::{Place, PostgresUrl, SslMode, Target};
 pub use load::{ConfigError, Entry, Loaded, Origin, Problem, TOKEN_VARIABLE, load};
-pub use value::{HttpUrl, MemoryLimit, MessageSizeLimit, Secret, UpstreamUrl, format_size};
+pub use value::{HttpUrl, MessageSizeLimit, PartSize, Secret, UpstreamUrl, format_size};
 
 /// The whole configuration. [`Config::default`] is what an empty file gives.
 #[derive(Clone, Debug, Default, Deserialize, PartialEq, Serialize)]
@@ -201,6 +201,18 @@ pub struct Store {
     /// Bytes in use past which half messages wait, and their clients get `connection.blocked`.
     #[serde(with = "value::size")]
     pub max_size: u64,
+    /// Bytes of one user's past which the same goes for this user alone.
+    pub max_size_per_user: PartSize,
+}
+
+impl Store {
+    /// Bytes of one user's past which it has no room.
+    pub fn user_bytes_max(&self) -> u64 {
+        match self.max_size_per_user {
+            PartSize::Auto => self.max_size / 2,
+            PartSize::Bytes(bytes) => bytes,
+        }
+    }
 }
 
 /// `[memory]`: what clients may hold in memory.
@@ -208,7 +220,7 @@ pub struct Store {
 #[serde(default)]
 pub struct Memory {
     /// Bytes that all clients share, past which those who hold most are read no more until there is room.
-    pub max: MemoryLimit,
+    pub max: PartSize,
 }
 
 /// `[transaction]`: limits and waits.
@@ -391,13 +403,13 @@ impl Default for Retry {
 
 impl Default for Store {
     fn default() -> Self {
-        Store { url: StoreUrl::default(), max_size: 10 * GIB }
+        Store { url: StoreUrl::default(), max_size: 10 * GIB, max_size_per_user: PartSize::Auto }
     }
 }
 
 impl Default for Memory {
     fn default() -> Self {
-        Memory { max: MemoryLimit::Auto }
+        Memory { max: PartSize::Auto }
     }
 }
 

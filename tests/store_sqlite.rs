@@ -17,6 +17,8 @@ mod damage;
 mod file;
 #[path = "store_sqlite/history.rs"]
 mod history;
+#[path = "store_sqlite/shares.rs"]
+mod shares;
 
 use halfway::store::sqlite::{OpenError, SqliteSettings, SqliteStore, ToolError, backup, check, stats};
 use halfway::store::{
@@ -322,11 +324,11 @@ async fn its_limits_can_change() {
     let mut room = store.room();
     assert!(store.room().borrow().is_free());
     let day = Duration::from_secs(24 * 60 * 60);
-    store.change_limits(Limits { max_size: 1 << 20, retention: day });
+    store.change_limits(Limits { max_size: 1 << 20, max_size_per_user: 1 << 20, retention: day });
     tokio::time::timeout(DEADLINE, room.wait_for(|room| *room == Room::Full)).await.unwrap().unwrap();
     assert_eq!(stats(&folder.db()).unwrap().rolled_back, 1);
     NOW.fetch_add(61_000, Ordering::Relaxed);
-    store.change_limits(Limits { max_size: 1 << 30, retention: Duration::from_secs(60) });
+    store.change_limits(Limits { max_size: 1 << 30, max_size_per_user: 1 << 30, retention: Duration::from_secs(60) });
     tokio::time::timeout(DEADLINE, room.wait_for(|room| room.is_free())).await.unwrap().unwrap();
     eventually("the old one is forgotten", || stats(&folder.db()).unwrap().rolled_back == 0).await;
 }

@@ -32,7 +32,7 @@ pub struct Change {
 }
 
 /// What a reload changes, keys or whole tables; the first that fits counts. All else needs a restart.
-const EFFECTS: [(&str, Effect); 25] = [
+const EFFECTS: [(&str, Effect); 26] = [
     ("listen.tls", Effect::NewConnections),
     ("listen.max_connections", Effect::AtOnce),
     ("listen.max_handshakes", Effect::AtOnce),
@@ -48,6 +48,7 @@ const EFFECTS: [(&str, Effect); 25] = [
     ("relay.retry", Effect::AtOnce),
     ("relay.confirm_timeout", Effect::AtOnce),
     ("store.max_size", Effect::AtOnce),
+    ("store.max_size_per_user", Effect::AtOnce),
     ("transaction.unroutable", Effect::AtOnce),
     ("transaction.retention", Effect::AtOnce),
     ("transaction.max_age", Effect::AtOnce),

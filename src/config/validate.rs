@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, time::Duration};
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::filter::LevelFilter;
 
-use super::{AdminToken, Checker, Config, MemoryLimit, MessageSizeLimit};
+use super::{AdminToken, Checker, Config, MessageSizeLimit, PartSize};
 
 /// Everything that is wrong with `config`: the key to look at, and what is wrong with it.
 pub(super) fn problems(config: &Config) -> Vec<(String, String)> {
@@ -55,8 +55,10 @@ pub(super) fn problems(config: &Config) -> Vec<(String, String)> {
 
     check(store.max_size >= LEAST_STORE, "store.max_size", "must be at least 1MiB");
 
-    let has_memory = !matches!(config.memory.max, MemoryLimit::Bytes(bytes) if bytes < LEAST_MEMORY);
+    let has_memory = !matches!(config.memory.max, PartSize::Bytes(bytes) if bytes < LEAST_MEMORY);
     check(has_memory, "memory.max", "must be at least 16MiB");
+    let has_share = !matches!(config.store.max_size_per_user, PartSize::Bytes(bytes) if bytes < LEAST_STORE);
+    check(has_share, "store.max_size_per_user", "must be at least 1MiB");
 
     check(transaction.max_messages > 0, "transaction.max_messages", AT_LEAST_ONE);
     check(transaction.max_size > 0, "transaction.max_size", AT_LEAST_ONE);

@@ -230,35 +230,35 @@ impl From<MessageSizeLimit> for String {
     }
 }
 
-/// How much memory clients share.
+/// A size, or the one that suits.
 #[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
 #[serde(try_from = "String", into = "String")]
-pub enum MemoryLimit {
-    /// Half of what the container, or the machine, has.
+pub enum PartSize {
+    /// Half of what it is a part of.
     Auto,
     /// This many bytes.
     Bytes(u64),
 }
 
-impl TryFrom<String> for MemoryLimit {
+impl TryFrom<String> for PartSize {
     type Error = String;
 
     fn try_from(text: String) -> Result<Self, String> {
         match text.as_str() {
-            "auto" => Ok(MemoryLimit::Auto),
+            "auto" => Ok(PartSize::Auto),
             _ => match parse_size(&text) {
-                Ok(bytes) => Ok(MemoryLimit::Bytes(bytes)),
+                Ok(bytes) => Ok(PartSize::Bytes(bytes)),
                 Err(_) => Err(format!("expected \"auto\" or a size such as \"512MiB\", found {text:?}")),
             },
         }
     }
 }
 
-impl From<MemoryLimit> for String {
-    fn from(limit: MemoryLimit) -> String {
+impl From<PartSize> for String {
+    fn from(limit: PartSize) -> String {
         match limit {
-            MemoryLimit::Auto => "auto".into(),
-            MemoryLimit::Bytes(bytes) => format_size(bytes),
+            PartSize::Auto => "auto".into(),
+            PartSize::Bytes(bytes) => format_size(bytes),
         }
     }
 }

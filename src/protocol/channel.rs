@@ -143,7 +143,7 @@ impl Channel {
     pub fn spill(&mut self, io: &mut Io) {
         let transaction = &mut self.transaction;
         let is_whole = transaction.named.is_none() && self.receiving.is_none();
-        if is_whole && !io.store_full && transaction.batch.bytes() >= SPILL_BYTES_MIN {
+        if is_whole && io.no_room.is_none() && transaction.batch.bytes() >= SPILL_BYTES_MIN {
             let batch = std::mem::take(&mut transaction.batch);
             park(transaction, batch, self.number, &mut self.parks, io);
         }

@@ -225,8 +225,8 @@ pub struct Io {
     pub hurried: bool,
     /// RabbitMQ is gone.
     pub upstream_lost: bool,
-    /// The store takes nothing new.
-    pub store_full: bool,
+    /// Why the store takes nothing more of this client; none: it does.
+    pub no_room: Option<&'static str>,
     /// A message that the store would have to keep has begun since this was last looked at.
     pub published: bool,
     /// What time it is, as the session last said.
@@ -257,7 +257,7 @@ impl Io {
             committing: 0,
             hurried: false,
             upstream_lost: false,
-            store_full: false,
+            no_room: None,
             published: false,
             now,
             spare_channel: true,
@@ -283,7 +283,7 @@ impl Io {
 
     /// Closes a channel that the store has no room for, and that had better not wait for it.
     pub fn refuse_full(&self, why: &str) -> Next {
-        let text = format!("the store is full: store.max_size is reached, and {why}");
+        let text = format!("{}, and {why}", self.no_room.unwrap_or("there was no room"));
         Next::Refuse(ReplyCode::RESOURCE_ERROR, text, id::BASIC_PUBLISH)
     }
 

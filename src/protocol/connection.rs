@@ -412,10 +412,10 @@ impl Connection {
         }
     }
 
-    /// The store is past its limit, or has room again.
-    pub fn handle_store_full(&mut self, full: bool) {
-        self.io.store_full = full;
-        if full {
+    /// The store takes nothing more of this client, and why; or it has room again.
+    pub fn handle_room(&mut self, no_room: Option<&'static str>) {
+        self.io.no_room = no_room;
+        if no_room.is_some() {
             return;
         }
         if std::mem::take(&mut self.blocked) && !self.blocked_upstream && self.understands_blocked {
@@ -431,20 +431,19 @@ impl Connection {
         }
     }
 
-    /// What [`Connection::handle_store_full`] said last.
-    pub fn knows_store_full(&self) -> bool {
-        self.io.store_full
+    /// What [`Connection::handle_room`] said last.
+    pub fn no_room(&self) -> Option<&'static str> {
+        self.io.no_room
     }
 
     /// As RabbitMQ under an alarm, the first publish that the store has no room for is answered by connection.blocked. But all
     /// that comes is read: what decides makes room.
     fn block_if_full(&mut self) {
-        if std::mem::take(&mut self.io.published) && self.io.store_full && !self.blocked && self.phase == Phase::Running
-        {
-            self.blocked = true;
-            if !self.blocked_upstream && self.understands_blocked {
-                method::write_blocked(&mut self.io.to_client, b"the store of halfway is full");
-            }
+        let no_room = self.io.no_room.filter(|_| self.phase == Phase::Running);
+        let Some(why) = no_room.filter(|_| std::mem::take(&mut self.io.published) && !self.blocked) else { return };
+        self.blocked = true;
+        if !self.blocked_upstream && self.understands_blocked {
+            method::write_blocked(&mut self.io.to_client, why.as_bytes());
         }
     }
 }

@@ -462,7 +462,7 @@ impl HalfChannel {
                     self.leases.confirmed(kind, asked, io);
                 }
                 let (named, batch) = (Arc::clone(&half.named), std::mem::take(&mut half.batch));
-                if io.store_full {
+                if io.no_room.is_some() {
                     return self.hold_back(place, named, batch, io);
                 }
                 waiting.park(self.number, named, batch, io);

@@ -457,8 +457,8 @@ impl Session {
         if let Some(upstream) = &mut self.upstream {
             upstream.heartbeat = Heartbeat::new(opened.heartbeat, now);
         }
-        let room = *self.shared.store.room().borrow();
-        self.connection.handle_store_full(!room.is_free());
+        let is_heavy = self.shared.store.heavy_users().borrow().contains(&self.user);
+        self.connection.handle_room(events::no_room(*self.shared.store.room().borrow(), is_heavy));
         self.watch_store();
     }
 }

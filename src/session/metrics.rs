@@ -106,10 +106,8 @@ impl SessionMetrics {
                 Outcome::ALL.map(Outcome::as_str),
             ),
             open: registry.add("transactions_open", "Transactions that have messages and no decision"),
-            oldest_open_age_seconds: registry.add(
-                "transactions_open_oldest_age_seconds",
-                "How long the oldest of them is open; 0 if there is none",
-            ),
+            oldest_open_age_seconds: registry
+                .add("transactions_open_oldest_age_seconds", "How long the oldest of them is open; 0 if there is none"),
             commit_seconds: registry.add_histogram("commit_seconds", "From tx.commit to tx.commit-ok", LATENCIES),
             staged: registry.add("messages_staged", "Messages published in a transaction"),
         }

@@ -1,7 +1,7 @@
 //! What is asked of a store, by who asks it. The module above says what every store promises.
 
 use super::{
-    Bookmark, Check, Commit, Committing, Cursor, DeadLetter, DueNow, Event, Filter, Lane, Letter, LetterFilter,
+    Bookmark, Check, Commit, Committing, Cursor, DeadLetter, DueNow, Event, Filter, Heavy, Lane, Letter, LetterFilter,
     LetterId, LetterMessage, Limits, Listing, Origin, Pack, Reply, Room, Sequence, Stats, Summary,
 };
 use crate::tx::batch::Batch;
@@ -40,6 +40,10 @@ pub trait Outside: Send + Sync + 'static {
 
 /// For sessions: what the channels that publish need.
 pub trait ForSessions: Outside + Bounded {
+    /// Users for whom there is no room because they have more than their share, and whoever waits is told when that changes. By
+    /// login name, in all virtual hosts.
+    fn heavy_users(&self) -> watch::Receiver<Heavy>;
+
     /// Keeps messages of an undecided transaction. The first call makes the transaction: as `open`, or as `in_doubt` if
     /// it is named and not transactional.
     ///

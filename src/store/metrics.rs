@@ -26,6 +26,7 @@ pub struct StoreMetrics {
     waiting_calls: Gauge,
     /// Bytes in use in the store.
     pub(crate) used_bytes: Gauge,
+    heavy_users: Gauge,
     limit_bytes: Gauge,
     full: Gauge,
     failing: Gauge,
@@ -76,6 +77,8 @@ impl StoreMetrics {
             group_calls: registry.add("store_group_calls", "Calls that these commits answered"),
             waiting_calls: registry.add("store_waiting_calls", "Calls that wait for the store"),
             used_bytes: registry.add("store_used_bytes", "Bytes in use in the store"),
+            heavy_users: registry
+                .add("store_heavy_users", "Users who have more in the store than store.max_size_per_user"),
             limit_bytes: registry.add("store_limit_bytes", "Bytes in use past which it is full"),
             full: registry
                 .add("store_full", "1 while the store is past its limit, and publishers of transactions wait"),
@@ -100,6 +103,7 @@ impl StoreMetrics {
         show(&self.errors, read(&stats.errors));
         self.waiting_calls.set(gauge(&stats.queued));
         self.used_bytes.set(gauge(&stats.used_bytes));
+        self.heavy_users.set(gauge(&stats.heavy_users));
         self.full.set((room == Room::Full).into());
         self.failing.set(stats.failing.load(Ordering::Relaxed).into());
         self.backlog_transactions.set(gauge(&stats.backlog));

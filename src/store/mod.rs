@@ -46,6 +46,7 @@ use crate::tx::name::TransactionName;
 pub use crate::tx::outcome::{Forwarded, ReturnedMessage, Room, StoreError, Wait};
 use crate::tx::state::State;
 use bytes::Bytes;
+use std::collections::HashSet;
 use std::fmt;
 use std::pin::Pin;
 use std::str::FromStr;
@@ -400,11 +401,16 @@ impl<T> Default for Listing<T> {
     }
 }
 
+/// Users who have more in the store than their share.
+pub type Heavy = Arc<HashSet<Arc<str>>>;
+
 /// What an operator lets a store have, and may change while it is open.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Limits {
     /// Bytes that may be in use before there is no [`Room`].
     pub max_size: u64,
+    /// Bytes that are undecided, or committed and not delivered, of one user before there is no room for more of it.
+    pub max_size_per_user: u64,
     /// How long a finished transaction that was parked is kept, from its end.
     pub retention: Duration,
 }

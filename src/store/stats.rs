@@ -5,7 +5,7 @@ use crate::tx::decision::Actor;
 use crate::tx::id::Timestamp;
 use crate::tx::state::State;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 /// Counters and gauges, each right by itself; two of them read together may be a group apart.
@@ -28,6 +28,8 @@ pub struct Stats {
     pub queued: AtomicU64,
     /// Bytes in use in the file: pages that are not free. The log beside it is not counted.
     pub used_bytes: AtomicU64,
+    /// Users who have more in it than their share.
+    pub heavy_users: AtomicU64,
     /// Transactions committed and not known to be delivered.
     pub backlog: AtomicU64,
     /// Dead letters that wait for a person.
@@ -57,6 +59,7 @@ impl Default for Stats {
             failed: Mutex::default(),
             queued: AtomicU64::default(),
             used_bytes: AtomicU64::default(),
+            heavy_users: AtomicU64::default(),
             backlog: AtomicU64::default(),
             dead_letters: AtomicU64::default(),
             open_named: AtomicU64::default(),
@@ -111,6 +114,8 @@ pub(super) struct Tally {
     pub(super) letters: i64,
     /// Committed and not known to be delivered, beside those that are handed on or forgotten.
     pub(super) backlog: i64,
+    /// What users have in the store.
+    pub(super) shares: Vec<(Arc<str>, i64)>,
     /// Whether packs have to be deleted.
     pub(super) garbage: bool,
     /// First decisions about named transactions, by [`Actor::kind`].

@@ -63,8 +63,13 @@ impl StoreUrl {
     /// See [`OpenError`].
     pub fn open(&self, limits: Limits, outlet: Arc<dyn Outlet>) -> Result<Arc<dyn Backend>, OpenError> {
         let Kind::Sqlite(path) = &self.0;
-        let Limits { max_size, retention } = limits;
-        let settings = SqliteSettings { max_size: Some(max_size), retention, ..SqliteSettings::new(path) };
+        let Limits { max_size, max_size_per_user, retention } = limits;
+        let settings = SqliteSettings {
+            max_size: Some(max_size),
+            max_size_per_user: Some(max_size_per_user),
+            retention,
+            ..SqliteSettings::new(path)
+        };
         SqliteStore::open(settings, outlet)
     }
 

@@ -3,8 +3,8 @@
 use super::{About, Operation, Span, Tracer, Value};
 use crate::store::{
     Bookmark, Bounded, Check, Commit, Committed, Committing, Cursor, DeadLetter, DueNow, Event, Filter, ForAdmin,
-    ForCheckBack, ForRelay, ForSessions, Lane, Letter, LetterFilter, LetterId, LetterMessage, Listing, Named, Origin,
-    Outlet, Outside, Pack, Reply, Room, Sequence, Shortcut, Store, StoreError, Summary,
+    ForCheckBack, ForRelay, ForSessions, Heavy, Lane, Letter, LetterFilter, LetterId, LetterMessage, Listing, Named,
+    Origin, Outlet, Outside, Pack, Reply, Room, Sequence, Shortcut, Store, StoreError, Summary,
 };
 use crate::tx::batch::Batch;
 use crate::tx::decision::{Actor, Decision, Target, Verdict};
@@ -205,6 +205,10 @@ impl Outside for TracedStore {
 }
 
 impl ForSessions for TracedStore {
+    fn heavy_users(&self) -> watch::Receiver<Heavy> {
+        self.inner.heavy_users()
+    }
+
     fn park(&self, origin: Origin, batch: Batch) -> Reply<()> {
         let (id, about) = (origin.id, self.remember(&origin, &batch));
         let (tracer, start) = (Arc::clone(&self.tracer), SystemTime::now());

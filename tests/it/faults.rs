@@ -1,6 +1,8 @@
 //! What fails, and what then: each row of the table in docs/operations.md, provoked for real.
 
 use crate::support::id;
+use crate::support::raw::Login;
+use crate::support::table::{Properties, Table};
 use crate::support::{
     Broker, PATIENCE, Proxy, Raw, broker, deadline, transactional, unique, wait_until, with_relay_account,
 };
@@ -229,7 +231,12 @@ fn a_store_past_its_size_blocks_publishers_of_transactions() {
 /// had room again.
 #[test]
 fn whoever_has_something_in_a_full_store_decides_it() {
-    let limits = [("store.max_size", "'2MiB'"), ("transaction.memory", "'64KiB'"), ("transaction.max_size", "'1MiB'")];
+    let limits = [
+        ("store.max_size", "'2MiB'"),
+        ("store.max_size_per_user", "'2MiB'"),
+        ("transaction.memory", "'64KiB'"),
+        ("transaction.max_size", "'1MiB'"),
+    ];
     let (mut proxy, account) = prepared(&limits);
     proxy.resume();
     let queue = unique("fault-full");
@@ -277,6 +284,69 @@ fn whoever_has_something_in_a_full_store_decides_it() {
     });
     assert_eq!(bodies.iter().filter(|body| body.starts_with("1 ")).count(), 1);
     assert!(!bodies.iter().any(|body| body.starts_with("3 ") || body.starts_with("4 ") || body == "dropped"));
+}
+
+/// One user in doubt with 24 MB once blocked everybody else, and still did after a restart.
+#[test]
+fn a_user_who_has_filled_a_share_of_the_store_holds_up_nobody_else() {
+    let (mut proxy, _) = prepared(&[("store.max_size", "'16MiB'"), ("transaction.max_size", "'8MiB'")]);
+    proxy.resume();
+    let (hog, queue) = (unique("fault-hog"), unique("fault-share"));
+    broker().add_user(&hog, [".*", ".*", ".*"]);
+    let login = Login { user: &hog, password: &hog, ..Login::default() };
+    let name = unique("order");
+    let properties = Properties::persistent().headers(Table::new().string("x-half-transaction", &name));
+    let mut victim = transactional(proxy.port, &queue);
+    let mut filling = Raw::login_as(proxy.port, &login).expect("logged in");
+    filling.open(1);
+    filling.call(1, id::CONFIRM_SELECT, id::CONFIRM_SELECT_OK, |out| out.push(0));
+    let heavy = || proxy.metric("halfway_store_heavy_users");
+    let mut blocked = false;
+    for number in 0..24 {
+        // It does not mind that it is told to wait; what waits on a channel has its end.
+        filling.publish_with(1, ("", queue.as_bytes()), 0, &properties, &vec![b'x'; 1_000_000]);
+        let frame = filling.read(PATIENCE).expect("an answer");
+        blocked |= frame.id() == id::BLOCKED;
+        if blocked {
+            assert!(number >= 7, "a share is half of the store, and not {number} MB");
+            break;
+        }
+    }
+    assert!(blocked, "24 MB fill more than a share of 8 MiB");
+    wait_until(deadline(PATIENCE), "the share to be seen", || heavy() == 1.0);
+    assert_eq!(proxy.metric("halfway_store_full"), 0.0);
+    for number in 0..3 {
+        victim.publish(1, &queue, format!("victim {number}"));
+        victim.commit(1);
+    }
+    drop((victim, filling));
+    assert!(proxy.stop().success());
+    proxy.resume();
+    wait_until(deadline(PATIENCE), "the share to be counted again", || {
+        proxy.metric("halfway_store_heavy_users") == 1.0
+    });
+    let mut waiting = Raw::login_as(proxy.port, &login).expect("logged in");
+    waiting.open_tx(1);
+    waiting.publish(1, &queue, "behind");
+    waiting.method(1, id::TX_COMMIT, |_| {}).unwrap();
+    assert_eq!(waiting.read(PATIENCE).expect("word of it").id(), id::BLOCKED);
+    let mut victim = transactional(proxy.port, &queue);
+    victim.publish(1, &queue, "victim 3");
+    victim.commit(1);
+    // Its own decision makes room for it, on a channel beside the one that waits.
+    waiting.open(2);
+    let decided = Properties::persistent().headers(Table::new().string("x-half-transaction", &name));
+    waiting.publish_with(2, ("halfway", b"rollback"), 0, &decided, b"");
+    let mut seen = [(); 2].map(|()| waiting.read(PATIENCE).expect("room").id());
+    seen.sort_unstable();
+    assert_eq!(seen, [id::UNBLOCKED, id::TX_COMMIT_OK]);
+    let mut bodies = Vec::new();
+    wait_until(deadline(PATIENCE), "all of it", || {
+        bodies.extend(victim.drain(2, &queue));
+        bodies.len() == 5
+    });
+    bodies.sort();
+    assert_eq!(bodies, ["behind", "victim 0", "victim 1", "victim 2", "victim 3"]);
 }
 
 /// The proxy must refuse to start: its exit code is 1, and its last words have all of `words`.

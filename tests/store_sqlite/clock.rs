@@ -101,7 +101,7 @@ async fn what_the_clock_was_set_to_survives_a_crash() {
     let difference = || sql.query_row("SELECT wall - count FROM store", [], |row| row.get::<_, i64>(0)).unwrap();
     hands.set(24 * HOUR);
     // Wakes the writer; by itself it wakes every half minute.
-    store.change_limits(Limits { max_size: u64::MAX, retention: Duration::from_secs(60) });
+    store.change_limits(Limits { max_size: u64::MAX, max_size_per_user: u64::MAX, retention: Duration::from_secs(60) });
     eventually("the new time is written down", || difference() == 24 * HOUR).await;
 
     let copy = Folder::new();

@@ -60,7 +60,11 @@ async fn what_nobody_would_find_is_not_written() {
         let (path, away) = (folder.0.path().join(name), folder.0.path().join("away"));
         std::fs::rename(&path, &away).unwrap();
         // Has the writer look after things now, as it does every half minute.
-        store.change_limits(Limits { max_size: u64::MAX, retention: Duration::from_secs(60) });
+        store.change_limits(Limits {
+            max_size: u64::MAX,
+            max_size_per_user: u64::MAX,
+            retention: Duration::from_secs(60),
+        });
         eventually("it is noticed though nobody writes", || store.stats().failing.load(Ordering::Relaxed)).await;
         for replaced in [false, true] {
             if replaced {

@@ -81,7 +81,7 @@ impl Channel {
             io.published = true;
             match self.room {
                 Room::Dropped => receiving.body = Body::Dropped,
-                _ if !io.store_full => {}
+                _ if io.no_room.is_none() => {}
                 _ if self.may_not_wait() => {
                     return Ok(io.refuse_full("this transaction can't wait for room, which its end may make"));
                 }

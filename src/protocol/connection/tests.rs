@@ -57,6 +57,9 @@ pub(in super::super) fn settings() -> Settings {
     }
 }
 
+/// Why there is no room.
+const FULL: &str = "the store is full: store.max_size is reached";
+
 fn bare(channel: u16, id: (u16, u16)) -> Vec<u8> {
     let mut out = Vec::new();
     method::write_bare(&mut out, channel, id);

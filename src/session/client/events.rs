@@ -9,6 +9,7 @@ use crate::tx::decision::Verdict;
 use crate::tx::id::TransactionId;
 use crate::tx::name::TransactionName;
 use futures_util::stream::StreamExt;
+use std::sync::Arc;
 use std::task::{Context, Poll};
 
 /// Answers of the store and the relay that are taken in one round.
@@ -25,7 +26,8 @@ pub(super) enum Event {
     /// Rolled back or left in doubt.
     RolledBack(u16, TransactionId, Result<(), StoreError>),
     Abandoned(TransactionId, Result<(), StoreError>),
-    Room(Room),
+    /// Whether the store takes more of this user, and why it does not.
+    Room(Option<&'static str>),
     Drain,
     /// An operator wants it gone.
     Close(String),
@@ -78,8 +80,8 @@ impl Session {
                         tracing::warn!(connection = self.number, transaction = %id, %error, "the end was not kept");
                     }
                 }
-                Event::Room(room) => {
-                    self.connection.handle_store_full(!room.is_free());
+                Event::Room(no_room) => {
+                    self.connection.handle_room(no_room);
                     self.watch_store();
                 }
                 Event::Memory(overdraft) => {
@@ -106,17 +108,35 @@ impl Session {
         progress
     }
 
-    /// Waits for the store to take no more for now, or to take more again.
+    /// Waits for the store to take no more for now, of all or of this user, or to take more again.
     pub(super) fn watch_store(&self) {
-        let mut room = self.shared.store.room();
-        let full = self.connection.knows_store_full();
+        let (mut room, mut heavy) = (self.shared.store.room(), self.shared.store.heavy_users());
+        let (known, user) = (self.connection.no_room(), Arc::clone(&self.user));
         self.events.push(Box::pin(async move {
-            let changed = room.wait_for(|room| room.is_free() == full).await.map(|room| *room);
-            match changed {
-                Ok(room) => Event::Room(room),
-                // The store is closed, and the process about to end.
-                Err(_) => std::future::pending().await,
+            loop {
+                let now = no_room(*room.borrow_and_update(), heavy.borrow_and_update().contains(&user));
+                if now != known {
+                    return Event::Room(now);
+                }
+                let changed = tokio::select! {
+                    changed = room.changed() => changed,
+                    changed = heavy.changed() => changed,
+                };
+                if changed.is_err() {
+                    // The store is closed, and the process about to end.
+                    return std::future::pending().await;
+                }
             }
         }));
+    }
+}
+
+/// Why the store takes nothing more of a client, if so.
+pub(super) fn no_room(room: Room, is_heavy: bool) -> Option<&'static str> {
+    match room {
+        Room::Full => Some("the store is full: store.max_size is reached"),
+        Room::Away => Some("the store can't be reached"),
+        Room::Free if is_heavy => Some("the store is full: store.max_size_per_user is reached"),
+        Room::Free => None,
     }
 }

@@ -9,8 +9,8 @@ use self::row::Row;
 use super::clock::{Reading, Time};
 use super::{
     Bookmark, Bounded, Check, Clock, Commit, Committing, Cursor, DeadLetter, DueNow, Event, Filter, ForAdmin,
-    ForCheckBack, ForRelay, ForSessions, Lane, Letter, LetterFilter, LetterId, LetterMessage, Listing, Origin, Outlet,
-    Outside, Pack, Reply, Room, Sequence, StoreError, Summary,
+    ForCheckBack, ForRelay, ForSessions, Heavy, Lane, Letter, LetterFilter, LetterId, LetterMessage, Listing, Origin,
+    Outlet, Outside, Pack, Reply, Room, Sequence, StoreError, Summary,
 };
 use crate::tx::batch::Batch;
 use crate::tx::decision::{Actor, Decision, Target, Verdict};
@@ -25,6 +25,7 @@ pub struct MemoryStore {
     time: Time,
     held: Mutex<Held>,
     room: watch::Sender<Room>,
+    heavy: watch::Sender<Heavy>,
 }
 
 impl MemoryStore {
@@ -37,7 +38,13 @@ impl MemoryStore {
     pub fn with_clock(outlet: Arc<dyn Outlet>, clock: Clock) -> Arc<Self> {
         let time = Time::new(clock);
         let held = Held::new(time.clone());
-        Arc::new(Self { outlet, time, held: Mutex::new(held), room: watch::Sender::new(Room::Free) })
+        Arc::new(Self {
+            outlet,
+            time,
+            held: Mutex::new(held),
+            room: watch::Sender::new(Room::Free),
+            heavy: watch::Sender::default(),
+        })
     }
 
     /// Lets every call that writes messages or decides fail from now on, as on a bad disk, until it is called with
@@ -113,6 +120,10 @@ impl Outside for MemoryStore {
 }
 
 impl ForSessions for MemoryStore {
+    fn heavy_users(&self) -> watch::Receiver<Heavy> {
+        self.heavy.subscribe()
+    }
+
     fn park(&self, origin: Origin, batch: Batch) -> Reply<()> {
         answered(self.held().park(origin, batch, self.now()))
     }

@@ -1,5 +1,6 @@
 //! What the writer remembers of the file.
 
+use super::shares::Counted;
 use crate::store::Lane;
 use crate::store::clock::{Reading, SLACK};
 use rusqlite::Connection;
@@ -13,6 +14,8 @@ pub(super) struct Book {
     pub(super) lanes: HashMap<Lane, i64>,
     /// What the file says of the count of time; none: nobody knows.
     pub(super) time: Option<Reading>,
+    /// Which rows count in their users' shares.
+    pub(super) counted: Counted,
     /// Lanes that were made for what stepped aside, since those that are empty were last looked for.
     pub(super) asides: usize,
 }
@@ -20,7 +23,8 @@ pub(super) struct Book {
 impl Book {
     pub(super) fn read(sql: &Connection) -> rusqlite::Result<Self> {
         let reserved = sql.query_row("SELECT sequence_reserved FROM store", [], |row| row.get(0))?;
-        Ok(Self { next_sequence: reserved, sequence_reserved: reserved, ..Self::default() })
+        let counted = Counted::from(reserved);
+        Ok(Self { next_sequence: reserved, sequence_reserved: reserved, counted, ..Self::default() })
     }
 
     /// Forgets what may have been written by a SQL transaction that was rolled back. Sequences that it gave out stay

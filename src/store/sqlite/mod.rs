@@ -26,6 +26,7 @@ mod reader;
 mod recent;
 mod row;
 mod rows;
+mod shares;
 mod tools;
 mod turns;
 mod upkeep;
@@ -36,11 +37,12 @@ pub use tools::{ToolError, backup, check, check_telling, stats, written};
 
 use self::open::Opened;
 use self::reader::{Question, Reader};
+use self::shares::Shares;
 use self::writer::{Call, Request, Writer};
 use super::{
     Backend, Bookmark, Bounded, Check, Clock, Commit, Committing, Cursor, DeadLetter, DueNow, Event, Filter, ForAdmin,
-    ForApp, ForCheckBack, ForRelay, ForSessions, Lane, Letter, LetterFilter, LetterId, LetterMessage, Limits, Listing,
-    Origin, Outlet, Outside, Pack, Reply, Room, Sequence, Stats, Summary,
+    ForApp, ForCheckBack, ForRelay, ForSessions, Heavy, Lane, Letter, LetterFilter, LetterId, LetterMessage, Limits,
+    Listing, Origin, Outlet, Outside, Pack, Reply, Room, Sequence, Stats, Summary,
 };
 use crate::tx::batch::Batch;
 use crate::tx::decision::{Actor, Decision, Target, Verdict};
@@ -59,6 +61,8 @@ pub struct SqliteSettings {
     pub path: PathBuf,
     /// Bytes that may be in use in the file before there is no [`Room`], or `None`.
     pub max_size: Option<u64>,
+    /// The same for one user's, or `None`.
+    pub max_size_per_user: Option<u64>,
     /// How long a finished transaction that was parked is kept, from its end.
     pub retention: Duration,
     /// What time it is.
@@ -71,6 +75,7 @@ impl SqliteSettings {
         Self {
             path: path.into(),
             max_size: None,
+            max_size_per_user: None,
             retention: Duration::from_secs(24 * 60 * 60),
             clock: Clock::default(),
         }
@@ -88,6 +93,7 @@ pub struct SqliteStore {
     threads: Mutex<Vec<JoinHandle<()>>>,
     stats: Arc<Stats>,
     room: watch::Receiver<Room>,
+    heavy: watch::Receiver<Heavy>,
 }
 
 impl SqliteStore {
@@ -103,12 +109,14 @@ impl SqliteStore {
         let time = own.time.clone();
         let (room_sender, room) = watch::channel(Room::Free);
         let stats = Arc::new(Stats::default());
+        let (heavy_sender, heavy) = watch::channel(Heavy::default());
+        let shares = Shares::new(settings.max_size_per_user, heavy_sender, Arc::clone(&stats));
         let (writer, calls) = mpsc::channel();
         let [(pager, pager_thread), (lister, lister_thread)] = readers.map(|sql| {
             let (sender, questions) = mpsc::channel();
             (sender, Reader::new(sql, time.clone(), questions))
         });
-        let writer_thread = Writer::new(own, calls, &settings, Arc::clone(&stats), room_sender, outlet)
+        let writer_thread = Writer::new(own, calls, &settings, Arc::clone(&stats), room_sender, shares, outlet)
             .map_err(|error| OpenError::from_sqlite(&settings.path, &error))?;
         let spawn = |name: &str, run: Box<dyn FnOnce() + Send>| {
             std::thread::Builder::new()
@@ -121,7 +129,7 @@ impl SqliteStore {
             spawn("store-pager", Box::new(move || pager_thread.run()))?,
             spawn("store-lister", Box::new(move || lister_thread.run()))?,
         ];
-        Ok(Arc::new(Self { writer, pager, lister, threads: Mutex::new(threads), stats, room }))
+        Ok(Arc::new(Self { writer, pager, lister, threads: Mutex::new(threads), stats, room, heavy }))
     }
 
     fn write<T>(&self, request: impl FnOnce(writer::Answer<T>) -> Request) -> Reply<T> {
@@ -173,6 +181,10 @@ impl Outside for SqliteStore {
 }
 
 impl ForSessions for SqliteStore {
+    fn heavy_users(&self) -> watch::Receiver<Heavy> {
+        self.heavy.clone()
+    }
+
     fn park(&self, origin: Origin, batch: Batch) -> Reply<()> {
         self.write(|answer| Request::Park { origin, messages: batch.into(), answer })
     }

@@ -3,6 +3,7 @@
 
 use super::book::Book;
 use super::row::{PACK_BITS, ROW_COLUMNS, Row, key, pack_keys};
+use super::shares::{self, ROW_BYTES};
 use crate::store::clock::{Moment, Reading, Time};
 use crate::store::stats::Tally;
 use crate::store::{Lane, Messages, Origin, Sequence, StoreError, Strand};
@@ -98,6 +99,13 @@ impl<'a> Rows<'a> {
         Ok(self)
     }
 
+    /// A row takes, or gives back, so much of its user's share, if it is counted.
+    fn takes(&mut self, user: &str, sequence: i64, bytes: i64) {
+        if self.book.counted.has(sequence) {
+            shares::add(&mut self.tally.shares, user, bytes);
+        }
+    }
+
     pub(super) fn park(&mut self, origin: &Origin, messages: &Messages) -> rusqlite::Result<Outcome> {
         if messages.bytes.len() > BODY_BYTES_MAX {
             return Ok(Outcome::Refused(too_large()));
@@ -154,6 +162,7 @@ impl<'a> Rows<'a> {
             return Ok(Outcome::Refused(conflict(state)));
         }
         self.pack(number, 0, 0, &messages)?;
+        self.takes(&origin.user, number, messages.bytes.len() as i64 + ROW_BYTES);
         if named.is_none() {
             return Ok(Outcome::Done);
         }
@@ -178,6 +187,7 @@ impl<'a> Rows<'a> {
                 )?
                 .execute(params![row.sequence, messages.count, messages.bytes.len() as i64])?;
             self.pack(row.number, row.packs.into(), row.messages, &messages)?;
+            self.takes(&row.user, row.sequence, messages.bytes.len() as i64);
         }
         Ok(Outcome::Done)
     }
@@ -218,6 +228,7 @@ impl<'a> Rows<'a> {
                 origin.strand.0,
                 messages.checksum,
             ])?;
+        self.takes(&origin.user, sequence, messages.bytes.len() as i64 + ROW_BYTES);
         let Origin { id, strand, .. } = *origin;
         let sequence = Sequence(sequence);
         Ok(Outcome::Committed(Released { sequence, id, lane: origin.lane.clone(), strand, packs: 0 }))
@@ -268,6 +279,8 @@ impl<'a> Rows<'a> {
         if more > 0 {
             self.pack(row.number, row.packs.into(), row.messages, &messages)?;
         }
+        self.takes(&row.user, row.sequence, -row.bytes - ROW_BYTES);
+        self.takes(&row.user, sequence, row.bytes + messages.bytes.len() as i64 + ROW_BYTES);
         self.left(row, State::Committed, actor);
         self.note_commit(row.id, actor, reason)?;
         let sequence = Sequence(sequence);
@@ -302,6 +315,7 @@ impl<'a> Rows<'a> {
             ":sequence": row.sequence,
         })?;
         decided_once(changed)?;
+        self.takes(&row.user, row.sequence, -row.bytes - ROW_BYTES);
         self.left(row, State::RolledBack, actor);
         self.discard(row)?;
         self.note(row.id, State::RolledBack.as_str(), actor, reason)
@@ -325,6 +339,17 @@ impl<'a> Rows<'a> {
     pub(super) fn forget(&mut self, run: RangeInclusive<i64>) -> rusqlite::Result<u64> {
         let (first, last) = run.into_inner();
         // NOT INDEXED: the key alone leads to them. The planner must not be tempted by the index on the state.
+        let sql = self.sql;
+        let mut plain = sql.prepare_cached(
+            "SELECT sequence, user, bytes FROM transactions NOT INDEXED
+             WHERE sequence BETWEEN ?1 AND ?2 AND state = 'committed' AND packs = 0 AND letters = 0",
+        )?;
+        let mut rows = plain.query([first, last])?;
+        while let Some(row) = rows.next()? {
+            let bytes: i64 = row.get(2)?;
+            self.takes(row.get_ref(1)?.as_str()?, row.get(0)?, -bytes - ROW_BYTES);
+        }
+        drop(rows);
         let left = self
             .sql
             .prepare_cached(
@@ -356,6 +381,9 @@ impl<'a> Rows<'a> {
             // What has packs and was never parked brings a letter once more.
             if row.packs > 0 && !was_parked && self.retry_delivered(row)? {
                 continue;
+            }
+            if row.packs == 0 || *was_parked {
+                self.takes(&row.user, row.sequence, -row.bytes - ROW_BYTES);
             }
             let state = if *letters == 0 { State::Delivered } else { State::DeadLettered };
             let is_finished = state == State::Delivered;

@@ -6,6 +6,7 @@ use super::open::Own;
 use super::recent::Recent;
 use super::row::key;
 use super::rows::{Outcome, Released, Rows};
+use super::shares::Shares;
 use super::upkeep::Upkeep;
 use super::{SqliteSettings, upkeep};
 use crate::store::clock::Time;
@@ -44,6 +45,9 @@ const DELETES_MAX: usize = 2048;
 
 /// How long to leave the disk alone after it failed, if nobody asks.
 const RETRY_DELAY: Duration = Duration::from_secs(1);
+
+/// Between two steps of counting what users have, so that commits come in between.
+const COUNT_PAUSE: Duration = Duration::from_millis(5);
 
 /// How to answer a call.
 pub(super) type Answer<T> = oneshot::Sender<Result<T, StoreError>>;
@@ -123,6 +127,9 @@ pub(super) struct Writer {
     /// When to write unasked, if no request comes before: to delete, or to see whether the disk is well again.
     write_at: Option<Instant>,
     upkeep: Upkeep,
+    shares: Shares,
+    /// When to count more of what users have.
+    count_at: Option<Instant>,
     place: Place,
     /// As long as the file is ours; dropped last.
     held: Held,
@@ -135,6 +142,7 @@ impl Writer {
         settings: &SqliteSettings,
         stats: Arc<Stats>,
         room: watch::Sender<Room>,
+        shares: Shares,
         outlet: Arc<dyn Outlet>,
     ) -> rusqlite::Result<Self> {
         let Own { mut sql, time, place, held } = own;
@@ -164,6 +172,8 @@ impl Writer {
             unfinished: Vec::new(),
             write_at: None,
             upkeep,
+            shares,
+            count_at: Some(Instant::now()),
             place,
             held,
         })
@@ -174,7 +184,8 @@ impl Writer {
         let mut open = true;
         while open {
             let now = Instant::now();
-            let due = self.write_at.into_iter().chain([self.upkeep.due()]).min().unwrap_or(now);
+            let due =
+                [self.write_at, self.count_at, Some(self.upkeep.due())].into_iter().flatten().min().unwrap_or(now);
             match self.queue.recv_timeout(due.saturating_duration_since(now)) {
                 Ok(call) => open = self.gather(call, &mut group),
                 Err(RecvTimeoutError::Timeout) => {}
@@ -189,6 +200,9 @@ impl Writer {
             }
             if self.write_at.is_some_and(|at| at <= now) {
                 self.write_unasked();
+            }
+            if self.count_at.is_some_and(|at| at <= now) {
+                self.count_shares();
             }
             if self.upkeep.due() <= now {
                 self.upkeep.work(&self.sql, self.time.now());
@@ -214,6 +228,19 @@ impl Writer {
         }
     }
 
+    /// Counts some more of what users had in the file at the start.
+    fn count_shares(&mut self) {
+        let pause = match self.shares.count_on(&self.sql, &mut self.book.counted) {
+            Ok(()) if self.book.counted.is_whole() => None,
+            Ok(()) => Some(COUNT_PAUSE),
+            Err(error) => {
+                tracing::warn!(%error, "the store could not count what its users have in it; it will be tried again");
+                Some(RETRY_DELAY)
+            }
+        };
+        self.count_at = pause.map(|pause| Instant::now() + pause);
+    }
+
     /// Takes `call` and all that waits behind it, within bounds. Says whether there is more to come.
     fn gather(&mut self, call: Call, group: &mut Vec<Request>) -> bool {
         let mut bytes = 0;
@@ -228,7 +255,10 @@ impl Writer {
                     self.delivered.extend(transactions.iter().map(|sequence| sequence.0));
                     self.write_at.get_or_insert_with(|| Instant::now() + DELETE_DELAY);
                 }
-                Call::ChangeLimits(limits) => self.upkeep.change_limits(&self.sql, limits),
+                Call::ChangeLimits(limits) => {
+                    self.upkeep.change_limits(&self.sql, limits);
+                    self.shares.change_limits(limits);
+                }
                 Call::Close => return false,
             }
             let room = group.len() < GROUP_REQUESTS_MAX && bytes < GROUP_BYTES_MAX;
@@ -448,6 +478,7 @@ impl Writer {
         add_signed(&self.stats.dead_letters, tally.letters);
         add_signed(&self.stats.backlog, tally.backlog);
         self.stats.decided(tally);
+        self.shares.change(&tally.shares);
         if tally.doubts_changed {
             match Rows::oldest_doubt(&self.sql) {
                 Ok(oldest) => set(&self.stats.oldest_in_doubt, milliseconds(oldest)),

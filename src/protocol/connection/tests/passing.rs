@@ -44,7 +44,7 @@ fn channels_are_counted_as_they_come_and_go() {
     script.client(&close(2, 200, "bye"));
     script.upstream(&bare(2, id::CHANNEL_CLOSE_OK));
     assert_eq!(seen(&script), (Stage::Open, (1, 0)));
-    script.connection.handle_store_full(true);
+    script.connection.handle_room(Some(FULL));
     script.client(&bare(3, id::TX_SELECT));
     script.upstream(&bare(3, id::TX_SELECT_OK));
     script.connection.handle_client_lost();

@@ -18,7 +18,7 @@ fn full(settings: Settings) -> Script {
     let mut script = Script::transactional(settings);
     script.client(&bare(2, id::TX_SELECT));
     script.upstream(&bare(2, id::TX_SELECT_OK));
-    script.connection.handle_store_full(true);
+    script.connection.handle_room(Some(FULL));
     script.sent();
     script
 }
@@ -59,7 +59,7 @@ fn a_publish_waits_for_room_and_everything_else_is_read() {
     assert!(script.connection.misses_heartbeats() && script.connection.stage() == Stage::Blocked);
     read(&mut script, &[publish(7, b"ordinary"), publish(2, b"two"), ack(7, 1, false)].concat());
     assert_eq!(script.sent().1, [publish(7, b"ordinary"), ack(7, 1, false)].concat(), "what adds nothing passes");
-    script.connection.handle_store_full(false);
+    script.connection.handle_room(None);
     script.collect();
     let (to_client, to_upstream) = script.sent();
     assert_eq!(methods(&to_client), [(0, id::CONNECTION_UNBLOCKED)]);
@@ -75,7 +75,7 @@ fn a_publish_waits_for_room_and_everything_else_is_read() {
 fn what_came_before_is_committed() {
     let mut script = Script::transactional(Settings { forward_wait: Duration::ZERO, ..settings() });
     script.client(&publish(1, b"one"));
-    script.connection.handle_store_full(true);
+    script.connection.handle_room(Some(FULL));
     read(&mut script, &bare(1, id::TX_COMMIT));
     script.upstream(&bare(1, id::TX_ROLLBACK_OK));
     let (id, ..) = script.decide();
@@ -129,7 +129,7 @@ fn a_transaction_that_takes_room_does_not_wait_for_it() {
         let mut script = Script::transactional(Settings { memory_bytes_max: 100, ..settings() });
         script.client(&first);
         assert_eq!(script.commands.len(), usize::from(is_parked));
-        script.connection.handle_store_full(true);
+        script.connection.handle_room(Some(FULL));
         script.sent();
         let more = if is_parked { publish(1, b"more") } else { half(1, "order-1", b"more") };
         let more = if first.windows(7).any(|bytes| bytes == b"halfway") { publish(1, b"more") } else { more };
@@ -138,7 +138,7 @@ fn a_transaction_that_takes_room_does_not_wait_for_it() {
         assert!(channel == 1 && text.contains("can't wait for room"), "{text}");
         let rolled_back = script.commands.iter().any(|command| matches!(command, Command::RollBack { .. }));
         assert_eq!(rolled_back, is_parked, "and gives its own room back");
-        script.connection.handle_store_full(false);
+        script.connection.handle_room(None);
     }
 }
 
@@ -175,7 +175,7 @@ fn held_back(name: &str) -> Script {
     let mut script = Script::open(settings());
     script.client(&[channel_open(1), bare(1, id::CONFIRM_SELECT)].concat());
     script.upstream(&bare(1, id::CONFIRM_SELECT_OK));
-    script.connection.handle_store_full(true);
+    script.connection.handle_room(Some(FULL));
     read(&mut script, &half(1, name, b"one"));
     script.upstream(&[flow_ok(1), bare(SEAT, id::TX_ROLLBACK_OK)].concat());
     assert!(script.commands.is_empty(), "there is no room for it");
@@ -197,7 +197,7 @@ fn a_half_message_on_an_ordinary_channel_waits_and_nothing_waits_for_it() {
     assert_eq!(script.sent().0, ack(1, 3, false), "the decision overtakes it");
     read(&mut script, &half(1, "order-3", b"three"));
     script.upstream(&bare(SEAT, id::TX_ROLLBACK_OK));
-    script.connection.handle_store_full(false);
+    script.connection.handle_room(None);
     script.collect();
     script.sent();
     for (name, tag) in [("order-1", 1), ("order-3", 4)] {
@@ -217,7 +217,7 @@ fn a_channel_with_a_half_message_that_waits_may_be_closed() {
     Close { code: ReplyCode::SUCCESS, text: b"bye", method: (0, 0) }.write(&mut goodbye, 1);
     read(&mut script, &goodbye);
     assert_eq!(script.sent().1, goodbye);
-    script.connection.handle_store_full(false);
+    script.connection.handle_room(None);
     script.collect();
     assert!(script.commands.is_empty(), "nobody was told that it is kept, and nobody can be");
 }

@@ -1,5 +1,7 @@
 //! The writer without its thread: groups are made by hand, and the file is made to fail.
 
+mod shares;
+
 use super::*;
 use crate::store::sqlite::{check, open};
 use crate::store::{Lane, Messages, Named, Strand};
@@ -39,7 +41,8 @@ impl Bench {
         let relay = Arc::new(Relay::default());
         let (full, _) = watch::channel(Room::Free);
         let (_, queue) = mpsc::channel();
-        let writer = Writer::new(opened.own, queue, &settings, Arc::default(), full, relay.clone()).unwrap();
+        let shares = Shares::new(None, watch::Sender::default(), Arc::default());
+        let writer = Writer::new(opened.own, queue, &settings, Arc::default(), full, shares, relay.clone()).unwrap();
         Self { writer, relay, folder }
     }
 

@@ -85,7 +85,7 @@ pub fn run(script: &mut Script<'_>) -> usize {
             10 => run.answer_commit(|script| script.below(4) == 0, script),
             11 => run.forward(),
             12 => run.later(Duration::from_millis(100 << script.below(10))),
-            13 => run.connection.handle_store_full(script.flag()),
+            13 => run.connection.handle_room(script.flag().then_some("the store is full")),
             14 if script.below(16) == 0 => run.connection.drain(),
             15 if script.below(16) == 0 => run.lose_upstream(),
             17 => run.broker.confirm(number, script.below(8), script.flag(), script.below(4) > 0),
@@ -306,14 +306,14 @@ impl Run {
     /// Lets everybody answer; then nobody may be waiting, but for room in a store that is full: and then not with a
     /// decision, and not unread.
     fn settle(&mut self) {
-        if self.connection.knows_store_full() {
+        if self.connection.no_room().is_some() {
             self.answer_all();
             assert_eq!(self.connection.io.committing, 0, "a full store holds up the end of the connection");
             if !self.over {
                 assert!(self.connection.wants_client(), "a client is not read because the store is full");
                 assert_eq!(self.client.decides(), None, "a decision waits for room");
             }
-            self.connection.handle_store_full(false);
+            self.connection.handle_room(None);
         }
         self.answer_all();
         self.pump(255, 255);
@@ -424,7 +424,7 @@ impl Run {
                 Command::Abandon { transaction } => self.end(transaction, true),
                 Command::Decide { channel, ticket, name, .. } => {
                     // What waits for room is overtaken: the decision may make some.
-                    let is_full = self.connection.knows_store_full();
+                    let is_full = self.connection.no_room().is_some();
                     assert!(
                         is_full || self.client.is_next(channel, name.as_str()),
                         "{name} is decided before its turn"

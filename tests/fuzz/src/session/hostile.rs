@@ -97,7 +97,7 @@ pub fn run(script: &mut Script<'_>) -> usize {
                 let (channel, id) = run.forwards.remove(0);
                 run.connection.handle_forwarded(channel, id, Forwarded::default());
             }
-            10 => run.connection.handle_store_full(script.flag()),
+            10 => run.connection.handle_room(script.flag().then_some("the store is full")),
             12 if !run.decides.is_empty() => {
                 let (channel, ticket, name) = run.decides.remove(0);
                 let result = if script.flag() { Err(script.store_error()) } else { Ok(script.verdict()) };
