@@ -17,7 +17,7 @@ use tokio::time::timeout;
 /// Bytes past the budget up to which one at a time may go on at once: a body, as large as RabbitMQ takes one, can't be kept
 /// by the store before all of it is there.
 const OVERDRAFT_BYTES: u64 = 128 << 20;
-/// How long one waits that may go on, when even those are used up. It may then: a wait that can't end helps nobody.
+/// How long one waits that may go on, when even those are used up: see [`Turn::Overdrawn`].
 const OVERDRAWN_WAIT: Duration = Duration::from_secs(10);
 /// How long one may go on before it is another's turn,
 pub const OVERDRAFT_FOR: Duration = Duration::from_secs(1);
@@ -47,6 +47,18 @@ pub struct Held {
 
 /// Leave to go on although memory is short.
 pub type Overdraft = OwnedSemaphorePermit;
+
+/// What came of waiting.
+#[derive(Debug)]
+pub enum Turn {
+    /// There is room.
+    Room,
+    /// There is none, and whoever waited goes on without.
+    Overdraft(Option<Overdraft>),
+    /// As well, but more is overdrawn than may be, and has been for a while: those who hold it don't come to an end. Whoever
+    /// waited has to give something up; who can't may go on, for a wait that can't end helps nobody.
+    Overdrawn(Option<Overdraft>),
+}
 
 impl Memory {
     /// With so many bytes.
@@ -80,14 +92,15 @@ impl Memory {
     }
 
     /// Waits until there is room, or it is the caller's turn to go on without, for [`OVERDRAFT_FOR`].
-    pub async fn turn(self: Arc<Self>) -> Option<Overdraft> {
+    pub async fn turn(self: Arc<Self>) -> Turn {
         let leave = tokio::select! {
-            () = self.until(|| !self.is_short()) => return None,
+            () = self.until(|| !self.is_short()) => return Turn::Room,
             leave = Arc::clone(&self.overdraft).acquire_owned() => leave.ok(),
         };
-        // In time or not: see there.
-        let _ = timeout(OVERDRAWN_WAIT, self.until(|| !self.is_overdrawn())).await;
-        leave
+        match timeout(OVERDRAWN_WAIT, self.until(|| !self.is_overdrawn())).await {
+            Ok(()) => Turn::Overdraft(leave),
+            Err(_) => Turn::Overdrawn(leave),
+        }
     }
 
     async fn until(&self, holds: impl Fn() -> bool) {
@@ -179,12 +192,13 @@ mod tests {
         light.set(20);
         assert!(heavy.is_too_much() && !light.is_too_much());
         let waiting = tokio::spawn(Arc::clone(&memory).turn());
-        let first = waiting.await.expect("no panic").expect("one may go on");
+        let first = waiting.await.expect("no panic");
+        assert!(matches!(first, Turn::Overdraft(Some(_))), "one may go on");
         let second = tokio::spawn(Arc::clone(&memory).turn());
         tokio::task::yield_now().await;
         assert!(!second.is_finished(), "one at a time");
         heavy.set(0);
-        assert!(second.await.expect("no panic").is_none(), "there is room");
+        assert!(matches!(second.await.expect("no panic"), Turn::Room));
         drop(first);
         assert_eq!(memory.used(), 20);
         drop((light, heavy));
@@ -200,9 +214,12 @@ mod tests {
         sleep(OVERDRAWN_WAIT - Duration::from_secs(1)).await;
         assert!(!waiting.is_finished());
         heavy.set(101);
-        assert!(waiting.await.expect("no panic").is_some(), "there is some to overdraw again");
+        assert!(
+            matches!(waiting.await.expect("no panic"), Turn::Overdraft(Some(_))),
+            "there is some to overdraw again"
+        );
         heavy.set(101 + OVERDRAFT_BYTES as usize);
-        assert!(Arc::clone(&memory).turn().await.is_some(), "after a while");
+        assert!(matches!(Arc::clone(&memory).turn().await, Turn::Overdrawn(Some(_))), "after a while");
     }
 
     #[test]

@@ -139,6 +139,12 @@ impl Channel {
         self.transaction.held_bytes() + receiving + judged + committing + self.behind.len() + self.held.len()
     }
 
+    /// Bytes that it holds for the sake of a message that is not all there.
+    pub fn begun_bytes(&self) -> usize {
+        let receiving = self.receiving.as_ref().filter(|receiving| receiving.header.is_some());
+        receiving.map_or(0, |receiving| receiving.held_bytes() + self.transaction.batch.bytes())
+    }
+
     /// Parks what has gathered of a transaction without a name, if it is whole and worth it.
     pub fn spill(&mut self, io: &mut Io) {
         let transaction = &mut self.transaction;

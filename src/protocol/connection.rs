@@ -28,6 +28,7 @@ use super::judge::{Judge, Question};
 use super::ordinary::HalfChannel;
 use crate::amqp::frame::{self};
 use crate::amqp::method::{self, id};
+use crate::amqp::reply_code::ReplyCode;
 use crate::tx::decision::Verdict;
 use crate::tx::id::TransactionId;
 use crate::tx::name::TransactionName;
@@ -219,6 +220,21 @@ impl Connection {
             Slot::Confirm(_) | Slot::Refused(_) => 0,
         };
         self.io.to_client.len() + self.io.to_upstream.len() + self.channels.values().map(held).sum::<usize>()
+    }
+
+    /// Memory is short, and nobody comes to an end: closes the channel with the largest message that is not all there, if there
+    /// is one, and says whether.
+    pub fn give_up_body(&mut self) -> bool {
+        let begun = |number: &u16| match self.channels.get(number) {
+            Some(Slot::Tx(channel)) => channel.begun_bytes(),
+            Some(Slot::Half(channel)) => channel.begun_bytes(),
+            Some(Slot::Confirm(_) | Slot::Refused(_)) | None => 0,
+        };
+        let largest = self.channels.keys().map(|number| (begun(number), *number)).max();
+        let Some((1.., number)) = largest else { return false };
+        let text = "memory is short (memory.max), and this message did not come to its end";
+        self.refuse(number, ReplyCode::RESOURCE_ERROR, text, id::BASIC_PUBLISH);
+        true
     }
 
     /// Memory is short: gives the store what it can keep already.

@@ -227,11 +227,14 @@ impl HalfChannel {
         self.refusal.is_none() && self.behind.len() + on_their_way > WAITING_BYTES_MAX
     }
 
+    /// Bytes of a message that is not all there.
+    pub fn begun_bytes(&self) -> usize {
+        if let Some(Receiving::Body(held)) = &self.receiving { held.header.len() + held.body.len() } else { 0 }
+    }
+
     /// Bytes that it holds in memory.
     pub fn held_bytes(&self) -> usize {
-        let receiving =
-            if let Some(Receiving::Body(held)) = &self.receiving { held.header.len() + held.body.len() } else { 0 };
-        self.waiting_bytes + receiving + self.behind.len() + self.held.len()
+        self.waiting_bytes + self.begun_bytes() + self.behind.len() + self.held.len()
     }
 
     /// Frames that waited; they are the client's next ones.

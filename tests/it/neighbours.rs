@@ -1,6 +1,7 @@
 //! One who misbehaves, and one beside it who must not feel it.
 
 use crate::support::hostile::{self, Neighbours};
+use crate::support::id;
 use crate::support::{Broker, PATIENCE, Proxy, Raw, broker, deadline, transactional, unique, wait_until};
 use std::collections::VecDeque;
 use std::io::{Read, Write};
@@ -170,6 +171,29 @@ fn open_transactions_of_many_channels_share_the_memory_and_nobody_else_waits() {
         open.join().expect("nobody is killed").commit(1);
     }
     wait_until(deadline(PATIENCE), "all to be given back", || proxy.metric("halfway_memory_used_bytes") < 1e6);
+}
+
+// Bodies that stop half-way once crept past every bound, a megabyte a turn.
+#[test]
+fn bodies_that_never_end_are_given_up_before_they_fill_the_memory() {
+    let settings = [("memory.max", "'16MiB'"), ("transaction.max_message_size", "'128MiB'")];
+    let proxy = Proxy::start_with(broker().port, &settings);
+    let begun: Vec<JoinHandle<bool>> = (0..16)
+        .map(|_| {
+            let mut raw = Raw::login(proxy.port);
+            std::thread::spawn(move || {
+                raw.open_tx(1);
+                raw.begin(1, "no-such-queue", 100_000_000, 12_000_000);
+                raw.read(4 * PATIENCE).is_ok_and(|frame| frame.id() == id::CHANNEL_CLOSE)
+            })
+        })
+        .collect();
+    let what = "one of sixteen to be given up";
+    let largest = largest_memory_beside(&proxy, what, || begun.iter().any(JoinHandle::is_finished));
+    // memory.max, the overdraft, what is read in a turn, and the process itself.
+    assert!(largest < 300 << 20, "{largest}");
+    let given_up = begun.into_iter().find(JoinHandle::is_finished).expect("one has ended");
+    assert!(given_up.join().expect("no panic"), "it is told so");
 }
 
 // Six of them on their way took 588 MiB.

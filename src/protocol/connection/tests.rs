@@ -24,6 +24,7 @@ mod half;
 mod judgement;
 mod leases;
 mod login;
+mod memory;
 mod named;
 mod passing;
 mod room;

@@ -1,7 +1,7 @@
 //! What a session hears of the store, the relay and the rest of the process.
 
 use super::{Ending, Session};
-use crate::memory::Overdraft;
+use crate::memory::Turn;
 use crate::protocol::command::Ticket;
 use crate::session::metrics::Refused;
 use crate::store::{Forwarded, Room, StoreError};
@@ -32,7 +32,7 @@ pub(super) enum Event {
     /// An operator wants it gone.
     Close(String),
     /// There is memory again, or leave to go on without.
-    Memory(Option<Overdraft>),
+    Memory(Turn),
     /// That leave is over, unless it is made use of.
     OverdraftTimed,
     /// Its place among those who have not logged in is wanted for another.
@@ -84,7 +84,12 @@ impl Session {
                     self.connection.handle_room(no_room);
                     self.watch_store();
                 }
-                Event::Memory(overdraft) => {
+                Event::Memory(turn) => {
+                    let overdraft = match turn {
+                        Turn::Room => None,
+                        Turn::Overdrawn(_) if self.connection.give_up_body() => None,
+                        Turn::Overdraft(overdraft) | Turn::Overdrawn(overdraft) => overdraft,
+                    };
                     self.share.go_on(overdraft);
                     self.time_overdraft();
                 }

@@ -439,6 +439,21 @@ impl Raw {
         self.publish_with(channel, ("", queue.as_bytes()), 0, &Properties::persistent(), body.as_ref());
     }
 
+    /// Begins to publish a body of `announced` bytes to a queue, of which `sent` come.
+    #[track_caller]
+    pub fn begin(&mut self, channel: u16, queue: &str, announced: u64, sent: usize) {
+        let mut out = Vec::new();
+        frame::write_method(&mut out, channel, id::PUBLISH, |out| {
+            out.put_u16(0);
+            out.put_short_string(b"");
+            out.put_short_string(queue.as_bytes());
+            out.put_u8(0);
+        });
+        let header = Properties::persistent().encode(announced);
+        frame::write_content(&mut out, channel, &header, &vec![7; sent], self.frame_max);
+        self.send(&out).expect("the connection takes a publish");
+    }
+
     /// Expects a content: `id` is what comes before it.
     #[track_caller]
     pub fn expect_content(&mut self, channel: u16, id: Id) -> Content {
