@@ -232,8 +232,8 @@ fn a_store_past_its_size_blocks_publishers_of_transactions() {
 #[test]
 fn whoever_has_something_in_a_full_store_decides_it() {
     let limits = [
-        ("store.max_size", "'2MiB'"),
-        ("store.max_size_per_user", "'2MiB'"),
+        ("store.max_size", "'8MiB'"),
+        ("store.max_size_per_user", "'8MiB'"),
         ("transaction.memory", "'64KiB'"),
         ("transaction.max_size", "'1MiB'"),
     ];
@@ -251,13 +251,14 @@ fn whoever_has_something_in_a_full_store_decides_it() {
     }
     let mut others = transactional(proxy.port, &queue);
     loop {
-        others.publish(1, &queue, &large[..60_000]);
+        others.publish(1, &queue, &large);
         others.method(1, id::TX_COMMIT, |_| {}).unwrap();
         if others.read(PATIENCE).expect("an answer").id() == id::BLOCKED {
             break;
         }
     }
     wait_until(deadline(PATIENCE), "word of it", || proxy.metric("halfway_store_full") == 1.0);
+    // What is rolled back here is less than what has to go before there is room again.
     // What has nothing in the store waits, what has something is refused; and all that decides is read behind both.
     owner.open_tx(5);
     owner.publish(5, &queue, "waits");
