@@ -214,10 +214,17 @@ fn large_bodies_on_their_way_share_the_memory_and_all_come_to_their_end() {
             })
         })
         .collect();
-    let largest = largest_memory_beside(&proxy, "six bodies", || senders.iter().all(JoinHandle::is_finished));
+    let mut held = 0.0_f64;
+    let largest = largest_memory_beside(&proxy, "six bodies", || {
+        held = held.max(proxy.metric("halfway_memory_used_bytes"));
+        senders.iter().all(JoinHandle::is_finished)
+    });
     for sender in senders {
         sender.join().expect("nobody is killed");
     }
-    assert!(largest < 450 << 20, "{largest}");
+    // The budget, what may be overdrawn, and one body whose turn it is.
+    assert!(held < 300.0 * 1024.0 * 1024.0, "{held}");
+    // And what SQLite needs to write one of them.
+    assert!(largest < 850 << 20, "{largest}");
     assert!(proxy.metric("halfway_memory_waits_total") > 0.0);
 }
