@@ -165,6 +165,11 @@ impl Channel {
         !self.behind.is_empty()
     }
 
+    /// What is to be said at the end of RabbitMQ's content.
+    pub fn take_held(&mut self) -> Vec<u8> {
+        std::mem::take(&mut self.held)
+    }
+
     /// Where RabbitMQ is within a content on this channel.
     pub fn content(&self) -> Content {
         self.content

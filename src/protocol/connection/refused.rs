@@ -13,7 +13,7 @@ const BEHIND_BYTES_MAX: usize = 64 << 10;
 /// Such a channel.
 #[derive(Debug, Default)]
 pub(super) struct Refused {
-    /// channel.close, if it waits for the end of a content.
+    /// What waits for the end of a content: channel.close, and answers before it.
     close: Vec<u8>,
     content: Content,
     client_answered: bool,
@@ -44,6 +44,7 @@ impl Connection {
                 };
                 channel.abandon(outcome, reason, &mut self.io);
                 refused.content = channel.content();
+                refused.close = channel.take_held();
                 channel.take_behind()
             }
             Some(Slot::Half(mut channel)) => {
@@ -74,14 +75,14 @@ impl Connection {
     fn leave_unanswered(&mut self, number: u16, why: &str, method: (u16, u16)) {
         // What may lack a part, nobody may release; a commit that is unknown lacks none.
         let reason = (method != id::TX_COMMIT).then(|| format!("not known to be kept: {why}"));
-        let content = match self.channels.remove(&number) {
+        let (content, close) = match self.channels.remove(&number) {
             Some(Slot::Tx(mut channel)) => {
                 channel.abandon(Outcome::Failed, reason, &mut self.io);
-                channel.content()
+                (channel.content(), channel.take_held())
             }
             Some(Slot::Half(mut channel)) => {
                 channel.abandon(&mut self.io);
-                channel.content()
+                (channel.content(), channel.take_held())
             }
             Some(other) => {
                 self.channels.insert(number, other);
@@ -90,7 +91,7 @@ impl Connection {
             None => return self.close_because(why),
         };
         self.congested.remove(&number);
-        self.channels.insert(number, Slot::Refused(Refused { content, ..Refused::default() }));
+        self.channels.insert(number, Slot::Refused(Refused { content, close, ..Refused::default() }));
         // What RabbitMQ says on it is nobody's. It is not closed there: half of a message may have passed.
         self.closing_upstream.insert(number);
         self.close_because(why);

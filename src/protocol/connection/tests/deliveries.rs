@@ -18,6 +18,28 @@ fn nothing_is_said_in_the_middle_of_a_delivery() {
     assert_eq!(script.sent().0, [body, bare(1, id::TX_COMMIT_OK)].concat());
 }
 
+/// A commit was made, and its answer waited for the end of a delivery: it went with the channel that was refused
+/// meanwhile, so that the client could take the commit for one that was not made.
+#[test]
+fn an_answer_that_waits_for_the_end_of_a_delivery_comes_before_the_close_of_its_channel() {
+    let mut script = Script::transactional(settings());
+    script.client(&[publish(1, b"one"), bare(1, id::TX_COMMIT)].concat());
+    script.upstream(&[bare(1, id::TX_ROLLBACK_OK), deliver(1, 1, 4)].concat());
+    let (id, ..) = script.decide();
+    script.committed(id);
+    script.forwarded(id, Vec::new());
+    script.sent();
+    script.client(&publish(1, &[0; 10_001]));
+    assert_eq!(script.sent().0, b"", "two of four bytes are still to come");
+    let mut body = Vec::new();
+    frame::write(&mut body, kind::BODY, 1, |out| out.extend(b"body"));
+    script.upstream(&body);
+    let expected = [body, bare(1, id::TX_COMMIT_OK)].concat();
+    let to_client = script.sent().0;
+    assert_eq!(to_client[..expected.len()], expected);
+    assert!(closed(&to_client[expected.len()..]).1.starts_with("PRECONDITION_FAILED"));
+}
+
 #[test]
 fn a_direct_reply_goes_natively_inside_rabbitmqs_commit() {
     let mut script = Script::transactional(settings());
