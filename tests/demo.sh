@@ -171,7 +171,7 @@ line() {
 }
 # Has an order placed with a service that dies just before the line that has this text.
 order_and_die() {
-    start_service tests/clients/orders_until.py KILL "$(line "$2" "$3")"
+    start_service tests/clients/orders_until.py orders KILL "$(line "$2" "$3")"
     shop order "$orders_port" "$1"
     wait_for_service
 }
