@@ -90,6 +90,7 @@ fn each_of_a_thousand_inputs_gives_one_output_whatever_line_the_worker_dies_at()
         kills += 1;
     }
     let last = worker(&proxy, folder.path(), [source, target], "1000000");
+    wait_until(deadline(PATIENCE), "an output for each input", || messages(&mut raw, target) as usize >= INPUTS);
     wait_until(deadline(PATIENCE), "nothing to be in doubt", || {
         proxy.metric("halfway_transactions_in_store{state=\"in_doubt\"}") == 0.0
             && proxy.metric("halfway_transactions_in_store{state=\"open\"}") == 0.0
