@@ -9,6 +9,9 @@
 //!     └─── the store has no more ── reading ◄─────────────────────────────────────────────────────────────────┘
 //! ```
 //!
+//! What is read goes one by one too, each when the one before it was taken: a queue that was full may be full again, and
+//! would take what finds room by chance. Only a channel with many taken in a row has several in flight again.
+//!
 //! Those of which a message may have made RabbitMQ close the channel wait here too: their messages are tried first.
 //!
 //! Kept in memory is what was in flight when the nack came, within bounds. All else stays in the store, where it is told
@@ -27,6 +30,8 @@ const KEPT_BYTES_MAX: usize = 4 << 20;
 const MESSAGE_COST: usize = 256;
 /// Commits of one source that are waited for, of those that are left to the store.
 const WAITERS_MAX: usize = 16;
+/// Messages of a source that RabbitMQ takes in a row before several of it are in flight again.
+const TRUSTED_AFTER: u32 = 1000;
 /// Client channels that may wait beside a lane. With more the lane waits for one of them.
 const SOURCES_MAX: usize = 20_000;
 
@@ -56,6 +61,8 @@ struct Waiting {
     /// Whether what is in flight is a single message that goes again.
     trying: bool,
     not_before: Option<Instant>,
+    /// How many RabbitMQ has taken since it last nacked one.
+    taken: u32,
     /// Whether what is in memory is tried before it goes with others, and until when all that comes is.
     suspect: bool,
     guilty_until: Option<Instant>,
@@ -83,6 +90,10 @@ struct Waiting {
 impl Waiting {
     fn is_suspect(&self) -> bool {
         self.suspect || self.guilty_until.is_some()
+    }
+
+    fn is_trusted(&self) -> bool {
+        self.taken >= TRUSTED_AFTER && !self.is_suspect()
     }
 }
 
@@ -187,7 +198,9 @@ impl Aside {
     /// A message of a source that waits has to go again, `not_before` if it was nacked; [`Aside::settle`] has to follow.
     pub(super) fn put_back(&mut self, mut message: Message, not_before: Option<Instant>) {
         let Some(waiting) = self.sources.get_mut(&message.source) else { return };
-        waiting.not_before = not_before.or(waiting.not_before);
+        if not_before.is_some() {
+            (waiting.not_before, waiting.taken) = (not_before, 0);
+        }
         // A part of a page would keep the whole of it.
         message.bytes = Bytes::copy_from_slice(&message.bytes);
         self.bytes += message.bytes.len() + MESSAGE_COST;
@@ -195,9 +208,21 @@ impl Aside {
         waiting.again.insert(message.place(), message);
     }
 
-    /// Whether memory has no room for what is kept of this source, and none of it is in flight.
+    /// RabbitMQ took a message of a source that waits.
+    pub(super) fn taken(&mut self, source: Source) {
+        if let Some(waiting) = self.sources.get_mut(&source) {
+            waiting.taken = waiting.taken.saturating_add(1);
+        }
+    }
+
+    /// Whether the next message of this source, which was never sent, is to be put back until those before it were taken.
+    pub(super) fn goes_alone(&self, source: Source) -> bool {
+        self.sources.get(&source).is_some_and(|waiting| !waiting.is_trusted() || !waiting.again.is_empty())
+    }
+
+    /// Whether memory has no room for what is kept of this source, which is not sent soon.
     pub(super) fn is_too_much(&self, source: Source) -> bool {
-        let settled = |waiting: &Waiting| waiting.in_flight == 0 && !waiting.again.is_empty();
+        let settled = |waiting: &Waiting| waiting.in_flight == 0 && waiting.not_before.is_some();
         self.bytes > KEPT_BYTES_MAX && self.sources.get(&source).is_some_and(settled)
     }
 
@@ -238,7 +263,7 @@ impl Aside {
             }
         }
         let may_go = match waiting.again.is_empty() {
-            false => waiting.in_flight == 0,
+            false => waiting.in_flight == 0 || waiting.is_trusted(),
             true => {
                 let reads = waiting.more && !waiting.dry && !waiting.queued;
                 reads && !waiting.trying && (waiting.in_flight == 0 || !waiting.is_suspect())
@@ -265,9 +290,10 @@ impl Aside {
                 self.due.insert((at, source));
             }
             None => {
-                let owes = waiting.more || waiting.queued || waiting.marking || !waiting.to_mark.is_empty();
+                let store_owes = waiting.more || waiting.queued || waiting.marking || !waiting.to_mark.is_empty();
+                let owes = store_owes || waiting.unsent > 0;
                 // What is remembered of those that were forgotten is needed until they are done with.
-                let remembers = waiting.forgotten.is_some() && (waiting.in_flight > 0 || waiting.unsent > 0);
+                let remembers = waiting.forgotten.is_some() && waiting.in_flight > 0;
                 if !waiting.again.is_empty() || waiting.trying || waiting.suspect || owes || remembers {
                     return;
                 }
@@ -296,9 +322,12 @@ impl Aside {
             (waiting.due, waiting.not_before) = (None, None);
             if let Some((_, message)) = waiting.again.pop_first() {
                 waiting.trying = true;
-                let is_suspect = waiting.is_suspect();
+                let (is_suspect, is_trusted) = (waiting.is_suspect(), waiting.is_trusted());
                 waiting.in_flight += usize::from(is_suspect);
                 self.let_go(&message);
+                if is_trusted {
+                    self.settle(source, now);
+                }
                 if !is_suspect {
                     return Some(message);
                 }
@@ -380,7 +409,8 @@ impl Aside {
         for _ in 0..self.to_read.len() {
             let source = self.to_read.pop_front()?;
             if let Some(waiting) = self.sources.get_mut(&source) {
-                if waiting.is_suspect() && self.tried_bytes > KEPT_BYTES_MAX {
+                let bytes = if waiting.is_suspect() { self.tried_bytes } else { self.bytes };
+                if bytes > KEPT_BYTES_MAX && !waiting.is_trusted() {
                     self.to_read.push_back(source);
                     continue;
                 }

@@ -264,12 +264,15 @@ impl Lane {
             return None;
         }
         while !self.is_full() {
-            let again = |lane: &mut Self| lane.again.pop_first().map(|(_, message)| message);
-            let message = self.aside.next_message(now).or_else(|| again(self)).or_else(|| self.cut(now))?;
-            if !self.aside.is_suspect(message.source) {
+            if let Some(message) = self.aside.next_message(now) {
                 return Some(message);
             }
+            let again = self.again.pop_first().map(|(_, message)| message);
+            let message = again.or_else(|| self.cut(now))?;
             let source = message.source;
+            if !self.aside.is_suspect(source) && !self.aside.goes_alone(source) {
+                return Some(message);
+            }
             self.aside.put_back(message, None);
             self.settle(source, now);
         }
@@ -401,6 +404,7 @@ impl Lane {
             Verdict::Taken => {
                 add(&self.status.counters.confirmed, 1);
                 self.confirmed = true;
+                self.aside.taken(source);
                 self.answered(message, now);
             }
             Verdict::Nacked => {

@@ -37,6 +37,44 @@ fn beside_a_stuck_channel_all_others_go_on() {
 }
 
 #[test]
+fn what_was_committed_behind_a_nack_goes_one_by_one_until_many_were_taken() {
+    let mut rabbit = Rabbit::new(policy(100, false));
+    rabbit.commit_from(7, 1, 1, false);
+    rabbit.read();
+    rabbit.nack(1);
+    for sequence in 2..3000 {
+        rabbit.commit_from(7, sequence, 1, false);
+    }
+    let take = |rabbit: &mut Rabbit| {
+        rabbit.wait(NACK_PAUSES[0]);
+        rabbit.ask_store();
+        let (first, got) = (rabbit.tag + 1, rabbit.got());
+        (first, got.into_iter().map(|(sequence, ..)| sequence).collect::<Vec<_>>())
+    };
+    for sequence in 1..=600 {
+        let (_, got) = take(&mut rabbit);
+        assert_eq!(got, [sequence]);
+        rabbit.ack_all();
+    }
+    // A second nack, and it is counted anew.
+    let (tag, got) = take(&mut rabbit);
+    assert_eq!(got, [601]);
+    rabbit.nack(tag);
+    let mut next = 601;
+    while next < 3000 {
+        let (_, got) = take(&mut rabbit);
+        assert_eq!(got, (next..next + got.len() as i64).collect::<Vec<_>>());
+        if next <= 1600 {
+            assert_eq!(got.len(), 1, "{next}");
+        } else if next + 100 < 3000 {
+            assert!(got.len() > 1, "{next}");
+        }
+        next += got.len() as i64;
+        rabbit.ack_all();
+    }
+}
+
+#[test]
 fn nobody_waits_for_what_is_stuck_but_to_hear_what_comes_back() {
     let mut rabbit = Rabbit::new(policy(3, false));
     rabbit.commit_from(7, 1, 1, false);
