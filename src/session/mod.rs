@@ -115,7 +115,10 @@ impl Shared {
 
     /// Serves by these terms from now on. A transaction that has begun keeps its limits, and a connection what it was
     /// opened with: its lanes, its control exchange, its login.
+    ///
+    /// What RabbitMQ allows a user may have changed as well, and the only way to find out is to try again.
     pub fn change_terms(&self, terms: Terms) {
+        self.without_spare_channel().clear();
         self.terms.send_replace(Arc::new(terms));
     }
 

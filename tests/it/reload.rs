@@ -1,11 +1,12 @@
 //! SIGHUP: what of a changed configuration counts without a restart, and what is said of the rest.
 
+use halfway::amqp::wire::Write;
 use rustix::process::Signal;
 
 use super::support::checker::HttpChecker;
 use super::support::id;
 use super::support::proxy::Proxy;
-use super::support::raw::Raw;
+use super::support::raw::{Login, Raw};
 use super::support::table::{Properties, Table};
 use super::support::{PATIENCE, broker, deadline, free_port, transactional, unique, wait_until, with_relay_account};
 
@@ -216,4 +217,55 @@ fn a_checker_that_changed_is_asked_where_it_is_now() {
     reload(&mut proxy, &[("checker", &at(&knows))], DONE);
     assert_eq!(consumer.get_soon(3, &queue).text(), name);
     assert!(proxy.log().contains("key=checker.orders.url"), "{}", proxy.log());
+}
+
+/// RabbitMQ tells a user's limit by ending the connection with one channel too many. Once only: what is known by then is a
+/// refusal of the half message, until somebody says that things have changed.
+#[test]
+fn a_user_with_no_channel_to_spare_loses_one_connection_and_a_reload_tries_again() {
+    let proxy = Proxy::start(broker().port);
+    let (user, name) = (unique("one-channel"), unique("order"));
+    let limit = |channels: u32| {
+        broker().ctl(&["set_user_limits", &user, &format!("{{\"max-channels\": {channels}}}")]);
+    };
+    broker().add_user(&user, [".*", ".*", ".*"]);
+    limit(1);
+    // RabbitMQ counts a channel that has just gone for a moment yet.
+    let open = |port: u16| {
+        let login = Login { user: &user, password: &user, ..Login::default() };
+        let mut opened = None;
+        wait_until(deadline(PATIENCE), "the only channel", || {
+            let mut raw = Raw::login_as(port, &login).unwrap();
+            raw.method(1, id::CHANNEL_OPEN, |out| out.put_short_string(b"")).unwrap();
+            let is_open = raw.read(PATIENCE).is_ok_and(|frame| frame.id() == id::CHANNEL_OPEN_OK);
+            opened = is_open.then_some(raw);
+            is_open
+        });
+        opened.unwrap()
+    };
+    let mut first = open(proxy.port);
+    half(&mut first, "anywhere", &name, &[]);
+    let close = first.expect_close(0);
+    assert!(close.code == 530 && close.text.contains("maximum allowed user limit"), "{close:?}");
+    drop(first);
+
+    let mut second = open(proxy.port);
+    half(&mut second, "anywhere", &name, &[]);
+    let close = second.expect_close(1);
+    assert_eq!((close.code, close.about), (506, id::PUBLISH), "{close:?}");
+    assert!(close.text.contains(&format!("lets user '{user}' open no more channels")), "{close:?}");
+    second.method(1, id::CHANNEL_CLOSE_OK, |_| {}).unwrap();
+    drop(second);
+    let mut third = open(proxy.port);
+    third.call(1, id::TX_SELECT, id::TX_SELECT_OK, |_| {});
+    park(&mut third, "anywhere", &name);
+    drop(third);
+
+    limit(2);
+    reload_file(&proxy, DONE);
+    let mut fourth = open(proxy.port);
+    fourth.call(1, id::CONFIRM_SELECT, id::CONFIRM_SELECT_OK, |out| out.put_u8(0));
+    half(&mut fourth, "anywhere", &name, &[]);
+    fourth.expect(1, id::ACK);
+    broker().ctl(&["delete_user", &user]);
 }
