@@ -146,6 +146,7 @@ pub struct Connection {
     /// connection.blocked was sent from here, or would have been if the client understood it.
     blocked: bool,
     blocked_upstream: bool,
+    had_its_turn: bool,
 }
 
 impl Connection {
@@ -172,6 +173,7 @@ impl Connection {
             phase_until: Some(handshake_until),
             blocked: false,
             blocked_upstream: false,
+            had_its_turn: false,
         }
     }
 
@@ -249,6 +251,16 @@ impl Connection {
     /// The next thing to do, in order.
     pub fn poll_command(&mut self) -> Option<Command> {
         self.io.commands.pop_front()
+    }
+
+    /// All others have had their turn.
+    pub fn begin_turn(&mut self) {
+        self.had_its_turn = false;
+    }
+
+    /// Whether as much was handled as there may be before all others have theirs.
+    pub fn had_its_turn(&self) -> bool {
+        self.had_its_turn
     }
 
     /// Whether more bytes of the client may be handled now.

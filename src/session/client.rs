@@ -39,7 +39,8 @@ use tokio::time::Sleep;
 /// Bytes waiting to be written to one side past which the other side is read no more.
 const OUTPUT_BYTES_MAX: usize = 256 << 10;
 /// How often a session looks for more to do before all others have their turn: a client that sends without end must not
-/// keep a thread for itself. Each round takes what one read gave, or as much of it as the core handles at a time.
+/// keep a thread for itself. Each round takes what one read gave, or as much of it as the core handles in a turn: then it
+/// was the last one.
 const ROUNDS_MAX: usize = 2;
 
 /// One client connection.
@@ -154,6 +155,7 @@ impl Session {
 
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         let now = Instant::now();
+        self.connection.begin_turn();
         self.connection.handle_time(now);
         self.connection.io.routing = self.routing.number();
         // Only whoever has something to do takes notice: a look costs less than a wait in every session.
@@ -180,7 +182,7 @@ impl Session {
                 break;
             }
             rounds += 1;
-            if rounds == ROUNDS_MAX {
+            if self.connection.had_its_turn() || rounds == ROUNDS_MAX {
                 // Behind all others that are ready, and behind a look at the sockets.
                 let _ = pin!(tokio::task::yield_now()).poll(cx);
                 break;

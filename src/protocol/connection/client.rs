@@ -53,6 +53,7 @@ impl Connection {
         let (mut run, mut at, mut turn) = (0, 0, Turn::default());
         loop {
             if turn.is_over() {
+                self.had_its_turn = true;
                 self.io.to_upstream.extend_from_slice(&input[run..at]);
                 return (at, false);
             }
@@ -73,7 +74,7 @@ impl Connection {
                     self.io.to_upstream.extend_from_slice(&input[run..at]);
                     at += frame.raw.len();
                     run = at;
-                    turn.looked_at();
+                    turn.looked_at(&frame);
                     self.client_frame(&frame);
                     if self.phase != phase || !self.wants_client() {
                         return (at, self.phase != phase);
@@ -206,14 +207,17 @@ impl Connection {
     }
 
     /// Handles frames that waited on a channel, behind a commit say, until one of them has to wait again: then all behind it
-    /// do. They are whole, and were looked at before.
+    /// do. They are whole, and were looked at before. They may be more than a turn has, but no others are handled in it then.
     pub(super) fn replay(&mut self, number: u16, mut behind: Behind) {
         if self.io.upstream_lost {
             // Nobody would ever answer them, and the client is about to be told so.
             return;
         }
+        let mut turn = Turn::default();
         while let Split::Frame(frame) = frame::split(behind.frames(), FRAME_BYTES_MAX) {
             let bytes = frame.raw.len();
+            turn.looked_at(&frame);
+            self.had_its_turn |= turn.is_over();
             match self.phase {
                 Phase::Running => match self.road(&frame, &behind.frames()[bytes..], false) {
                     Road::Pass => self.io.to_upstream.extend_from_slice(frame.raw),

@@ -218,9 +218,15 @@ impl Script {
         script
     }
 
-    fn client(&mut self, bytes: &[u8]) {
-        let used = self.connection.handle_client(bytes);
-        assert_eq!(used, bytes.len(), "all of it is handled");
+    fn client(&mut self, mut bytes: &[u8]) {
+        loop {
+            self.connection.begin_turn();
+            bytes = &bytes[self.connection.handle_client(bytes)..];
+            if !self.connection.had_its_turn() {
+                break;
+            }
+        }
+        assert!(bytes.is_empty(), "all of it is handled");
         self.collect();
     }
 

@@ -26,6 +26,7 @@ impl Connection {
         let (mut run, mut at, mut turn) = (0, 0, Turn::default());
         loop {
             if turn.is_over() {
+                self.had_its_turn = true;
                 self.io.to_client.extend_from_slice(&input[run..at]);
                 return at;
             }
@@ -40,7 +41,7 @@ impl Connection {
                     self.io.to_client.extend_from_slice(&input[run..at]);
                     at += frame.raw.len();
                     run = at;
-                    turn.looked_at();
+                    turn.looked_at(&frame);
                     self.upstream_frame(&frame);
                 }
                 Split::NeedBytes(_) => {

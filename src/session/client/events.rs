@@ -109,6 +109,9 @@ impl Session {
                     self.ending = Some(Ending::Now);
                 }
             }
+            if self.connection.had_its_turn() {
+                break;
+            }
         }
         progress
     }

@@ -80,3 +80,34 @@ fn commits_that_wait_behind_one_another_are_made_one_by_one_and_in_order() {
     }
     assert_eq!(methods(&script.sent().0), vec![(1, id::TX_COMMIT_OK); COUNT]);
 }
+
+// Three connections that sent headers of 43,000 entries made a neighbour's slowest commits take half a second.
+#[test]
+fn frames_that_take_long_to_read_are_handled_a_few_at_a_time() {
+    const COUNT: usize = 100;
+    let mut headers = Vec::new();
+    // The shortest entries that there are: without a name, and without a value.
+    (0..1_900).for_each(|_| headers.extend_from_slice(b"\0V"));
+    let mut script = Script::transactional(Settings { memory_bytes_max: 1 << 20, ..settings() });
+    let messages = message(1, b"k", 0, &full(0, &headers), b"").repeat(COUNT);
+    let few = turns(&messages, |bytes| {
+        script.connection.begin_turn();
+        let used = script.connection.handle_client(bytes);
+        assert!(script.connection.had_its_turn() || used == bytes.len(), "the session is told to let others go first");
+        used
+    });
+    assert!(few >= 5, "{few} turns");
+}
+
+#[test]
+fn what_waited_behind_a_commit_is_a_turn_of_its_own() {
+    let mut script = Script::transactional(settings());
+    script.client(&[publish(1, b"body"), bare(1, id::TX_COMMIT)].concat());
+    turns(&ack(1, 7, false).repeat(1_000), |bytes| script.connection.handle_client(bytes));
+    script.upstream(&bare(1, id::TX_ROLLBACK_OK));
+    let (id, ..) = script.decide();
+    script.committed(id);
+    script.connection.begin_turn();
+    script.forwarded(id, Vec::new());
+    assert!(script.connection.had_its_turn());
+}
