@@ -10,7 +10,8 @@ use self::lost::End;
 use super::Settings;
 use super::channels::Channels;
 use super::inbox::Inbox;
-use super::lane::{DEAD_LETTERS_WAITING_MAX, Lane, Lone, Policy};
+use super::lane::{Lane, Lone, Policy};
+use super::letters::Waiting;
 use super::login::{Connection, LoginError};
 use super::message::Message;
 use super::queue::{Next, Queue};
@@ -72,7 +73,7 @@ pub(super) struct Vhost {
     lanes: BTreeMap<u16, Lane>,
     channels: Channels,
     /// Dead letters that the store has not answered for.
-    letters_waiting: usize,
+    letters: Waiting,
     /// The lane whose turn it is to send first.
     turn: u16,
     /// Questions to the store that are not answered.
@@ -101,7 +102,7 @@ impl Vhost {
             status,
             lanes: BTreeMap::new(),
             channels: Channels::default(),
-            letters_waiting: 0,
+            letters: Waiting::default(),
             turn: 0,
             questions: FuturesUnordered::new(),
             delivered: Vec::new(),
@@ -201,7 +202,7 @@ impl Vhost {
     /// Whether there is nothing to send, and nothing to wait for.
     fn is_idle(&self) -> bool {
         self.questions.is_empty()
-            && self.letters_waiting == 0
+            && self.letters.is_empty()
             && self.lanes.values().all(Lane::is_empty)
             && self.inbox.asides.lock().unwrap_or_else(PoisonError::into_inner).is_empty()
             && self.inbox.queues().values().all(Queue::is_idle)
@@ -328,7 +329,7 @@ impl Vhost {
                 self.feed(wire, now);
             }
             self.collect();
-            if drains && self.letters_waiting == 0 && self.lanes.values().all(Lane::is_settled) {
+            if drains && self.letters.is_empty() && self.lanes.values().all(Lane::is_settled) {
                 self.report_delivered();
                 return Ok(End::Drained);
             }
@@ -427,7 +428,7 @@ impl Vhost {
         let number = lone.commit.origin.lane.number;
         let is_next = self.inbox.queues().get(&number).is_some_and(Queue::is_idle)
             && wire.writer.out.len() < WRITE_BYTES
-            && self.letters_waiting < DEAD_LETTERS_WAITING_MAX;
+            && !self.letters.is_full();
         let channel = self.channels.of(number);
         let sent = match is_next {
             true => self.lane(channel).send_lone(lone, &mut wire.writer.out, wire.frame_bytes_max, now),
@@ -443,7 +444,7 @@ impl Vhost {
         let first = self.turn;
         let next = self.lanes.range(first..).chain(self.lanes.range(..first)).nth(1);
         self.turn = next.map_or(0, |(number, _)| *number);
-        if self.letters_waiting >= DEAD_LETTERS_WAITING_MAX {
+        if self.letters.is_full() {
             return;
         }
         let mut fill = |(_, lane): (&u16, &mut Lane)| lane.fill(out, WRITE_BYTES, frame_bytes_max, now);
@@ -459,7 +460,7 @@ impl Vhost {
             in_flight += lane.in_flight() as u64;
             self.delivered.append(&mut lane.delivered);
             for letter in lane.take_dead_letters() {
-                self.letters_waiting += 1;
+                self.letters.add(&letter);
                 self.questions.push(Box::pin(keep(Arc::clone(&self.shared.store), letter)));
             }
             suspects.append(&mut lane.take_suspects());

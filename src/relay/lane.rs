@@ -23,6 +23,7 @@ pub(super) use lone::Lone;
 
 use self::lone::Lones;
 use super::aside::Aside;
+use super::letters::LETTERS_MAX;
 use super::message::{Message, Stretch, Transaction};
 use super::outgoing::{Closed, Heard, Outgoing};
 use super::status::{VhostStatus, add};
@@ -45,8 +46,6 @@ const CONFIRM_TIMEOUT_MAX: Duration = Duration::from_secs(600);
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(10);
 /// Bytes of messages that may be unconfirmed in a lane, whatever their number; a single message may be larger.
 const IN_FLIGHT_BYTES_MAX: usize = 4 << 20;
-/// Dead letters that may wait for the store before more is sent.
-pub(super) const DEAD_LETTERS_WAITING_MAX: usize = 1000;
 
 /// What holds for every lane.
 #[derive(Debug, Clone)]
@@ -253,7 +252,7 @@ impl Lane {
 
     /// Appends the frames of messages that may go now, until `out` holds `bytes_max` bytes.
     pub(super) fn fill(&mut self, out: &mut Vec<u8>, bytes_max: usize, frame_bytes_max: u32, now: Instant) {
-        while out.len() < bytes_max && self.dead_letters.len() < DEAD_LETTERS_WAITING_MAX {
+        while out.len() < bytes_max && self.dead_letters.len() < LETTERS_MAX {
             let Some(message) = self.next_message(now) else { return };
             self.send(message, out, frame_bytes_max, now);
         }

@@ -13,6 +13,7 @@ mod connection;
 mod forward;
 mod inbox;
 mod lane;
+mod letters;
 mod login;
 mod message;
 mod metrics;

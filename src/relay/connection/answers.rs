@@ -186,7 +186,7 @@ impl Vhost {
             // it can't be helped.
             Answer::DeadLetter { kept: Err(StoreError::Fenced | StoreError::Closed), .. } => {}
             Answer::DeadLetter { letter, kept } => {
-                self.letters_waiting -= 1;
+                self.letters.is_kept(&letter);
                 if let Err(error) = kept {
                     tracing::error!(vhost = %self.name, %error, "the store does not know the transaction of a dead letter");
                 }

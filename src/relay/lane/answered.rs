@@ -11,6 +11,8 @@ use std::time::{Instant, SystemTime};
 
 /// Transactions of which nobody has heard whose returned messages are kept for a moment.
 pub(super) const UNHEARD_MAX: usize = 16;
+/// Bytes of bodies past which only those of the youngest are.
+pub(super) const UNHEARD_BYTES_MAX: usize = 1 << 20;
 
 impl Lane {
     /// RabbitMQ has confirmed a message; perhaps it gave it back before.
@@ -57,8 +59,14 @@ impl Lane {
             if let Some(waiter) = transaction.waiter {
                 waiter.tell(Forwarded { returned });
             } else if !returned.is_empty() {
-                self.unheard.truncate(UNHEARD_MAX - 1);
                 self.unheard.push_front((sequence, returned));
+                let mut bytes = 0;
+                let fit = self.unheard.iter().take(UNHEARD_MAX).take_while(|(_, returned)| {
+                    bytes += returned.iter().map(|message| message.body.len()).sum::<usize>();
+                    bytes <= UNHEARD_BYTES_MAX
+                });
+                let fit = fit.count();
+                self.unheard.truncate(fit.max(1));
             }
         }
     }

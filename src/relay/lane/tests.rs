@@ -10,7 +10,7 @@ use super::*;
 use crate::amqp::frame::{self, Split, kind, split};
 use crate::amqp::method::{self, Close, Publish, Return, id};
 use crate::amqp::properties::tests::empty;
-use crate::amqp::properties::{Properties, copy_entries};
+use crate::amqp::properties::{Properties, body_size, copy_entries};
 use crate::amqp::table;
 use crate::amqp::wire::Write;
 use crate::histogram::{Histogram, LATENCIES};
@@ -68,6 +68,10 @@ fn transaction_id(sequence: i64) -> TransactionId {
 }
 
 fn messages(count: u32, mandatory: bool) -> Bytes {
+    messages_of(count, mandatory, b"body")
+}
+
+fn messages_of(count: u32, mandatory: bool, body: &[u8]) -> Bytes {
     let mut batch = Batch::default();
     for number in 0..count {
         let routing_key = format!("key-{number}");
@@ -76,7 +80,7 @@ fn messages(count: u32, mandatory: bool) -> Bytes {
         publish.put_short_string(b"");
         publish.put_short_string(routing_key.as_bytes());
         publish.put_u8(mandatory.into());
-        batch.push(HalfMessage { publish: &publish, header: &empty(4), body: b"body" });
+        batch.push(HalfMessage { publish: &publish, header: &empty(body.len() as u64), body });
     }
     batch.into_bytes().into()
 }
@@ -279,7 +283,8 @@ impl Rabbit {
         self.send(|out| {
             let (exchange, routing_key) = (&b""[..], got.routing_key.as_bytes());
             Return { code: ReplyCode::NO_ROUTE, text: b"NO_ROUTE", exchange, routing_key }.write(out, CHANNEL);
-            frame::write_content(out, CHANNEL, &got.header, b"body", FRAME_BYTES_MAX);
+            let body = vec![b'x'; body_size(&got.header).unwrap() as usize];
+            frame::write_content(out, CHANNEL, &got.header, &body, FRAME_BYTES_MAX);
         })
         .unwrap();
     }

@@ -1,6 +1,6 @@
 //! Messages that reach no queue.
 
-use super::super::answered::UNHEARD_MAX;
+use super::super::answered::{UNHEARD_BYTES_MAX, UNHEARD_MAX};
 use super::*;
 
 #[test]
@@ -37,6 +37,20 @@ fn what_came_back_before_the_commit_was_heard_of_is_told_then() {
         receiver.try_recv().unwrap().returned.len()
     };
     assert_eq!([count, count, 2, 1].map(|sequence| returned(&mut rabbit, sequence)), [1, 0, 1, 0]);
+}
+
+#[test]
+fn large_messages_that_came_back_before_the_commit_was_heard_of_are_not_kept_for_many() {
+    let mut rabbit = Rabbit::new(policy(100, false));
+    for sequence in 1..=4 {
+        let messages = Stored::Sound(messages_of(1, true, &vec![7; UNHEARD_BYTES_MAX / 2]));
+        rabbit.lane.add_pack(LANE, Pack { messages, ..pack(sequence, 0, 1, true) }, true, rabbit.now);
+        let (_, got) = rabbit.read();
+        got.iter().for_each(|message| rabbit.give_back(message));
+        rabbit.ack_all();
+    }
+    let kept: Vec<_> = rabbit.lane.unheard.iter().map(|(sequence, _)| sequence.0).collect();
+    assert_eq!(kept, [4, 3]);
 }
 
 #[test]
