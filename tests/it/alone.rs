@@ -80,7 +80,7 @@ fn its_refusal_is_rabbitmqs_own_and_nothing_is_kept() {
 #[test]
 fn a_rabbitmq_that_says_nothing_holds_up_no_commit_and_gets_it_once() {
     let broker = Broker::start();
-    let settings = [("relay.lanes", "1"), ("transaction.forward_wait", "'0s'"), ("transaction.judgement", "'60s'")];
+    let settings = [("relay.lanes", "1"), ("transaction.forward_wait", "'100ms'"), ("transaction.judgement", "'60s'")];
     let mut proxy = Proxy::start_with(broker.port, &settings);
     let queue = unique("alone-frozen");
     let mut raw = transactional(proxy.port, &queue);

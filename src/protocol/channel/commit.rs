@@ -173,8 +173,9 @@ impl Channel {
         commit.step = Step::Deciding;
         let transaction = &mut commit.transaction;
         let id = *transaction.id.get_or_insert_with(io.settings.new_id);
-        let alone = transaction.is_alone();
         let waits = transaction.mandatory || !transaction.settings(io).forward_wait.is_zero();
+        // Who does not wait for RabbitMQ is answered sooner by the store.
+        let alone = waits && transaction.is_alone();
         commit.wait = waits.then(|| Wait::new(transaction.mandatory));
         io.commands.push_back(Command::Commit {
             channel: self.number,

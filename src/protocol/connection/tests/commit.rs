@@ -197,6 +197,9 @@ fn only_a_single_message_and_nothing_else_may_go_before_it_is_durable() {
         }
     };
     assert!(alone(settings(), &publish(1, b"one")));
+    let hurried = Settings { forward_wait: Duration::ZERO, ..settings() };
+    assert!(!alone(hurried.clone(), &publish(1, b"nobody waits until RabbitMQ has it")));
+    assert!(alone(hurried, &message(1, b"k", 1, &empty(9), b"mandatory")));
     assert!(!alone(settings(), &[publish(1, b"one"), publish(1, b"two")].concat()));
     assert!(!alone(Settings { memory_bytes_max: 1, ..settings() }, &publish(1, b"in the store already")));
 }
