@@ -8,6 +8,7 @@ mod change;
 mod checker;
 mod database;
 mod load;
+mod store;
 mod validate;
 mod value;
 
@@ -22,12 +23,12 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
-use crate::store::StoreUrl;
-
 pub use change::{Change, Effect};
 pub use checker::{Absent, AbsentMeans, Asked, Checker, CheckerMatch, Look, WhenExhausted};
 pub use database::{Place, PostgresUrl, SslMode, Target};
 pub use load::{ConfigError, Entry, Loaded, Origin, Problem, TOKEN_VARIABLE, load};
+pub(crate) use store::Kind;
+pub use store::StoreUrl;
 pub use value::{HttpUrl, MessageSizeLimit, PartSize, Secret, UpstreamUrl, format_size};
 
 /// The whole configuration. [`Config::default`] is what an empty file gives.

@@ -8,7 +8,6 @@
 //! - [`protocol`]: what one client connection says and is told, pure.
 //! - `histogram`: durations counted in buckets.
 //! - [`metrics`]: how what is counted is named and shown; each room counts for itself.
-//! - [`store`]: what survives a crash.
 //! - [`config`]: what an operator can set, checked at the edge.
 //! - [`telemetry`] and `signals`: logs, and what the operator says while the proxy runs.
 //! - `service`: what the service manager is told.
@@ -19,6 +18,7 @@
 //! - `places`: where connections wait that nobody knows yet.
 //! - `tls`: certificates and trust, on both sides.
 //! - [`postgres`]: dialing PostgreSQL.
+//! - [`store`]: what survives a crash.
 //! - [`upstream`]: dialing RabbitMQ.
 //! - `http`: asking HTTP servers.
 //! - `trace`: spans for OpenTelemetry.

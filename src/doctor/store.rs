@@ -10,7 +10,7 @@ use std::{
 };
 
 use super::{Advice, Finding, Verdict, word};
-use crate::{config, store::StoreUrl};
+use crate::config::{self, StoreUrl};
 
 const NEARLY_FULL_PERCENT: u64 = 80;
 

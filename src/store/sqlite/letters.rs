@@ -5,8 +5,9 @@
 //! refuses it once more, it waits again under its old number.
 
 use super::row::{ROW_COLUMNS, Row, id, state};
-use super::rows::{Outcome, Released, Rows};
+use super::rows::Rows;
 use crate::store::letter::{STILL_FORWARDED, about};
+use crate::store::request::{Outcome, Released};
 use crate::store::{
     Bookmark, DeadLetter, Envelope, Lane, Letter, LetterFilter, LetterId, LetterMessage, Listing, Sequence, StoreError,
     Strand,

@@ -23,7 +23,6 @@ mod named;
 mod open;
 mod packs;
 mod reader;
-mod recent;
 mod row;
 mod rows;
 mod shares;
@@ -37,8 +36,9 @@ pub use tools::{ToolError, backup, check, check_telling, stats, written};
 
 use self::open::Opened;
 use self::reader::{Question, Reader};
-use self::shares::Shares;
-use self::writer::{Call, Request, Writer};
+use self::writer::{Call, Writer};
+use super::request::{Answer, Request};
+use super::shares::Shares;
 use super::{
     Backend, Bookmark, Bounded, Check, Clock, Commit, Committing, Cursor, DeadLetter, DueNow, Event, Filter, ForAdmin,
     ForApp, ForCheckBack, ForRelay, ForSessions, Heavy, Lane, Letter, LetterFilter, LetterId, LetterMessage, Limits,
@@ -132,7 +132,7 @@ impl SqliteStore {
         Ok(Arc::new(Self { writer, pager, lister, threads: Mutex::new(threads), stats, room, heavy }))
     }
 
-    fn write<T>(&self, request: impl FnOnce(writer::Answer<T>) -> Request) -> Reply<T> {
+    fn write<T>(&self, request: impl FnOnce(Answer<T>) -> Request) -> Reply<T> {
         let (answer, reply) = Reply::pair();
         self.stats.queued.fetch_add(1, Ordering::Relaxed);
         // If the writer is gone, the request is dropped with its answer, and the reply says that the store is closed.
@@ -143,7 +143,7 @@ impl SqliteStore {
     }
 }
 
-fn ask<T>(reader: &mpsc::Sender<Question>, question: impl FnOnce(writer::Answer<T>) -> Question) -> Reply<T> {
+fn ask<T>(reader: &mpsc::Sender<Question>, question: impl FnOnce(Answer<T>) -> Question) -> Reply<T> {
     let (answer, reply) = Reply::pair();
     // As with the writer, a question to nobody is dropped with its answer.
     let _ = reader.send(question(answer));

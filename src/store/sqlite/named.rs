@@ -1,8 +1,9 @@
 //! What only transactions with a name do: share one fate under it, be in doubt, be asked about, be decided by others.
 
 use super::row::{ROW_COLUMNS, Row, key};
-use super::rows::{Outcome, Rows, conflict};
+use super::rows::{Rows, conflict};
 use crate::amqp::properties::Properties;
+use crate::store::request::Outcome;
 use crate::store::{COMMITTED_BEFORE, Check, Messages, Named, Origin, StoreError};
 use crate::tx::batch;
 use crate::tx::decision::{Actor, Decision, Fate, Owned, Target, Verdict};

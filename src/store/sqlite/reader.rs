@@ -1,9 +1,9 @@
 //! A thread that reads, over a connection of its own, in SQL transactions that last one answer: a log that somebody reads
 //! in can't start anew. There are two: what people look for must not hold up the relay's pages.
 
-use super::writer::Answer;
 use super::{letters, listing, packs, turns};
 use crate::store::clock::Time;
+use crate::store::request::Answer;
 use crate::store::{
     Bookmark, Cursor, DueNow, Event, Filter, Lane, Letter, LetterFilter, LetterId, LetterMessage, Listing, Pack,
     StoreError, Strand, Summary,

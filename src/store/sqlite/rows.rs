@@ -3,14 +3,14 @@
 
 use super::book::Book;
 use super::row::{PACK_BITS, ROW_COLUMNS, Row, key, pack_keys};
-use super::shares::{self, ROW_BYTES};
 use crate::store::clock::{Moment, Reading, Time};
+use crate::store::request::{Outcome, Released};
+use crate::store::shares::{self, ROW_BYTES};
 use crate::store::stats::Tally;
-use crate::store::{Lane, Messages, Origin, Sequence, StoreError, Strand};
-use crate::tx::decision::{Actor, Decision, Verdict};
+use crate::store::{Lane, Messages, Origin, Sequence, StoreError};
+use crate::tx::decision::{Actor, Decision};
 use crate::tx::id::{Timestamp, TransactionId};
 use crate::tx::state::State;
-use bytes::Bytes;
 use rusqlite::{Connection, OptionalExtension, named_params, params};
 use std::ops::RangeInclusive;
 use std::sync::LazyLock;
@@ -33,42 +33,6 @@ const DISCARDED_BYTES: i64 = 64 * 1024;
 
 /// Lanes that are made for what stepped aside before those of them are deleted that are empty.
 const ASIDES_MAX: usize = 10_000;
-
-/// What a request came to, to be told once the SQL transaction is durable.
-#[derive(Debug)]
-pub(super) enum Outcome {
-    /// Done.
-    Done,
-    /// Done, and these are the first messages of a named transaction, all of them together.
-    Parked(TransactionId, Bytes),
-    /// Committed, to be handed to the relay.
-    Committed(Released),
-    /// An equal decision was there before.
-    CommittedBefore,
-    /// What a decision from outside came to, and what it released.
-    Verdict(Verdict, Option<Released>),
-    /// Whether the transaction is such that it could be done.
-    Is(bool),
-    /// A dead letter is committed once more, to be handed to the relay.
-    Retried(Released),
-    /// A dead letter of this transaction is gone.
-    Discarded(TransactionId),
-    /// There is no such transaction, or no such letter.
-    NotThere,
-    /// Not done, and nothing was written for it.
-    Refused(StoreError),
-}
-
-/// A transaction that was committed.
-#[derive(Debug)]
-pub(super) struct Released {
-    pub(super) sequence: Sequence,
-    pub(super) id: TransactionId,
-    pub(super) lane: Lane,
-    pub(super) strand: Strand,
-    /// In which its messages are kept; 0: in its row.
-    pub(super) packs: u32,
-}
 
 /// One SQL transaction being written.
 pub(super) struct Rows<'a> {

@@ -3,21 +3,18 @@
 use super::book::Book;
 use super::file::{Held, Place};
 use super::open::Own;
-use super::recent::Recent;
 use super::row::key;
-use super::rows::{Outcome, Released, Rows};
-use super::shares::Shares;
+use super::rows::Rows;
+use super::shares::count_on;
 use super::upkeep::Upkeep;
 use super::{SqliteSettings, upkeep};
 use crate::store::clock::Time;
+use crate::store::request::{Desk, Outcome, Request, is_one};
+use crate::store::shares::Shares;
 use crate::store::stats::{Stats, Tally, add, add_signed, milliseconds, set, subtract};
-use crate::store::{
-    Check, Committed, Committing, DeadLetter, Lane, LetterId, Limits, Messages, Origin, Outlet, Room, Sequence,
-    StoreError, Waiter,
-};
-use crate::tx::decision::{Actor, Decision, Target, Verdict};
+use crate::store::{Limits, Outlet, Room, Sequence, StoreError};
+use crate::tx::decision::Actor;
 use crate::tx::id::TransactionId;
-use bytes::Bytes;
 use rusqlite::{Connection, ErrorCode, Transaction, TransactionBehavior};
 use std::collections::HashMap;
 use std::ops::RangeInclusive;
@@ -25,7 +22,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::time::{Duration, Instant};
-use tokio::sync::{oneshot, watch};
+use tokio::sync::watch;
 
 /// Requests in one SQL transaction, so that the first of them does not wait long for the last.
 const GROUP_REQUESTS_MAX: usize = 4096;
@@ -49,9 +46,6 @@ const RETRY_DELAY: Duration = Duration::from_secs(1);
 /// Between two steps of counting what users have, so that commits come in between.
 const COUNT_PAUSE: Duration = Duration::from_millis(5);
 
-/// How to answer a call.
-pub(super) type Answer<T> = oneshot::Sender<Result<T, StoreError>>;
-
 /// What comes through the queue.
 #[derive(Debug)]
 pub(super) enum Call {
@@ -61,65 +55,13 @@ pub(super) enum Call {
     Close,
 }
 
-/// A call that is answered when it is durable.
-#[derive(Debug)]
-pub(super) enum Request {
-    Park { origin: Origin, messages: Messages, answer: Answer<()> },
-    Commit { origin: Origin, messages: Messages, parked: bool, forwarded: Option<Waiter>, answer: Answer<Committing> },
-    Rollback { id: TransactionId, reason: Option<String>, answer: Answer<()> },
-    Abandon { id: TransactionId, answer: Answer<()> },
-    Decide { target: Target, decision: Decision, actor: Actor, reason: Option<String>, answer: Answer<Verdict> },
-    Checked { id: TransactionId, check: Check, answer: Answer<bool> },
-    CheckNow { id: TransactionId, checker: Option<Arc<str>>, answer: Answer<bool> },
-    DeadLetter { letter: DeadLetter, answer: Answer<()> },
-    StepAside { aside: Lane, transactions: Vec<Sequence>, answer: Answer<()> },
-    Retry { letter: LetterId, actor: Actor, reason: String, answer: Answer<Option<TransactionId>> },
-    Discard { letter: LetterId, actor: Actor, reason: String, answer: Answer<Option<TransactionId>> },
-}
-
-impl Request {
-    fn bytes(&self) -> usize {
-        match self {
-            Self::Park { messages, .. } | Self::Commit { messages, .. } => messages.bytes.len(),
-            Self::DeadLetter { letter, .. } => letter.message.bytes().len(),
-            Self::Rollback { .. }
-            | Self::Abandon { .. }
-            | Self::Decide { .. }
-            | Self::Checked { .. }
-            | Self::CheckNow { .. }
-            | Self::StepAside { .. }
-            | Self::Retry { .. }
-            | Self::Discard { .. } => 0,
-        }
-    }
-
-    fn refuse(self, error: StoreError) {
-        // A caller that no longer waits needs no answer; so everywhere below.
-        match self {
-            Self::Park { answer, .. }
-            | Self::Rollback { answer, .. }
-            | Self::Abandon { answer, .. }
-            | Self::DeadLetter { answer, .. }
-            | Self::StepAside { answer, .. } => drop(answer.send(Err(error))),
-            Self::Commit { answer, .. } => drop(answer.send(Err(error))),
-            Self::Decide { answer, .. } => drop(answer.send(Err(error))),
-            Self::Checked { answer, .. } | Self::CheckNow { answer, .. } => drop(answer.send(Err(error))),
-            Self::Retry { answer, .. } | Self::Discard { answer, .. } => drop(answer.send(Err(error))),
-        }
-    }
-}
-
 pub(super) struct Writer {
     sql: Connection,
     queue: Receiver<Call>,
-    outlet: Arc<dyn Outlet>,
     time: Time,
     stats: Arc<Stats>,
     book: Book,
-    /// Undecided transactions a part of which could not be stored, and why. They can only be rolled back: the caller of
-    /// a park need not wait for its answer, and a commit behind it must not stand for less than was published.
-    broken: HashMap<TransactionId, StoreError>,
-    recent: Recent,
+    desk: Desk,
     /// What the relay is done with, still to be deleted.
     delivered: Vec<i64>,
     /// Ends of transactions that could not be written. Their channels are gone, so nobody else would try again.
@@ -162,12 +104,10 @@ impl Writer {
         Ok(Self {
             sql,
             queue,
-            outlet,
+            desk: Desk::new(outlet, Arc::clone(&stats)),
             time,
             stats,
             book,
-            broken: HashMap::new(),
-            recent: Recent::default(),
             delivered: Vec::new(),
             unfinished: Vec::new(),
             write_at: None,
@@ -230,7 +170,7 @@ impl Writer {
 
     /// Counts some more of what users had in the file at the start.
     fn count_shares(&mut self) {
-        let pause = match self.shares.count_on(&self.sql, &mut self.book.counted) {
+        let pause = match count_on(&mut self.shares, &self.sql, &mut self.book.counted) {
             Ok(()) if self.book.counted.is_whole() => None,
             Ok(()) => Some(COUNT_PAUSE),
             Err(error) => {
@@ -272,12 +212,12 @@ impl Writer {
         subtract(&self.stats.queued, group.len() as u64);
         let due = self.write_at.is_some_and(|at| at <= Instant::now());
         match self.attempt(group, due || self.delivered.len() >= DELETES_WORTH_IT) {
-            Ok(outcomes) => self.answer(group.drain(..).zip(outcomes)),
+            Ok(outcomes) => self.desk.answer(group.drain(..).zip(outcomes)),
             // What is too large for the disk must not take down what is small.
             Err(StoreError::Full(_)) if group.len() > 1 => {
                 for request in group.drain(..) {
                     match self.attempt(std::slice::from_ref(&request), false) {
-                        Ok(outcomes) => self.answer(std::iter::once(request).zip(outcomes)),
+                        Ok(outcomes) => self.desk.answer(std::iter::once(request).zip(outcomes)),
                         Err(error) => self.refuse(request, error),
                     }
                 }
@@ -314,7 +254,7 @@ impl Writer {
     fn try_attempt(&mut self, requests: &[Request], deletes: &[i64]) -> rusqlite::Result<Attempt> {
         let sql_tx = Transaction::new_unchecked(&self.sql, TransactionBehavior::Immediate)?;
         let mut rows = Rows::new(&sql_tx, &mut self.book, &self.time)?;
-        let outcomes = requests.iter().map(|request| write(&mut rows, &mut self.broken, request));
+        let outcomes = requests.iter().map(|request| write(&mut rows, &mut self.desk.broken, request));
         let outcomes = outcomes.collect::<rusqlite::Result<Vec<_>>>()?;
         if self.stats.failing.load(Ordering::Relaxed) {
             rows.reserve_sequences()?;
@@ -330,121 +270,9 @@ impl Writer {
         Ok(Attempt { outcomes, forgotten, tally })
     }
 
-    /// Hands on what was committed, then answers. In this order because what RabbitMQ takes long for goes first.
-    fn answer(&mut self, answered: impl Iterator<Item = (Request, Outcome)>) {
-        let (now, mut committed) = (Instant::now(), Vec::new());
-        let answered = answered.map(|(request, outcome)| self.hand_on(request, outcome, now, &mut committed));
-        let replies = answered.collect::<Vec<_>>();
-        add(&self.stats.backlog, committed.len() as u64);
-        if !committed.is_empty() {
-            self.outlet.committed(committed);
-        }
-        replies.into_iter().for_each(Told::send);
-    }
-
-    fn hand_on(&mut self, request: Request, outcome: Outcome, now: Instant, committed: &mut Vec<Committed>) -> Told {
-        match request {
-            Request::Park { answer, .. } => {
-                let outcome = match outcome {
-                    Outcome::Parked(id, messages) => {
-                        self.recent.keep(id, messages);
-                        Outcome::Done
-                    }
-                    other => other,
-                };
-                Told::Done(answer, done(outcome))
-            }
-            Request::DeadLetter { answer, .. } | Request::StepAside { answer, .. } => Told::Done(answer, done(outcome)),
-            Request::Rollback { id, answer, .. } | Request::Abandon { id, answer } => {
-                self.broken.remove(&id);
-                self.recent.take(id);
-                Told::Done(answer, done(outcome))
-            }
-            Request::Commit { messages, forwarded, answer, .. } => match outcome {
-                Outcome::Committed(released) => {
-                    let sequence = released.sequence;
-                    let messages = (released.packs == 0).then_some(messages.bytes);
-                    committed.push(self.release(released, now, messages, forwarded));
-                    Told::Commit(answer, Ok(Committing::Now(sequence)))
-                }
-                Outcome::CommittedBefore => Told::Commit(answer, Ok(Committing::Before)),
-                other => Told::Commit(answer, Err(refusal(other))),
-            },
-            Request::Decide { answer, .. } => match outcome {
-                Outcome::Verdict(verdict, released) => {
-                    if let Verdict::Decided(fate) = &verdict
-                        && released.is_none()
-                    {
-                        self.recent.take(fate.id);
-                    }
-                    committed.extend(released.map(|released| self.release(released, now, None, None)));
-                    Told::Verdict(answer, Ok(verdict))
-                }
-                other => Told::Verdict(answer, Err(refusal(other))),
-            },
-            Request::Checked { answer, .. } | Request::CheckNow { answer, .. } => match outcome {
-                Outcome::Is(so) => Told::Is(answer, Ok(so)),
-                other => Told::Is(answer, Err(refusal(other))),
-            },
-            Request::Retry { answer, .. } | Request::Discard { answer, .. } => match outcome {
-                Outcome::Retried(Released { sequence, id, lane, strand, .. }) => {
-                    let (messages, forwarded) = (None, None);
-                    committed.push(Committed { sequence, id, lane, strand, decided: now, messages, forwarded });
-                    Told::Letter(answer, Ok(Some(id)))
-                }
-                Outcome::Discarded(id) => Told::Letter(answer, Ok(Some(id))),
-                Outcome::NotThere => Told::Letter(answer, Ok(None)),
-                other => Told::Letter(answer, Err(refusal(other))),
-            },
-        }
-    }
-
-    fn release(
-        &mut self,
-        released: Released,
-        decided: Instant,
-        messages: Option<Bytes>,
-        forwarded: Option<Waiter>,
-    ) -> Committed {
-        let Released { sequence, id, lane, strand, packs } = released;
-        add(&self.stats.commits, 1);
-        // What is remembered of it is its first pack.
-        let messages = messages.or_else(|| self.recent.take(id).filter(|_| packs == 1));
-        Committed { sequence, id, lane, strand, decided, messages, forwarded }
-    }
-
     fn refuse(&mut self, request: Request, error: StoreError) {
-        if let Request::Park { origin, .. } = &request
-            && is_one(origin)
-        {
-            self.broken.entry(origin.id).or_insert_with(|| error.clone());
-        }
-        // Nobody waits for the second answer.
-        let again = oneshot::channel().0;
-        match request {
-            Request::Rollback { id, answer, .. } | Request::Abandon { id, answer } if !self.is_kept(id) => {
-                // There is nothing to end: the first part of it was what failed.
-                let ended = self.broken.remove(&id).map(drop).ok_or(error);
-                drop(answer.send(ended));
-            }
-            Request::Rollback { id, reason, answer } => {
-                self.unfinished.push(Request::Rollback { id, reason, answer: again });
-                drop(answer.send(Err(error)));
-            }
-            Request::Abandon { id, answer } => {
-                self.unfinished.push(Request::Abandon { id, answer: again });
-                drop(answer.send(Err(error)));
-            }
-            other => other.refuse(error),
-        }
-    }
-
-    /// Whether anything of a transaction that was parked is in the file, as far as can be seen.
-    fn is_kept(&self, id: TransactionId) -> bool {
-        self.sql
-            .prepare_cached("SELECT 1 FROM transactions INDEXED BY parked WHERE parked_at IS NOT NULL AND id = ?1")
-            .and_then(|mut statement| statement.exists([key(id)]))
-            .unwrap_or(true)
+        let Self { desk, sql, unfinished, .. } = self;
+        unfinished.extend(desk.refuse(request, error, |id| is_kept(sql, id)));
     }
 
     /// After a SQL transaction was rolled back.
@@ -555,44 +383,11 @@ fn write(
     })
 }
 
-/// Whether all that is parked under this id shares the fate of what could not be: one channel publishes it and decides
-/// it. Other half messages each have an answer of their own.
-fn is_one(origin: &Origin) -> bool {
-    origin.named.as_ref().is_none_or(|named| named.transactional)
-}
-
-/// An answer to be sent.
-enum Told {
-    Done(Answer<()>, Result<(), StoreError>),
-    Commit(Answer<Committing>, Result<Committing, StoreError>),
-    Verdict(Answer<Verdict>, Result<Verdict, StoreError>),
-    Is(Answer<bool>, Result<bool, StoreError>),
-    Letter(Answer<Option<TransactionId>>, Result<Option<TransactionId>, StoreError>),
-}
-
-impl Told {
-    fn send(self) {
-        match self {
-            Self::Done(answer, result) => drop(answer.send(result)),
-            Self::Commit(answer, result) => drop(answer.send(result)),
-            Self::Verdict(answer, result) => drop(answer.send(result)),
-            Self::Is(answer, result) => drop(answer.send(result)),
-            Self::Letter(answer, result) => drop(answer.send(result)),
-        }
-    }
-}
-
-fn done(outcome: Outcome) -> Result<(), StoreError> {
-    if let Outcome::Done = outcome { Ok(()) } else { Err(refusal(outcome)) }
-}
-
-/// Why nothing was done.
-fn refusal(outcome: Outcome) -> StoreError {
-    match outcome {
-        Outcome::Refused(error) => error,
-        Outcome::NotThere => StoreError::Conflict("not there".into()),
-        other => unreachable!("{other:?} answers another call"),
-    }
+/// Whether anything of a transaction that was parked is in the file, as far as can be seen.
+fn is_kept(sql: &Connection, id: TransactionId) -> bool {
+    sql.prepare_cached("SELECT 1 FROM transactions INDEXED BY parked WHERE parked_at IS NOT NULL AND id = ?1")
+        .and_then(|mut statement| statement.exists([key(id)]))
+        .unwrap_or(true)
 }
 
 /// Deletes go in runs, because the relay is done with neighbours mostly, and one statement for a run is many times

@@ -4,13 +4,16 @@ mod shares;
 
 use super::*;
 use crate::store::sqlite::{check, open};
-use crate::store::{Lane, Messages, Named, Strand};
+use crate::store::{Committed, Committing, DeadLetter, Lane, LetterId, Messages, Named, Origin, Strand};
 use crate::tx::batch::{Batch, HalfMessage};
+use crate::tx::decision::{Decision, Target, Verdict};
 use crate::tx::id::Timestamp;
 use crate::tx::name::TransactionName;
+use bytes::Bytes;
 use rusqlite::hooks::{AuthAction, AuthContext, Authorization};
 use std::sync::{Mutex, mpsc};
 use tempfile::TempDir;
+use tokio::sync::oneshot;
 
 #[derive(Default)]
 struct Relay {
@@ -212,7 +215,7 @@ fn a_transaction_that_lost_a_part_can_only_be_rolled_back() {
         bench.write([end]);
         answer(end_answer).unwrap();
     }
-    assert!(bench.writer.broken.is_empty());
+    assert!(bench.writer.desk.broken.is_empty());
     bench.assert_sound();
 }
 
@@ -343,7 +346,7 @@ fn what_is_left_without_a_part_is_in_doubt_to_nobody() {
         bench.write([end]);
         answer(ended).unwrap();
     }
-    assert!(bench.writer.broken.is_empty());
+    assert!(bench.writer.desk.broken.is_empty());
     assert_eq!(bench.told(), []);
     assert_eq!((bench.stat(|stats| &stats.in_doubt), bench.stat(|stats| &stats.open_named)), (0, 0));
     let rolled_back = "SELECT count(*) FROM history WHERE event = 'rolled_back' AND reason LIKE 'a part of it %full%'";
@@ -393,7 +396,7 @@ fn what_was_parked_in_one_pack_a_moment_ago_need_not_be_read() {
         [(one.id, messages(10).bytes), (doubtful.id, messages(10).bytes), (late.id, messages(20).bytes)]
     );
     for tx in [one, two, doubtful, dropped, late] {
-        assert_eq!(bench.writer.recent.take(tx.id), None, "what is decided is not remembered");
+        assert_eq!(bench.writer.desk.recent.take(tx.id), None, "what is decided is not remembered");
     }
     bench.assert_sound();
 }
@@ -496,7 +499,7 @@ fn nothing_is_remembered_of_what_never_was_in_the_file() {
     let (unknown, never) = rollback(&origin(0));
     bench.write([unknown]);
     assert!(answer(never).is_err(), "nobody knows it");
-    assert_eq!((bench.writer.unfinished.len(), bench.writer.broken.len()), (1, 0));
+    assert_eq!((bench.writer.unfinished.len(), bench.writer.desk.broken.len()), (1, 0));
     drop(other);
     bench.writer.write_unasked();
     assert_eq!(bench.writer.unfinished.len(), 0);

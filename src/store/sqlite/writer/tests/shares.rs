@@ -9,7 +9,7 @@ fn counted_anew(sql: &Connection) -> HashMap<Arc<str>, u64> {
     let mut shares = Shares::new(None, watch::Sender::default(), Arc::default());
     let mut counted = Counted::from(i64::MAX);
     while !counted.is_whole() {
-        shares.count_on(sql, &mut counted).unwrap();
+        count_on(&mut shares, sql, &mut counted).unwrap();
     }
     shares.users().clone()
 }
