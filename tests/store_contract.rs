@@ -4,9 +4,12 @@
 mod letters;
 #[path = "store_contract/named.rs"]
 mod named;
+mod servers;
 
 use bytes::Bytes;
+use halfway::config::PostgresUrl;
 use halfway::store::memory::MemoryStore;
+use halfway::store::postgres::{PostgresSettings, PostgresStore};
 use halfway::store::sqlite::{SqliteSettings, SqliteStore};
 use halfway::store::{
     Clock, Commit, Committed, Committing, Cursor, DeadLetter, Lane, Origin, Outlet, Pack, Room, Sequence, Store,
@@ -362,4 +365,19 @@ async fn sqlite() {
     store.close();
     let report = halfway::store::sqlite::check(&path).unwrap();
     assert_eq!(report.problems, Vec::<String>::new());
+}
+
+#[tokio::test]
+async fn postgres() {
+    let server = servers::Postgres::start();
+    let url = PostgresUrl::try_from(format!("{}?sslmode=disable", server.url())).unwrap();
+    let relay = Arc::new(Relay::default());
+    let ((now, set), clock) = clock!();
+    let settings = PostgresSettings { clock, ..PostgresSettings::new(url) };
+    let store = PostgresStore::open(settings, relay.clone()).unwrap();
+    story(&*store, &relay).await;
+    let stage = named::Stage { store: &*store, relay: &relay, now, set };
+    named::story(stage).await;
+    letters::story(stage).await;
+    store.close();
 }

@@ -34,7 +34,7 @@ const IMPURE: [&str; 18] = [
 const STRANGERS: [(&str, &str); 3] = [("session", "relay"), ("admin", "session"), ("admin", "relay")];
 
 /// Names by which one kind of store is known in code.
-const BACKENDS: [&str; 4] = ["::sqlite", "sqlite::", "rusqlite", "SqliteStore"];
+const BACKENDS: [&str; 6] = ["::sqlite", "sqlite::", "rusqlite", "SqliteStore", "store::postgres", "PostgresStore"];
 
 #[test]
 fn pure_modules_stay_pure() {

@@ -3,8 +3,9 @@
 
 use super::history;
 use super::packs::{self, Of};
-use super::row::{Place, id, key, pack_keys, state};
+use super::row::{id, key, pack_keys, state};
 use crate::store::clock::{Moment, Time};
+use crate::store::story::Place;
 use crate::store::{Bookmark, Event, Filter, Listing, NameFilter, Pack, Sequence, Strand, Summary};
 use crate::tx::batch::FRONT_BYTES;
 use crate::tx::decision::Actor;

@@ -1,7 +1,7 @@
 //! A transaction's row, and how its columns are read.
 
 use crate::store::{Lane, Strand};
-use crate::tx::id::{Timestamp, TransactionId};
+use crate::tx::id::TransactionId;
 use crate::tx::state::State;
 use std::ops::RangeInclusive;
 
@@ -55,15 +55,6 @@ impl Row {
             strand: Strand(row.get(15)?),
         })
     }
-}
-
-/// What a row tells beside a summary.
-pub(super) struct Place {
-    pub(super) sequence: i64,
-    /// Of its packs, if it ever had some.
-    pub(super) number: Option<i64>,
-    /// When it was finished, which may be long after its decision.
-    pub(super) settled_at: Option<Timestamp>,
 }
 
 /// The keys of a transaction's packs.

@@ -12,47 +12,15 @@ pub mod postgres;
 pub mod proxy;
 pub mod raw;
 pub mod table;
+mod waits;
 
 pub use broker::Broker;
 pub use proxy::Proxy;
 pub use raw::Raw;
+pub use waits::{PATIENCE, deadline, free_port, wait_until};
 
-use std::net::{Ipv4Addr, TcpListener};
 use std::sync::LazyLock;
-use std::sync::atomic::{AtomicU16, AtomicU32, Ordering};
-use std::time::{Duration, Instant};
-
-/// How long anything may take that should take no time, on a machine that is busy with other tests.
-pub const PATIENCE: Duration = Duration::from_secs(30);
-
-/// The moment after which a wait has failed.
-pub fn deadline(after: Duration) -> Instant {
-    Instant::now() + after
-}
-
-/// Waits until `condition` holds.
-///
-/// # Panics
-/// When `deadline` has passed and it still does not hold.
-#[track_caller]
-pub fn wait_until(deadline: Instant, what: &str, mut condition: impl FnMut() -> bool) {
-    while !condition() {
-        assert!(Instant::now() < deadline, "waited in vain for {what}");
-        std::thread::sleep(Duration::from_millis(20));
-    }
-}
-
-/// A port that nobody listens on. It lies below the range from which the kernel takes the ports of outgoing
-/// connections, so that a server can be started on it again after it was killed.
-pub fn free_port() -> u16 {
-    static NEXT: LazyLock<AtomicU16> = LazyLock::new(|| AtomicU16::new((std::process::id() % 11_000) as u16));
-    loop {
-        let port = 20_000 + NEXT.fetch_add(1, Ordering::Relaxed) % 12_000;
-        if TcpListener::bind((Ipv4Addr::LOCALHOST, port)).is_ok() {
-            return port;
-        }
-    }
-}
+use std::sync::atomic::{AtomicU32, Ordering};
 
 /// A name that no other test uses.
 pub fn unique(prefix: &str) -> String {

@@ -57,6 +57,11 @@ impl Postgres {
     pub fn swap_for_standby(&mut self) {
         self.stop();
         self.data.give("standby.signal", "");
+        self.start_again();
+    }
+
+    /// Starts it again after [`Self::stop`], on the same port and with what it knew.
+    pub fn start_again(&mut self) {
         self.process = serve(self.folder.path(), &self.data, self.port, &self.settings);
         self.wait();
     }
@@ -70,7 +75,8 @@ impl Postgres {
         });
     }
 
-    fn stop(&mut self) {
+    /// Stops it. Its clients lose their connections.
+    pub fn stop(&mut self) {
         // A fast shutdown: a server that is killed leaves shared memory behind. What is left of it then is killed.
         self.process.signal(Signal::INT);
         let limit = deadline(PATIENCE);
