@@ -252,6 +252,32 @@ async fn a_page_goes_on_where_the_last_one_ended(store: &dyn Store, relay: &Rela
     relay.told();
 }
 
+async fn what_is_large_is_read_as_it_was_kept(store: &dyn Store, relay: &Relay) {
+    let way = lane("large", 0);
+    let texts = ["a", "b", "c"].map(|text| text.repeat(3_000_000));
+    let large = texts.each_ref().map(String::as_str);
+    let (small, tx) = (["small"].as_slice(), origin(way.clone()));
+    store.park(tx.clone(), batch(small)).await.unwrap();
+    store.park(tx.clone(), batch(&large)).await.unwrap();
+    let expected = [small, &large, small, &large];
+    assert_eq!(store.messages(tx.id, 0, usize::MAX).await.unwrap().len(), 2);
+    store.park(tx.clone(), batch(small)).await.unwrap();
+    let sequence = commit(store, parked(&tx, &large)).await;
+    let (mut after, mut first_index) = (None, 0);
+    for (number, texts) in expected.iter().enumerate() {
+        let pack = store.page(&way, after, 1).await.unwrap().remove(0);
+        assert!(matches!(&pack.messages, Stored::Sound(_)));
+        assert!(bodies(pack.messages.bytes()) == *texts, "pack {number}");
+        assert_eq!((pack.first_index, pack.last), (first_index, number == 3));
+        first_index += texts.len() as u32;
+        after = Some(Cursor { sequence, pack: pack.number });
+    }
+    assert_eq!(store.page(&way, after, 1).await.unwrap(), []);
+    store.delivered(vec![sequence]);
+    wait_for(store, &way, &[]).await;
+    relay.told();
+}
+
 async fn what_steps_aside_is_read_beside_its_lane(store: &dyn Store, relay: &Relay) {
     let way = lane("/", 4);
     let aside = Lane { aside: Some(Strand(7)), ..way.clone() };
@@ -322,6 +348,7 @@ async fn story(store: &dyn Store, relay: &Relay) {
     without_a_last_batch_the_last_park_is_the_last_pack(store, relay).await;
     what_is_rolled_back_is_never_seen(store, relay).await;
     a_page_goes_on_where_the_last_one_ended(store, relay).await;
+    what_is_large_is_read_as_it_was_kept(store, relay).await;
     what_steps_aside_is_read_beside_its_lane(store, relay).await;
     a_dead_letter_lets_the_rest_go(store, relay).await;
     the_answer_for_the_client_travels_with_the_commit(store, relay).await;

@@ -578,7 +578,7 @@ async fn a_store_of_version_1_is_brought_forward() {
         SqliteSettings { clock: Clock { wall: || Timestamp(1_000), passed: || 0 }, ..SqliteSettings::new(folder.db()) };
     let store = SqliteStore::open(settings, Arc::new(Silent)).unwrap();
     assert_sound(&folder.db());
-    assert_eq!(stats(&folder.db()).unwrap().schema, 8);
+    assert_eq!(stats(&folder.db()).unwrap().schema, 9);
     assert_eq!(store.lanes().await.unwrap(), [lane()]);
     let letter = store.dead_letter_by_id("1".parse().unwrap()).await.unwrap().expect("its number stays");
     assert_eq!((letter.transaction, letter.since, letter.attempts), (txs[3].id, Timestamp(8), 1));

@@ -221,7 +221,7 @@ fn large_bodies_on_their_way_share_the_memory_and_all_come_to_their_end() {
     }
     // The budget, what may be overdrawn, and one body whose turn it is.
     assert!(held < 300.0 * 1024.0 * 1024.0, "{held}");
-    // And what SQLite needs to write one of them.
-    assert!(largest < 850 << 20, "{largest}");
+    // And one that the store is writing, and what the allocator keeps.
+    assert!(largest < 650 << 20, "{largest}");
     assert!(proxy.metric("halfway_memory_waits_total") > 0.0);
 }

@@ -54,6 +54,40 @@ async fn a_bit_that_flips_in_a_message_is_noticed() {
     assert!(matches!(seen[0].messages, Stored::Damaged(_)), "it can be looked at");
 }
 
+/// SQLite copies a value to write it, and to read it.
+#[tokio::test]
+async fn what_is_large_stands_in_rows_that_are_not_and_each_is_checked() {
+    let made = async || {
+        let folder = Folder::new();
+        let store = open(&folder.db());
+        let large = origin();
+        store.park(large.clone(), batch(10)).await.unwrap();
+        store.park(large.clone(), batch(9 << 20)).await.unwrap();
+        store.commit(parked(&large)).await.unwrap();
+        assert_eq!(damaged(&store).await, [false, false]);
+        assert_sound(&folder.db());
+        (folder, store)
+    };
+    let (folder, store) = made().await;
+    let sql = rusqlite::Connection::open(folder.db()).unwrap();
+    let largest =
+        sql.query_row("SELECT count(*), max(length(body)) FROM packs", [], |row| Ok((row.get(0)?, row.get(1)?)));
+    assert_eq!(largest.unwrap(), (4_i64, 4_i64 << 20));
+    flip(&folder, "packs", "body");
+    assert_eq!(damaged(&store).await, [false, true]);
+    assert!(problem(&folder).ends_with("has other bytes than were kept, from message 1 on"));
+    for (damage, problem) in [
+        ("UPDATE packs SET body = zeroblob(length(body)) WHERE key & 1048575 = 2", "has other bytes than were kept"),
+        ("DELETE FROM packs WHERE key & 1048575 = 2", "lacks its pack 2"),
+        ("DELETE FROM packs WHERE key & 1048575 = 3", "lacks the end of its last pack"),
+    ] {
+        let (folder, _store) = made().await;
+        rusqlite::Connection::open(folder.db()).unwrap().execute_batch(damage).unwrap();
+        let problems = check(&folder.db()).unwrap().problems;
+        assert!(problems.iter().any(|found| found.contains(problem)), "{damage}: {problems:?}");
+    }
+}
+
 /// A damaged message stays one, whoever tries it again; and so does a letter that is damaged where it lies.
 #[tokio::test]
 async fn a_damaged_letter_never_goes_out() {

@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 pub(super) const APPLICATION_ID: i32 = 0x6861_6c66;
 
 /// Each step takes the schema from the version before it to its own, which is its place here, from 1.
-const MIGRATIONS: [&str; 8] = [
+const MIGRATIONS: [&str; 9] = [
     include_str!("schema/0001.sql"),
     include_str!("schema/0002.sql"),
     include_str!("schema/0003.sql"),
@@ -23,6 +23,7 @@ const MIGRATIONS: [&str; 8] = [
     include_str!("schema/0006.sql"),
     include_str!("schema/0007.sql"),
     include_str!("schema/0008.sql"),
+    include_str!("schema/0009.sql"),
 ];
 
 /// The schema that this program writes.

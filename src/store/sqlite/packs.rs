@@ -1,8 +1,9 @@
 //! Packs of messages, read a bounded number of bytes at a time: for the relay, and for people.
 
 use super::letters;
-use super::row::pack_keys;
+use super::row::{goes_on, pack_keys};
 use super::rows::lane_number;
+use crate::store::stored::is_sound;
 use crate::store::{Cursor, Lane, Pack, Sequence, Stored, Strand};
 use crate::tx::id::{Timestamp, TransactionId};
 use bytes::Bytes;
@@ -66,6 +67,31 @@ pub(super) fn stored(row: &Row<'_>, messages: usize, checksum: usize) -> rusqlit
     Ok(Stored::verified(bytes, row.get(checksum)?))
 }
 
+/// A pack that is read piece by piece, so that SQLite has none of it whole.
+#[derive(Default)]
+pub(super) struct Pieces {
+    bytes: Vec<u8>,
+    is_damaged: bool,
+}
+
+impl Pieces {
+    pub(super) fn is_empty(&self) -> bool {
+        self.bytes.is_empty()
+    }
+
+    pub(super) fn add(&mut self, piece: &[u8], checksum: Option<u32>) {
+        self.is_damaged |= !is_sound(piece, checksum);
+        self.bytes.extend_from_slice(piece);
+    }
+
+    /// With the last one.
+    pub(super) fn end(mut self, piece: &[u8], checksum: Option<u32>) -> Stored {
+        self.add(piece, checksum);
+        let bytes = Bytes::from(self.bytes);
+        if self.is_damaged { Stored::Damaged(bytes) } else { Stored::Sound(bytes) }
+    }
+}
+
 /// Whose packs are read.
 #[derive(Clone, Copy)]
 pub(super) struct Of {
@@ -113,18 +139,28 @@ impl Page {
             "SELECT key, first_index, body, checksum FROM packs WHERE key BETWEEN ?1 AND ?2 ORDER BY key",
         )?;
         let mut rows = statement.query(params![first + from, last])?;
+        let mut pieces = Pieces::default();
         while let Some(row) = rows.next()? {
             let place = (row.get::<_, i64>(0)? - first) as u32;
+            let mark = row.get(1)?;
+            if goes_on(mark) {
+                pieces.add(row.get_ref(2)?.as_blob()?, row.get(3)?);
+                continue;
+            }
             let pack = Pack {
                 sequence,
                 id,
                 strand,
                 number: place,
                 first_index: row.get(1)?,
+                // Under the number of its last piece.
                 last: place + 1 == packs,
                 decided_at,
                 retried,
-                messages: stored(row, 2, 3)?,
+                messages: match pieces.is_empty() {
+                    true => stored(row, 2, 3)?,
+                    false => std::mem::take(&mut pieces).end(row.get_ref(2)?.as_blob()?, row.get(3)?),
+                },
             };
             if !self.add(pack) {
                 return Ok(false);

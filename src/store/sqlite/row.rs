@@ -9,6 +9,9 @@ use std::ops::RangeInclusive;
 /// 2^43 numbers, which is 28 years of 10,000 transactions a second.
 pub(super) const PACK_BITS: u32 = 20;
 
+/// A pack that is larger goes on in rows behind it: SQLite copies a value twice to write it, and once to read it.
+pub(super) const PIECE_BYTES: usize = 4 << 20;
+
 /// A transaction's row, as decisions look at it.
 #[derive(Debug)]
 pub(super) struct Row {
@@ -55,6 +58,16 @@ impl Row {
             strand: Strand(row.get(15)?),
         })
     }
+}
+
+/// What the column `first_index` says of a piece of a pack; see schema 9. `goes_on`: its next piece stands in the next row.
+pub(super) fn mark(first_index: u32, goes_on: bool) -> i64 {
+    if goes_on { !i64::from(first_index) } else { first_index.into() }
+}
+
+/// Whether a row with this mark goes on in the next one.
+pub(super) fn goes_on(mark: i64) -> bool {
+    mark < 0
 }
 
 /// The keys of a transaction's packs.

@@ -2,7 +2,7 @@
 //! purge.
 
 use super::book::Book;
-use super::row::{PACK_BITS, ROW_COLUMNS, Row, key, pack_keys};
+use super::row::{PACK_BITS, PIECE_BYTES, ROW_COLUMNS, Row, key, mark, pack_keys};
 use crate::store::clock::{Moment, Reading, Time};
 use crate::store::request::{Outcome, Released};
 use crate::store::shares::{self, ROW_BYTES};
@@ -24,6 +24,9 @@ const SEQUENCES: i64 = 1 << 16;
 
 /// The most that SQLite keeps in one value, less room for the row's other columns.
 const BODY_BYTES_MAX: usize = 999_000_000;
+
+/// Rows that all of a call's messages take at most.
+const PIECES_MAX: u32 = BODY_BYTES_MAX.div_ceil(PIECE_BYTES) as u32;
 
 /// Messages of a finished transaction that are deleted at once, if they are no more, and no more bytes than...
 const DISCARDED_MESSAGES: u32 = 64;
@@ -107,14 +110,14 @@ impl<'a> Rows<'a> {
             .prepare_cached(
                 "INSERT INTO transactions (sequence, id, state, lane, user, created_at, parked_at, messages, bytes,
                      number, packs, name, checker, first_after, in_doubt_at, next_check_at, strand)
-                 VALUES (:number, :id, :state, :lane, :user, :created_at, :now, :messages, :bytes, :number, 1, :name,
+                 VALUES (:number, :id, :state, :lane, :user, :created_at, :now, :messages, :bytes, :number, :packs, :name,
                      :checker, :first_after, :in_doubt_at, :next_check_at, :strand)
                  ON CONFLICT (id) WHERE parked_at IS NOT NULL DO NOTHING",
             )?
             .execute(named_params! {
                 ":number": number, ":id": key(origin.id), ":state": state.as_str(), ":lane": lane,
                 ":user": origin.user, ":created_at": origin.created_at.0, ":now": self.now.0,
-                ":messages": messages.count, ":bytes": messages.bytes.len() as i64,
+                ":messages": messages.count, ":bytes": messages.bytes.len() as i64, ":packs": pieces(&messages),
                 ":name": named.map(|named| named.name.as_str()), ":checker": check.map(|plan| &plan.checker),
                 ":first_after": first_after, ":in_doubt_at": doubts.then_some(self.now.0),
                 ":strand": origin.strand.0,
@@ -135,8 +138,8 @@ impl<'a> Rows<'a> {
     }
 
     pub(super) fn park_more(&mut self, row: &Row, messages: &Messages) -> rusqlite::Result<Outcome> {
-        // Less the one that the decision may add.
-        if row.packs >= (1 << PACK_BITS) - 1 {
+        // Less those that this call, and the decision, may add.
+        if row.packs > (1 << PACK_BITS) - 2 * PIECES_MAX {
             return Ok(Outcome::Refused(too_large()));
         }
         let messages = match row.name {
@@ -146,10 +149,10 @@ impl<'a> Rows<'a> {
         if messages.count > 0 {
             self.sql
                 .prepare_cached(
-                    "UPDATE transactions SET packs = packs + 1, messages = messages + ?2, bytes = bytes + ?3
+                    "UPDATE transactions SET packs = packs + ?4, messages = messages + ?2, bytes = bytes + ?3
                      WHERE sequence = ?1",
                 )?
-                .execute(params![row.sequence, messages.count, messages.bytes.len() as i64])?;
+                .execute(params![row.sequence, messages.count, messages.bytes.len() as i64, pieces(&messages)])?;
             self.pack(row.number, row.packs.into(), row.messages, &messages)?;
             self.takes(&row.user, row.sequence, messages.bytes.len() as i64);
         }
@@ -233,7 +236,7 @@ impl<'a> Rows<'a> {
             Some(_) if messages.count > 0 => self.without_duplicates(row.number, messages)?,
             _ => messages.clone(),
         };
-        let more = u32::from(messages.count > 0);
+        let more = if messages.count > 0 { pieces(&messages) } else { 0 };
         let sequence = self.sequence()?;
         let changed = self.sql.prepare_cached(&COMMIT)?.execute(named_params! {
             ":sequence": sequence, ":now": self.now.0, ":actor": actor.to_string(), ":packs": more,
@@ -423,14 +426,18 @@ impl<'a> Rows<'a> {
     }
 
     fn pack(&self, number: i64, place: i64, first_index: u32, messages: &Messages) -> rusqlite::Result<()> {
-        self.sql
-            .prepare_cached("INSERT INTO packs (key, first_index, body, checksum) VALUES (?1, ?2, ?3, ?4)")?
-            .execute(params![
-                *pack_keys(number).start() + place,
-                first_index,
-                &messages.bytes[..],
-                messages.checksum
-            ])?;
+        let mut insert =
+            self.sql.prepare_cached("INSERT INTO packs (key, first_index, body, checksum) VALUES (?1, ?2, ?3, ?4)")?;
+        let key = *pack_keys(number).start() + place;
+        if messages.bytes.len() <= PIECE_BYTES {
+            insert.execute(params![key, mark(first_index, false), &messages.bytes[..], messages.checksum])?;
+            return Ok(());
+        }
+        let mut pieces = (key..).zip(messages.bytes.chunks(PIECE_BYTES)).peekable();
+        while let Some((key, piece)) = pieces.next() {
+            let mark = mark(first_index, pieces.peek().is_some());
+            insert.execute(params![key, mark, piece, crc32fast::hash(piece)])?;
+        }
         Ok(())
     }
 
@@ -468,6 +475,12 @@ pub(super) fn lane_number(sql: &Connection, lane: &Lane) -> rusqlite::Result<Opt
     sql.prepare_cached("SELECT lane FROM lanes WHERE vhost = ?1 AND number = ?2 AND aside = ?3")?
         .query_row(params![lane.vhost, lane.number, aside(lane)], |row| row.get(0))
         .optional()
+}
+
+/// Rows that they take as a pack.
+fn pieces(messages: &Messages) -> u32 {
+    // Of one call, whose bytes are few enough.
+    messages.bytes.len().div_ceil(PIECE_BYTES).max(1) as u32
 }
 
 fn aside(lane: &Lane) -> i64 {

@@ -3,9 +3,10 @@
 use super::file::{beside, private};
 use super::letters::count_waiting;
 use super::open::{OpenError, open_reader, schema_version};
-use super::row::pack_keys;
+use super::packs::Pieces;
+use super::row::{goes_on, pack_keys};
 use crate::amqp::wire::Malformed;
-use crate::store::stored::is_sound;
+use crate::store::stored::{Stored, is_sound};
 use crate::store::tools::{CheckReport, Checked, LaneBacklog, StoreStats};
 use crate::tx::batch;
 use crate::tx::id::TransactionId;
@@ -395,13 +396,25 @@ impl Found {
     fn packs(&mut self, statement: &mut Statement<'_>, number: i64, packs: i64) -> rusqlite::Result<()> {
         let (first, last) = pack_keys(number).into_inner();
         let mut rows = statement.query([first, last])?;
-        let mut next = first;
+        let (mut next, mut pieces) = (first, Pieces::default());
         while let Some(row) = rows.next()? {
             if row.get::<_, i64>(0)? != next {
                 self.problem(format!("lacks its pack {}", next - first));
             }
             next += 1;
-            self.add(row.get(1)?, row.get_ref(2)?.as_blob()?, row.get(3)?);
+            let (mark, body, checksum) = (row.get(1)?, row.get_ref(2)?.as_blob()?, row.get(3)?);
+            if goes_on(mark) {
+                pieces.add(body, checksum);
+            } else if pieces.is_empty() {
+                self.add(mark, body, checksum);
+            } else {
+                let pack = std::mem::take(&mut pieces).end(body, checksum);
+                let is_damaged = matches!(pack, Stored::Damaged(_));
+                self.add_read(mark, pack.bytes(), !is_damaged);
+            }
+        }
+        if !pieces.is_empty() {
+            self.problem("lacks the end of its last pack".into());
         }
         if next - first != packs {
             self.problem(format!("should have {packs} packs, and has {}", next - first));
@@ -410,6 +423,10 @@ impl Found {
     }
 
     fn add(&mut self, first_index: i64, body: &[u8], checksum: Option<u32>) {
+        self.add_read(first_index, body, is_sound(body, checksum));
+    }
+
+    fn add_read(&mut self, first_index: i64, body: &[u8], is_sound: bool) {
         let place = self.first_index + self.messages;
         if first_index != place {
             self.problem(format!("counts its message {place} as {first_index}"));
@@ -419,7 +436,7 @@ impl Found {
             Ok(messages) => self.messages += messages,
             Err(Malformed) => self.problem(format!("can't be read behind message {}", self.messages)),
         }
-        if !is_sound(body, checksum) {
+        if !is_sound {
             self.problem(format!("has other bytes than were kept, from message {place} on"));
         }
     }

@@ -1,0 +1,3 @@
+-- Version 9: a large pack stands in several rows, each with a checksum of its own. In all of them but the last,
+-- `first_index` is the pack's own with all bits turned, which is negative: the pack goes on in the next row. So an earlier
+-- version can't take a piece for a pack. `packs` of a transaction counts its rows.
