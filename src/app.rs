@@ -27,6 +27,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 use tokio::net::TcpListener;
+use tokio::sync::watch;
 use tokio::time::{Instant, timeout_at};
 
 /// What the relay gets at least of the time to end, when running commits have used it up.
@@ -63,6 +64,9 @@ pub enum AppError {
     /// The store can't be used.
     #[error(transparent)]
     Store(#[from] OpenError),
+    /// Another process has taken over the store: what is left of this one must not go on.
+    #[error("another process has taken over the store")]
+    Taken,
     /// The store was opened and could not be read.
     #[error("cannot read the store: {0}")]
     Read(#[from] StoreError),
@@ -191,6 +195,8 @@ pub async fn run(loaded: Loaded, load: Load, level: Level) -> Result<(), AppErro
     tokio::select! {
         () = signals.shutdown.requested() => {}
         () = reloader.serve(&mut signals.reload) => {}
+        // No drain: whatever is in memory is the other's by now.
+        () = taken(store.taken()) => return Err(AppError::Taken),
     }
     let Reloader { config, check_back, .. } = reloader;
     tracing::info!(sessions = listener.sessions(), "draining");
@@ -293,6 +299,13 @@ async fn open_store(config: &Config, outlet: Arc<dyn Outlet>) -> Result<Arc<dyn 
     let (url, limits) = (config.store.url.clone(), limits(config));
     tracing::info!(%url, "opening the store");
     blocking(move || url.open(limits, outlet)).await
+}
+
+/// Waits until another process has taken over the store.
+async fn taken(mut taken: watch::Receiver<bool>) {
+    if taken.wait_for(|taken| *taken).await.is_err() {
+        std::future::pending::<()>().await;
+    }
 }
 
 async fn bind(addresses: &[SocketAddr], key: &'static str) -> Result<Vec<TcpListener>, AppError> {

@@ -199,6 +199,9 @@ pub struct Retry {
 pub struct Store {
     /// What kind of store, and where.
     pub url: StoreUrl,
+    /// The file that the password of a database was read from.
+    #[serde(with = "value::optional_path")]
+    pub password_file: Option<PathBuf>,
     /// Bytes in use past which half messages wait, and their clients get `connection.blocked`.
     #[serde(with = "value::size")]
     pub max_size: u64,
@@ -404,7 +407,7 @@ impl Default for Retry {
 
 impl Default for Store {
     fn default() -> Self {
-        Store { url: StoreUrl::default(), max_size: 10 * GIB, max_size_per_user: PartSize::Auto }
+        Store { url: StoreUrl::default(), password_file: None, max_size: 10 * GIB, max_size_per_user: PartSize::Auto }
     }
 }
 

@@ -91,6 +91,7 @@ impl Config {
         new.upstream.proxy_protocol = self.upstream.proxy_protocol;
         new.upstream.connect_timeout = self.upstream.connect_timeout;
         new.store.url = self.store.url.clone();
+        new.store.password_file = self.store.password_file.clone();
         new.admin.address = self.admin.address.clone();
         new.memory = self.memory.clone();
         new.telemetry = self.telemetry.clone();
@@ -184,7 +185,8 @@ mod tests {
         let after = config(
             "listen.address = '127.0.0.1:1'\nlisten.tls_address = '127.0.0.1:2'\nlisten.tls.certificate = 'c'\n\
              listen.tls.key = 'k'\nupstream.urls = ['amqp://other']\nupstream.proxy_protocol = 'v2'\n\
-             upstream.connect_timeout = '1s'\nstore.url = 'sqlite:other'\nmemory.max = '1GiB'\nadmin.address = '127.0.0.1:3'\n\
+             upstream.connect_timeout = '1s'\nstore.url = 'postgres://u@h/d'\nstore.password_file = '/dev/null'\n\
+             memory.max = '1GiB'\nadmin.address = '127.0.0.1:3'\n\
              telemetry.otlp_url = 'http://other'\ntelemetry.service_name = 'other'\ntelemetry.sample = 0.5\n\
              log.format = 'json'\nlog.level = 'debug'",
         );

@@ -220,6 +220,9 @@ pub(super) fn load_from(
         config.relay.password = read_secret(path, "relay.password_file")?;
         origins.insert("relay.password".into(), Origin::SecretFile(path.clone()));
     }
+    if let (Some(password), Some(path)) = (config.store.url.password(), &config.store.password_file) {
+        *password = Some(read_secret(path, "store.password_file")?);
+    }
     for (number, checker) in config.checker.iter_mut().enumerate() {
         if let Some(path) = &checker.secret_file {
             let key = format!("{CHECKER}.{number}.secret_file");
@@ -267,6 +270,7 @@ fn open_secrets(config: &Config) -> Vec<(String, String)> {
         ("listen.tls.key", listen.tls.key.as_deref()),
         ("relay.password_file", relay.password_file.as_deref()),
         ("store.url", store.url.file()),
+        ("store.password_file", store.password_file.as_deref()),
     ];
     let checkers = checker.iter().enumerate().flat_map(|(n, one)| {
         [("secret_file", &one.secret_file), ("password_file", &one.password_file)]

@@ -236,7 +236,7 @@ fn values_that_do_not_parse_name_their_key_and_show_what_is_expected() {
     for (text, expected) in [
         ("[listen]\nhandshake_timeout = '10'", "listen.handshake_timeout: expected a duration such as \"30s\""),
         ("[store]\nmax_size = 'big'", "store.max_size: expected a size such as \"10MiB\""),
-        ("[store]\nurl = 'postgres://u:p@h/d'", "store.url: the only kind of store is `sqlite:`"),
+        ("[store]\nurl = 'postgres://u:p@/d'", "store.url: has no host"),
         ("[transaction]\nmax_message_size = 'x'", "transaction.max_message_size: expected \"auto\" or a size"),
         ("[transaction]\nunroutable = 'keep'", "transaction.unroutable: unknown variant"),
         ("[listen]\naddress = 'localhost:1'", "listen.address: expected an IP address and a port"),

@@ -54,6 +54,13 @@ pub(super) fn problems(config: &Config) -> Vec<(String, String)> {
     check(relay.confirm_timeout > Duration::ZERO, "relay.confirm_timeout", LONGER_THAN_ZERO);
 
     check(store.max_size >= LEAST_STORE, "store.max_size", "must be at least 1MiB");
+    if store.password_file.is_some() {
+        let mut url = store.url.clone();
+        let password = url.password();
+        check(password.is_some(), "store.password_file", "belongs to a store.url that is a database");
+        let two = "stands beside a password in store.url; there is one of them";
+        check(password.is_none_or(|password| password.is_none()), "store.password_file", two);
+    }
 
     let has_memory = !matches!(config.memory.max, PartSize::Bytes(bytes) if bytes < LEAST_MEMORY);
     check(has_memory, "memory.max", "must be at least 16MiB");

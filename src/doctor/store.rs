@@ -11,6 +11,7 @@ use std::{
 
 use super::{Advice, Finding, Verdict, word};
 use crate::config::{self, StoreUrl};
+use crate::store::Weakness;
 
 const NEARLY_FULL_PERCENT: u64 = 80;
 
@@ -71,15 +72,23 @@ fn contents(url: &StoreUrl, bytes_max: u64) -> Vec<Finding> {
     let what = |part: &str| format!("store {url}{part}");
     let stats = match url.stats() {
         Ok(stats) => stats,
+        Err(error) if error.is_missing() => return vec![Finding::fine(what(""), error.to_string())],
         Err(error) => {
             let why = "the proxy does not start on it";
-            let cure =
-                "halfway store check; if it is damaged, put a backup in its place, without -wal and -shm beside it";
+            let cure = match url.file() {
+                Some(_) => {
+                    "halfway store check; if it is damaged, put a backup in its place, without -wal and -shm beside it"
+                }
+                None => "mend what it says; the proxy makes a store that is not there yet when it starts",
+            };
             return vec![Finding::failed(what(""), error.to_string(), why, cure)];
         }
     };
     let text = format!("committed transactions that wait: {}; in doubt: {}", stats.committed, stats.in_doubt);
     let mut findings = vec![Finding::fine(what(""), text)];
+    for Weakness { text, why, cure } in url.weaknesses().unwrap_or_default() {
+        findings.push(Finding::warning(what(": durability"), text, why, cure));
+    }
     if stats.used_bytes > bytes_max / 100 * NEARLY_FULL_PERCENT {
         findings.push(Finding::warning(
             what(": size"),

@@ -158,6 +158,9 @@ pub trait ForApp: Bounded + Debug {
     /// Works by these limits from now on: see [`Limits`].
     fn change_limits(&self, limits: Limits);
 
+    /// Whether another process has taken over the store: then this one must give RabbitMQ nothing more of it.
+    fn taken(&self) -> watch::Receiver<bool>;
+
     /// Finishes every call made before, and lets go of what it has. Later calls are answered with
     /// [`StoreError::Closed`](super::StoreError::Closed). Blocks until done; a second call does nothing.
     fn close(&self);

@@ -14,6 +14,7 @@
 
 mod calls;
 mod clock;
+mod error;
 mod letter;
 pub mod memory;
 mod metrics;
@@ -32,15 +33,15 @@ mod waiter;
 
 pub use self::calls::{Backend, Bounded, ForAdmin, ForApp, ForCheckBack, ForRelay, ForSessions, Outside, Store};
 pub use self::clock::{Clock, system_clock};
+pub use self::error::{OpenError, ToolError};
 pub use self::letter::{Envelope, Letter, LetterFilter, LetterId, LetterMessage};
 pub use self::metrics::StoreMetrics;
 pub(crate) use self::metrics::Unfinished;
 pub use self::shortcut::Shortcut;
-pub use self::sqlite::{OpenError, ToolError};
 pub use self::stats::Stats;
 use self::stored::Messages;
 pub use self::stored::Stored;
-pub use self::tools::{CheckReport, Checked, LaneBacklog, StoreStats};
+pub use self::tools::{CheckReport, Checked, LaneBacklog, StoreStats, Weakness};
 pub use self::waiter::Waiter;
 use crate::amqp::method::Publish;
 use crate::tx::batch::{self, Batch};

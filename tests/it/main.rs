@@ -25,6 +25,7 @@ mod login;
 mod monitoring;
 mod neighbours;
 mod oauth;
+mod on_postgres;
 mod openapi;
 mod parser;
 mod pipeline;

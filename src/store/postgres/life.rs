@@ -8,9 +8,9 @@
 use super::accounts::Accounts;
 use super::book::Me;
 use super::sql::{Failed, Sql, Words, words};
-use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::time::{Duration, Instant};
+use tokio::sync::watch;
 use uuid::Uuid;
 
 /// Begins the sessions of the beat: none of it has to survive a crash.
@@ -87,8 +87,8 @@ fn host() -> String {
     format!("{}, process {}", name.trim_end(), std::process::id())
 }
 
-/// Shows that this process lives, until it is told to end; then the store is free.
-pub(super) fn beat(sql: &Sql, me: &Arc<Me>, accounts: &Accounts, end: &Receiver<()>) {
+/// Shows that this process lives, until it is told to end; then the store is free. Tells by `taken` when another process has it.
+pub(super) fn beat(sql: &Sql, me: &Me, accounts: &Accounts, end: &Receiver<()>, taken: &watch::Sender<bool>) {
     let mut beaten = Instant::now();
     while let Err(RecvTimeoutError::Timeout) = end.recv_timeout(BEAT) {
         let began = Instant::now();
@@ -101,6 +101,7 @@ pub(super) fn beat(sql: &Sql, me: &Arc<Me>, accounts: &Accounts, end: &Receiver<
             Ok(_) => {
                 tracing::error!("another process has taken over the store");
                 accounts.set_away(true);
+                taken.send_replace(true);
                 break;
             }
             Err(error) => tracing::debug!(%error, "a beat failed"),

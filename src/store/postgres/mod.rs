@@ -31,10 +31,12 @@ mod reader;
 mod row;
 mod rows;
 mod sql;
+mod tools;
 mod turns;
 mod writer;
 
 pub use open::OpenError;
+pub use tools::{check, stats, weaknesses};
 
 use self::accounts::Accounts;
 use self::janitor::{Chore, Janitor};
@@ -96,6 +98,7 @@ pub struct PostgresStore {
     stats: Arc<Stats>,
     room: watch::Receiver<Room>,
     heavy: watch::Receiver<Heavy>,
+    taken: watch::Receiver<bool>,
 }
 
 /// In the order in which they end.
@@ -120,9 +123,7 @@ impl PostgresStore {
     /// # Errors
     /// See [`OpenError`].
     pub fn open(settings: PostgresSettings, outlet: Arc<dyn Outlet>) -> Result<Arc<dyn Backend>, OpenError> {
-        // A thread of its own may wait for answers, wherever this is called.
-        let opened = std::thread::scope(|scope| scope.spawn(|| Self::open_here(&settings, outlet)).join());
-        opened.expect("a panic in there is a panic here")
+        alone(|| Self::open_here(&settings, outlet))
     }
 
     fn open_here(settings: &PostgresSettings, outlet: Arc<dyn Outlet>) -> Result<Arc<dyn Backend>, OpenError> {
@@ -136,6 +137,7 @@ impl PostgresStore {
         let (writer, calls) = mpsc::channel();
         let (chores_sender, chores) = mpsc::channel();
         let (end, ended) = mpsc::channel();
+        let (taken_sender, taken) = watch::channel(false);
         let [(pager, pager_thread), (lister, lister_thread)] = readers.map(|sql| {
             let (sender, questions) = mpsc::channel();
             (sender, Reader::new(sql, time.clone(), questions, Arc::clone(&closing)))
@@ -169,7 +171,7 @@ impl PostgresStore {
             let thread = std::thread::Builder::new().name(name.into()).spawn(run);
             thread.map_err(|error| dial.failed(error.to_string()))
         };
-        let beat = spawn("store-beat", Box::new(move || life::beat(&beat, &me, &accounts, &ended)))?;
+        let beat = spawn("store-beat", Box::new(move || life::beat(&beat, &me, &accounts, &ended, &taken_sender)))?;
         let threads = Threads {
             writer: spawn("store-writer", Box::new(move || writer_thread.run()))?,
             readers: [
@@ -180,7 +182,7 @@ impl PostgresStore {
             beat: (end, beat),
         };
         let threads = Mutex::new(Some(threads));
-        Ok(Arc::new(Self { writer, pager, lister, threads, closing, stats, room, heavy }))
+        Ok(Arc::new(Self { writer, pager, lister, threads, closing, stats, room, heavy, taken }))
     }
 
     fn write<T>(&self, request: impl FnOnce(Answer<T>) -> Request) -> Reply<T> {
@@ -192,6 +194,11 @@ impl PostgresStore {
         }
         reply
     }
+}
+
+/// Works on a thread of its own, which may wait for answers wherever this is called.
+fn alone<T: Send>(work: impl FnOnce() -> T + Send) -> T {
+    std::thread::scope(|scope| scope.spawn(work).join()).expect("a panic in there is a panic here")
 }
 
 /// Counts what the gauges start with, and what users have.
@@ -345,6 +352,10 @@ impl ForApp for PostgresStore {
     fn change_limits(&self, limits: Limits) {
         // A writer that is gone has no use for the word.
         let _ = self.writer.send(Call::ChangeLimits(limits));
+    }
+
+    fn taken(&self) -> watch::Receiver<bool> {
+        self.taken.clone()
     }
 
     fn close(&self) {

@@ -3,7 +3,7 @@
 use super::PostgresSettings;
 use super::book::Me;
 use super::sql::{Failed, Sql};
-use super::{janitor, life};
+use super::{janitor, life, writer};
 use crate::config::{PostgresUrl, Target};
 use crate::postgres::Postgres;
 use crate::store::clock::{Moment, Reading, Time};
@@ -146,7 +146,7 @@ impl Dial {
 
     /// A session on a server that will do.
     pub(super) fn session(&self) -> Result<Sql, OpenError> {
-        let sql = self.sql("", PATIENCE)?;
+        let sql = self.sql(writer::SETTINGS, PATIENCE)?;
         sql.connect().map_err(|error| {
             let reason = error.to_string();
             OpenError::Unreachable { url: self.url.clone(), hint: hint(&reason), reason }
@@ -165,6 +165,10 @@ impl Dial {
             utf8 if utf8 == "UTF8" => Ok(sql),
             found => Err(OpenError::Encoding { url: self.url.clone(), found }),
         }
+    }
+
+    pub(super) fn missing(&self) -> OpenError {
+        OpenError::Missing { url: self.url.clone() }
     }
 
     pub(super) fn failed(&self, reason: String) -> OpenError {

@@ -20,6 +20,10 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender};
 use std::time::{Duration, Instant};
 
+/// Begins the writer's sessions: what is answered has been synced, whatever the account is set to.
+pub(super) const SETTINGS: &str =
+    "SELECT set_config('synchronous_commit', 'on', false) WHERE current_setting('synchronous_commit') = 'off'";
+
 /// Requests in one group, so that the first of them does not wait long for the last.
 const GROUP_REQUESTS_MAX: usize = 4096;
 

@@ -276,6 +276,11 @@ impl ForApp for SqliteStore {
         let _ = self.writer.send(Call::ChangeLimits(limits));
     }
 
+    fn taken(&self) -> watch::Receiver<bool> {
+        // A file is locked as long as its process lives.
+        watch::Sender::new(false).subscribe()
+    }
+
     fn close(&self) {
         // A thread that is gone already has no use for the word.
         let _ = self.writer.send(Call::Close);

@@ -5,10 +5,8 @@ use super::letters::count_waiting;
 use super::open::{OpenError, open_reader, schema_version};
 use super::packs::Pieces;
 use super::row::{goes_on, pack_keys};
-use crate::amqp::wire::Malformed;
 use crate::store::stored::{Stored, is_sound};
-use crate::store::tools::{CheckReport, Checked, LaneBacklog, StoreStats};
-use crate::tx::batch;
+use crate::store::tools::{CheckReport, Checked, Found, LaneBacklog, StoreStats, count_messages};
 use crate::tx::id::TransactionId;
 use rusqlite::backup::{Backup, StepResult};
 use rusqlite::{Connection, ErrorCode, Statement, Transaction, TransactionBehavior};
@@ -332,24 +330,16 @@ impl Check<'_> {
         while let Some(row) = rows.next()? {
             let id = TransactionId(Uuid::from_bytes(row.get(0)?));
             let (messages, bytes): (i64, i64) = (row.get(1)?, row.get(2)?);
-            let mut found = Found { first_index: row.get(6)?, ..Found::default() };
+            let mut found = Found::from(row.get(6)?);
             match (row.get::<_, Option<i64>>(3)?, row.get_ref(5)?.as_blob_or_null()?) {
-                (Some(number), None) => found.packs(&mut packs, number, row.get(4)?)?,
+                (Some(number), None) => packs_of(&mut found, &mut packs, number, row.get(4)?)?,
                 (None, Some(body)) => found.add(0, body, row.get(7)?),
                 _ => found.problem("keeps its messages in no place, or in two".into()),
             }
-            let problem = found.problem.take().or_else(|| {
-                (found.messages != messages || found.bytes != bytes).then(|| {
-                    format!(
-                        "should have {messages} messages of {bytes} bytes, and has {} of {}",
-                        found.messages, found.bytes
-                    )
-                })
-            });
             self.report.transactions += 1;
             self.checked.done.store(self.report.transactions, Ordering::Relaxed);
             self.report.messages += found.messages.unsigned_abs();
-            if let Some(problem) = problem {
+            if let Some(problem) = found.verdict(messages, bytes) {
                 self.problem(format!("transaction {id} {problem}"));
             }
         }
@@ -377,71 +367,31 @@ impl Check<'_> {
     }
 }
 
-/// What is there of one transaction.
-#[derive(Default)]
-struct Found {
-    /// The place of its first message.
-    first_index: i64,
-    messages: i64,
-    bytes: i64,
-    problem: Option<String>,
-}
-
-impl Found {
-    /// Only the first is told: the others follow from it.
-    fn problem(&mut self, problem: String) {
-        self.problem.get_or_insert(problem);
-    }
-
-    fn packs(&mut self, statement: &mut Statement<'_>, number: i64, packs: i64) -> rusqlite::Result<()> {
-        let (first, last) = pack_keys(number).into_inner();
-        let mut rows = statement.query([first, last])?;
-        let (mut next, mut pieces) = (first, Pieces::default());
-        while let Some(row) = rows.next()? {
-            if row.get::<_, i64>(0)? != next {
-                self.problem(format!("lacks its pack {}", next - first));
-            }
-            next += 1;
-            let (mark, body, checksum) = (row.get(1)?, row.get_ref(2)?.as_blob()?, row.get(3)?);
-            if goes_on(mark) {
-                pieces.add(body, checksum);
-            } else if pieces.is_empty() {
-                self.add(mark, body, checksum);
-            } else {
-                let pack = std::mem::take(&mut pieces).end(body, checksum);
-                let is_damaged = matches!(pack, Stored::Damaged(_));
-                self.add_read(mark, pack.bytes(), !is_damaged);
-            }
+fn packs_of(found: &mut Found, statement: &mut Statement<'_>, number: i64, packs: i64) -> rusqlite::Result<()> {
+    let (first, last) = pack_keys(number).into_inner();
+    let mut rows = statement.query([first, last])?;
+    let (mut next, mut pieces) = (first, Pieces::default());
+    while let Some(row) = rows.next()? {
+        if row.get::<_, i64>(0)? != next {
+            found.problem(format!("lacks its pack {}", next - first));
         }
-        if !pieces.is_empty() {
-            self.problem("lacks the end of its last pack".into());
-        }
-        if next - first != packs {
-            self.problem(format!("should have {packs} packs, and has {}", next - first));
-        }
-        Ok(())
-    }
-
-    fn add(&mut self, first_index: i64, body: &[u8], checksum: Option<u32>) {
-        self.add_read(first_index, body, is_sound(body, checksum));
-    }
-
-    fn add_read(&mut self, first_index: i64, body: &[u8], is_sound: bool) {
-        let place = self.first_index + self.messages;
-        if first_index != place {
-            self.problem(format!("counts its message {place} as {first_index}"));
-        }
-        self.bytes += body.len() as i64;
-        match count_messages(body) {
-            Ok(messages) => self.messages += messages,
-            Err(Malformed) => self.problem(format!("can't be read behind message {}", self.messages)),
-        }
-        if !is_sound {
-            self.problem(format!("has other bytes than were kept, from message {place} on"));
+        next += 1;
+        let (mark, body, checksum) = (row.get(1)?, row.get_ref(2)?.as_blob()?, row.get(3)?);
+        if goes_on(mark) {
+            pieces.add(body, checksum);
+        } else if pieces.is_empty() {
+            found.add(mark, body, checksum);
+        } else {
+            let pack = std::mem::take(&mut pieces).end(body, checksum);
+            let is_damaged = matches!(pack, Stored::Damaged(_));
+            found.add_read(mark, pack.bytes(), !is_damaged);
         }
     }
-}
-
-fn count_messages(bytes: &[u8]) -> Result<i64, Malformed> {
-    batch::iter(bytes).try_fold(0, |count, message| message.map(|_| count + 1))
+    if !pieces.is_empty() {
+        found.problem("lacks the end of its last pack".into());
+    }
+    if next - first != packs {
+        found.problem(format!("should have {packs} packs, and has {}", next - first));
+    }
+    Ok(())
 }
