@@ -23,6 +23,8 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
+use crate::tx::limits::TransactionLimits;
+
 pub use change::{Change, Effect};
 pub use checker::{Absent, AbsentMeans, Asked, Checker, CheckerMatch, Look, WhenExhausted};
 pub use database::{Place, PostgresUrl, SslMode, Target};
@@ -261,6 +263,21 @@ pub struct Transaction {
     /// How long finished transactions are remembered.
     #[serde(with = "value::duration")]
     pub retention: Duration,
+}
+
+impl Transaction {
+    /// What its keys say about how much a transaction may be.
+    pub fn limits(&self) -> TransactionLimits {
+        TransactionLimits {
+            messages_max: self.max_messages,
+            bytes_max: self.max_size,
+            message_bytes_max: match self.max_message_size {
+                MessageSizeLimit::Bytes(bytes) => Some(bytes),
+                MessageSizeLimit::Auto => None,
+            },
+            memory_bytes_max: usize::try_from(self.memory).unwrap_or(usize::MAX),
+        }
+    }
 }
 
 /// What becomes of a committed message that no queue takes.

@@ -8,6 +8,7 @@ use crate::tx::batch::Batch;
 use crate::tx::checker::{Named, Rules};
 use crate::tx::decision::Decision;
 use crate::tx::id::TransactionId;
+use crate::tx::limits::TransactionLimits;
 use crate::tx::name::TransactionName;
 use crate::tx::outcome::{Outcome, Wait};
 use std::collections::{BTreeSet, VecDeque};
@@ -18,7 +19,7 @@ use std::time::{Duration, Instant};
 /// channel goes by it when it is silent.
 const JUDGEMENT_HOLDS: Duration = Duration::from_secs(1);
 
-/// Limits and waits: see `config.toml` for what users may set.
+/// By what a connection is served, its limits and waits: see `config.toml` for what users may set.
 #[derive(Debug, Clone)]
 pub struct Settings {
     /// Who may log in from here.
@@ -31,14 +32,8 @@ pub struct Settings {
     pub judgement: Duration,
     /// How long a transaction may be open; zero: as long as its channel.
     pub age_max: Duration,
-    /// Messages in a transaction.
-    pub messages_max: u64,
-    /// Bytes in a transaction.
-    pub bytes_max: u64,
-    /// Bytes of one message's body in a transaction; none: what RabbitMQ takes in its version.
-    pub message_bytes_max: Option<u64>,
-    /// Bytes of a transaction that are gathered in memory before they are parked in the store.
-    pub memory_bytes_max: usize,
+    /// How much a transaction may be.
+    pub limits: TransactionLimits,
     /// Who is asked about which named transaction.
     pub rules: Arc<Rules>,
     /// Messages to this exchange are decisions.

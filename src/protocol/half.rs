@@ -104,7 +104,7 @@ pub fn check_verdict(name: &TransactionName, result: Result<Verdict, StoreError>
 
 /// Why a message can't be parked for its size, or `None` if it can; for a channel error 406 when all of it has come.
 pub fn too_large(header_bytes: usize, body_bytes: u64, settings: &Settings, io: &Io) -> Option<String> {
-    let max = settings.message_bytes_max.unwrap_or(io.server_message_bytes_max);
+    let max = settings.limits.message_bytes_max.unwrap_or(io.server_message_bytes_max);
     if body_bytes > max {
         return Some(format!("message size {body_bytes} is larger than configured max size {max}"));
     }

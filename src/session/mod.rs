@@ -15,7 +15,7 @@ mod side;
 pub use self::metrics::SessionMetrics;
 
 use self::routing::Routing;
-use crate::config::{self, Config, MessageSizeLimit};
+use crate::config::{self, Config};
 use crate::health::Health;
 use crate::memory::Memory;
 use crate::places::Capacity;
@@ -152,20 +152,13 @@ impl Terms {
 
     fn settings(&self, from_loopback: bool) -> Settings {
         let transaction = &self.transaction;
-        let message_bytes_max = match transaction.max_message_size {
-            MessageSizeLimit::Bytes(bytes) => Some(bytes),
-            MessageSizeLimit::Auto => None,
-        };
         Settings {
             login: LoginRules { from_loopback, loopback_users: self.loopback_users.clone() },
             forward_wait: transaction.forward_wait,
             judgement: transaction.judgement,
             age_max: transaction.max_age,
             mandatory_wait: transaction.mandatory_wait,
-            messages_max: transaction.max_messages,
-            bytes_max: transaction.max_size,
-            message_bytes_max,
-            memory_bytes_max: usize::try_from(transaction.memory).unwrap_or(usize::MAX),
+            limits: transaction.limits(),
             rules: Arc::clone(&self.rules),
             control_exchange: Arc::clone(&self.control_exchange),
             new_id,

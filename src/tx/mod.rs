@@ -5,6 +5,7 @@ pub mod check_back;
 pub mod checker;
 pub mod decision;
 pub mod id;
+pub mod limits;
 pub mod name;
 pub mod outcome;
 pub mod state;

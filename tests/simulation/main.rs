@@ -29,6 +29,7 @@ use pure::tx::check_back::{Answer as Said, Asked, Next, Policy, WhenExhausted};
 use pure::tx::checker::{Rule, Rules};
 use pure::tx::decision::Decision;
 use pure::tx::id::TransactionId;
+use pure::tx::limits::TransactionLimits;
 use pure::tx::outcome::{Forwarded, StoreError};
 use pure::tx::state::State;
 use std::cell::Cell;
@@ -68,10 +69,12 @@ fn settings() -> Settings {
         forward_wait: Duration::from_secs(1),
         mandatory_wait: Duration::from_secs(30),
         judgement: Duration::from_secs(1),
-        messages_max: 100,
-        bytes_max: 1 << 20,
-        message_bytes_max: Some(8_000),
-        memory_bytes_max: 100,
+        limits: TransactionLimits {
+            messages_max: 100,
+            bytes_max: 1 << 20,
+            message_bytes_max: Some(8_000),
+            memory_bytes_max: 100,
+        },
         rules: Arc::new(Rules::new(vec![rule])),
         control_exchange: "halfway".into(),
         new_id,

@@ -168,7 +168,7 @@ impl Channel {
         }
         if let Body::Decision(decision, name) = receiving.body {
             self.transaction.decisions.push((decision, name));
-            let max = self.transaction.settings(io).messages_max;
+            let max = self.transaction.settings(io).limits.messages_max;
             if self.transaction.decisions.len() as u64 > max {
                 return refuse(format!("transaction of more than {max} decisions (transaction.max_messages)"));
             }
@@ -191,7 +191,7 @@ impl Channel {
                 self.transaction.mandatory |= Publish::parse(&publish).is_ok_and(|publish| publish.mandatory());
             }
         }
-        let limits = self.transaction.settings(io);
+        let limits = self.transaction.settings(io).limits;
         let native_bytes = self.transaction.native.len() as u64;
         let held_bytes = self.transaction.bytes + self.transaction.batch.bytes() as u64 + native_bytes;
         if self.transaction.messages > limits.messages_max {

@@ -9,6 +9,7 @@ use crate::amqp::reply_code::ReplyCode;
 use crate::amqp::table;
 use crate::amqp::wire::Write;
 use crate::tx::batch;
+use crate::tx::limits::TransactionLimits;
 use crate::tx::outcome::ReturnedMessage;
 use bytes::Bytes;
 use std::sync::Arc;
@@ -48,14 +49,22 @@ pub(in super::super) fn settings() -> Settings {
         mandatory_wait: Duration::from_secs(30),
         judgement: Duration::ZERO,
         age_max: Duration::ZERO,
-        messages_max: 100,
-        bytes_max: 1 << 20,
-        message_bytes_max: Some(10_000),
-        memory_bytes_max: 64 << 10,
+        limits: TransactionLimits {
+            messages_max: 100,
+            bytes_max: 1 << 20,
+            message_bytes_max: Some(10_000),
+            memory_bytes_max: 64 << 10,
+        },
         rules: Arc::default(),
         control_exchange: "halfway".into(),
         new_id: || TransactionId(Uuid::now_v7()),
     }
+}
+
+fn limited(limit: impl FnOnce(&mut TransactionLimits)) -> Settings {
+    let mut settings = settings();
+    limit(&mut settings.limits);
+    settings
 }
 
 /// Why there is no room.

@@ -106,7 +106,7 @@ fn what_is_sent_ahead_on_a_channel_that_rabbitmq_closed_begins_no_transaction() 
 
 #[test]
 fn a_large_transaction_goes_to_the_store_in_parts_and_is_decided_when_all_are_kept() {
-    let mut script = Script::transactional(Settings { memory_bytes_max: 100, ..settings() });
+    let mut script = Script::transactional(limited(|limits| limits.memory_bytes_max = 100));
     let body = [7; 150];
     script.client(&[publish(1, &body), publish(1, b"small"), bare(1, id::TX_COMMIT)].concat());
     let Command::Park { channel: 1, transaction, batch, .. } = script.command() else { panic!("it is parked") };
@@ -124,7 +124,7 @@ fn a_store_that_fails_is_a_channel_error_and_leaves_the_connection() {
     let full = || StoreError::Full("disk full".into());
     for parked in [false, true] {
         let memory_bytes_max = if parked { 10 } else { 10_000 };
-        let mut script = Script::transactional(Settings { memory_bytes_max, ..settings() });
+        let mut script = Script::transactional(limited(|limits| limits.memory_bytes_max = memory_bytes_max));
         script.client(&[publish(1, b"one"), bare(1, id::TX_COMMIT)].concat());
         script.upstream(&bare(1, id::TX_ROLLBACK_OK));
         script.sent();
@@ -153,17 +153,17 @@ fn a_store_that_fails_is_a_channel_error_and_leaves_the_connection() {
 fn limits_are_channel_errors_with_a_name() {
     let cases: [(Settings, Vec<u8>, &str); 3] = [
         (
-            Settings { message_bytes_max: Some(3), ..settings() },
+            limited(|limits| limits.message_bytes_max = Some(3)),
             publish(1, b"four"),
             "PRECONDITION_FAILED - message size 4 is larger than configured max size 3",
         ),
         (
-            Settings { messages_max: 1, ..settings() },
+            limited(|limits| limits.messages_max = 1),
             [publish(1, b"one"), publish(1, b"two")].concat(),
             "PRECONDITION_FAILED - transaction of more than 1 messages (transaction.max_messages)",
         ),
         (
-            Settings { bytes_max: 10, ..settings() },
+            limited(|limits| limits.bytes_max = 10),
             publish(1, b"one"),
             "PRECONDITION_FAILED - transaction of more than 10 bytes (transaction.max_size)",
         ),
@@ -201,7 +201,7 @@ fn only_a_single_message_and_nothing_else_may_go_before_it_is_durable() {
     assert!(!alone(hurried.clone(), &publish(1, b"nobody waits until RabbitMQ has it")));
     assert!(alone(hurried, &message(1, b"k", 1, &empty(9), b"mandatory")));
     assert!(!alone(settings(), &[publish(1, b"one"), publish(1, b"two")].concat()));
-    assert!(!alone(Settings { memory_bytes_max: 1, ..settings() }, &publish(1, b"in the store already")));
+    assert!(!alone(limited(|limits| limits.memory_bytes_max = 1), &publish(1, b"in the store already")));
 }
 
 #[test]

@@ -26,12 +26,11 @@ fn what_was_judged_a_second_ago_is_judged_again_at_the_commit() {
 #[test]
 fn rabbitmq_never_holds_many_probes() {
     for name in [None, Some("order-1")] {
-        let mut script = Script::transactional(Settings {
-            messages_max: 20_000,
-            bytes_max: 100 << 20,
-            memory_bytes_max: 100 << 20,
-            ..settings()
-        });
+        let mut script = Script::transactional(limited(|limits| {
+            limits.messages_max = 20_000;
+            limits.bytes_max = 100 << 20;
+            limits.memory_bytes_max = 100 << 20;
+        }));
         let (mut held, mut most, mut rollbacks) = (0, 0, 0);
         for number in 0..12_000_u32 {
             let (mut headers, body) = (Vec::new(), number.to_be_bytes());
@@ -54,7 +53,10 @@ fn rabbitmq_never_holds_many_probes() {
 /// A fence undoes acks at RabbitMQ. Each is sent again when something depends on it, however many fences there were.
 #[test]
 fn acks_are_sent_again_as_often_as_they_count() {
-    let mut script = Script::transactional(Settings { messages_max: 5_000, memory_bytes_max: 1 << 20, ..settings() });
+    let mut script = Script::transactional(limited(|limits| {
+        limits.messages_max = 5_000;
+        limits.memory_bytes_max = 1 << 20;
+    }));
     let (mut acks, mut fences) = (Vec::new(), 0);
     let mut follow = |script: &mut Script| {
         let to_upstream = script.sent().1;

@@ -126,7 +126,7 @@ fn a_transaction_that_takes_room_does_not_wait_for_it() {
     let parked = publish(1, &[7; 150]);
     let cases = [(parked, true), (half(1, "order-1", b"one"), false), (control(1, b"commit", "order-2", b""), false)];
     for (first, is_parked) in cases {
-        let mut script = Script::transactional(Settings { memory_bytes_max: 100, ..settings() });
+        let mut script = Script::transactional(limited(|limits| limits.memory_bytes_max = 100));
         script.client(&first);
         assert_eq!(script.commands.len(), usize::from(is_parked));
         script.connection.handle_room(Some(FULL));
@@ -159,7 +159,7 @@ fn decisions_are_made_in_a_full_store_and_never_stand_behind_what_waits() {
 
 #[test]
 fn no_more_waits_on_a_channel_than_there_is_room_for() {
-    let mut script = full(Settings { message_bytes_max: Some(10 << 20), ..settings() });
+    let mut script = full(limited(|limits| limits.message_bytes_max = Some(10 << 20)));
     let mut begun = message(1, b"k", 0, &empty(2 << 20), b"");
     for _ in 0..300 {
         frame::write(&mut begun, kind::BODY, 1, |out| out.extend([b'x'; 4000]));

@@ -33,7 +33,7 @@ fn a_flood_of_either_side_is_handled_in_turns_and_nothing_of_it_is_lost() {
 #[test]
 fn decisions_about_others_are_made_some_at_a_time() {
     const COUNT: usize = 20_000;
-    let mut script = Script::transactional(Settings { messages_max: COUNT as u64, ..settings() });
+    let mut script = Script::transactional(limited(|limits| limits.messages_max = COUNT as u64));
     let decisions: Vec<u8> = (0..COUNT).flat_map(|number| control(1, b"commit", &number.to_string(), b"")).collect();
     turns(&decisions, |bytes| script.connection.handle_client(bytes));
     script.client(&bare(1, id::TX_COMMIT));
@@ -55,7 +55,7 @@ fn decisions_about_others_are_made_some_at_a_time() {
 
 #[test]
 fn decisions_count_against_the_limit_of_messages() {
-    let mut script = Script::transactional(Settings { messages_max: 2, ..settings() });
+    let mut script = Script::transactional(limited(|limits| limits.messages_max = 2));
     script.client(&control(1, b"commit", "one", b"").repeat(2));
     assert_eq!(script.sent().0, b"");
     script.client(&control(1, b"commit", "one", b""));

@@ -4,6 +4,7 @@ use pure::protocol::command::Settings;
 use pure::protocol::handshake::LoginRules;
 use pure::tx::decision::{Fate, Verdict};
 use pure::tx::id::{Timestamp, TransactionId};
+use pure::tx::limits::TransactionLimits;
 use pure::tx::outcome::StoreError;
 use pure::tx::state::State;
 use std::sync::Arc;
@@ -53,10 +54,12 @@ impl<'a> Script<'a> {
             mandatory_wait: Duration::from_secs(30),
             age_max: either(choice, 7, Duration::ZERO, Duration::from_secs(20)),
             judgement: either(choice, 6, Duration::from_secs(1), Duration::ZERO),
-            messages_max: either(choice, 2, 5, 1_000),
-            bytes_max: either(choice, 3, 6_000, 1 << 20),
-            message_bytes_max: Some(either(choice, 4, 500, 8_000)),
-            memory_bytes_max: either(choice, 5, 200, 64 << 10),
+            limits: TransactionLimits {
+                messages_max: either(choice, 2, 5, 1_000),
+                bytes_max: either(choice, 3, 6_000, 1 << 20),
+                message_bytes_max: Some(either(choice, 4, 500, 8_000)),
+                memory_bytes_max: either(choice, 5, 200, 64 << 10),
+            },
             rules: Arc::default(),
             control_exchange: "halfway".into(),
             new_id,
