@@ -12,25 +12,26 @@
 //! kinder and just as correct).
 
 mod commit;
+mod consuming;
 mod judgement;
 mod receiving;
 mod room;
 
 use self::commit::{Commit, Step};
+use self::consuming::{Consuming, Noted};
 #[cfg(test)]
 pub(super) use self::judgement::PROBES_MAX;
 use self::receiving::{Body, Receiving};
 use self::room::Room;
-use super::behind::Behind;
 use super::command::{Command, Io, Next, Ticket};
-use super::deliveries::{Consumers, Content};
+use super::deliveries::Consumers;
 use super::leases::Leases;
+use super::line::Line;
 use super::transaction::Transaction;
 use crate::amqp::frame::{Frame, kind};
 use crate::amqp::method::{self, Close, Publish, Settle, id};
 use crate::amqp::reply_code::ReplyCode;
-use crate::amqp::tags::TagSet;
-use crate::amqp::wire::{Malformed, Reader};
+use crate::amqp::wire::Malformed;
 use crate::tx::batch::Batch;
 use crate::tx::id::TransactionId;
 use crate::tx::outcome::{Outcome, StoreError};
@@ -89,30 +90,21 @@ pub struct Channel {
     /// How often the client said tx.select that is no barrier, and RabbitMQ has not answered.
     selects: usize,
     rolling_back: Option<RollingBack>,
-    /// Frames that came behind a commit, a barrier, a rollback or a message that waits for room.
-    behind: Behind,
+    /// What waits on it came behind a commit, a barrier, a rollback or a message that waits for room.
+    pub(super) line: Line,
     room: Room,
     answers: VecDeque<Asker>,
-    /// Delivery tags that the client holds, of deliveries since tx.select.
-    unacked: TagSet,
-    /// `no_ack` of each basic.get that waits for its answer.
-    gets: VecDeque<bool>,
-    consumers: Consumers,
-    content: Content,
-    /// What the proxy has to say once RabbitMQ's content is through.
-    held: Vec<u8>,
+    consuming: Consuming,
     /// Calls to park that the store has not answered.
     parks: Vec<TransactionId>,
     /// Committed transactions whose returns came too late for their commit-ok and still go out.
     late: BTreeSet<TransactionId>,
-    /// The client has closed it. Answers to what the proxy asked may still come before RabbitMQ's close-ok.
-    closing: bool,
 }
 
 impl Channel {
     /// A channel whose client has just sent tx.select.
     pub fn new(number: u16, consumers: Consumers) -> Self {
-        Self { number, consumers, selects: 1, asked: true, content: Content::Unknown, ..Self::default() }
+        Self { number, consuming: Consuming::new(consumers), selects: 1, asked: true, ..Self::default() }
     }
 
     /// RabbitMQ is asked anew about the next message of each kind.
@@ -127,7 +119,7 @@ impl Channel {
 
     /// Whether the client has to wait before it may send more.
     pub fn is_congested(&self) -> bool {
-        self.behind.len() > BEHIND_BYTES_MAX || self.parks.len() > PARKS_MAX
+        self.line.behind.len() > BEHIND_BYTES_MAX || self.parks.len() > PARKS_MAX
     }
 
     /// Bytes that it holds in memory.
@@ -136,7 +128,7 @@ impl Channel {
         let judging = |asker: &Asker| if let Asker::Judge(_, batch) = asker { batch.bytes() } else { 0 };
         let judged: usize = self.answers.iter().map(judging).sum();
         let committing = self.commit.as_ref().map_or(0, Commit::held_bytes);
-        self.transaction.held_bytes() + receiving + judged + committing + self.behind.len() + self.held.len()
+        self.transaction.held_bytes() + receiving + judged + committing + self.line.held_bytes()
     }
 
     /// Bytes that it holds for the sake of a message that is not all there.
@@ -155,40 +147,15 @@ impl Channel {
         }
     }
 
-    /// Frames that waited behind a commit; they are the client's next ones.
-    pub fn take_behind(&mut self) -> Behind {
-        std::mem::take(&mut self.behind)
-    }
-
-    /// Whether frames wait.
-    pub fn has_behind(&self) -> bool {
-        !self.behind.is_empty()
-    }
-
-    /// What is to be said at the end of RabbitMQ's content.
-    pub fn take_held(&mut self) -> Vec<u8> {
-        std::mem::take(&mut self.held)
-    }
-
-    /// Where RabbitMQ is within a content on this channel.
-    pub fn content(&self) -> Content {
-        self.content
-    }
-
-    /// Whether the client's channel.close has gone to RabbitMQ.
-    pub fn is_closing(&self) -> bool {
-        self.closing
-    }
-
     /// A frame from the client.
     pub fn handle_client(&mut self, frame: &Frame<'_>, io: &mut Io) -> Next {
-        if self.closing {
+        if self.line.closing {
             // Nothing may come here; RabbitMQ says so.
             io.to_upstream.extend_from_slice(frame.raw);
             return Next::Nothing;
         }
         if self.commit.is_some() || self.barrier.is_some() || self.rolling_back.is_some() {
-            self.behind.push(frame.raw);
+            self.line.behind.push(frame.raw);
             return Next::Nothing;
         }
         if matches!(self.room, Room::Awaited { .. }) {
@@ -223,15 +190,13 @@ impl Channel {
             id::TX_ROLLBACK if frame.arguments().is_empty() => self.roll_back(io),
             id::BASIC_ACK | id::BASIC_NACK => {
                 let settle = Settle::parse(frame.arguments())?;
-                self.transaction.settle(settle, frame.raw, &mut self.unacked);
+                self.transaction.settle(settle, frame.raw, &mut self.consuming.unacked);
             }
             id::BASIC_REJECT => {
                 let settle = Settle::parse_reject(frame.arguments())?;
-                self.transaction.settle(settle, frame.raw, &mut self.unacked);
+                self.transaction.settle(settle, frame.raw, &mut self.consuming.unacked);
             }
-            id::BASIC_GET => self.gets.push_back(method::get_no_ack(frame.arguments())?),
-            id::BASIC_CONSUME => self.consumers.asked(frame.arguments())?,
-            id::BASIC_CANCEL => self.consumers.cancelled(frame.arguments())?,
+            id::BASIC_GET | id::BASIC_CONSUME | id::BASIC_CANCEL => self.consuming.asked(method, frame.arguments())?,
             id::BASIC_RECOVER => self.redo_acks(io),
             id::BASIC_RECOVER_ASYNC => {
                 self.redo_acks(io);
@@ -243,7 +208,7 @@ impl Channel {
                 self.leave(io);
                 self.room = Room::Enough;
                 self.late.clear();
-                self.closing = true;
+                self.line.closing = true;
             }
             _ if method::takes_away(method) => self.leases.take_away(),
             _ => self.leases.forget(),
@@ -264,7 +229,7 @@ impl Channel {
         self.barrier = None;
         let mut answer = Vec::new();
         method::write_bare(&mut answer, self.number, id::TX_SELECT_OK);
-        self.say(&answer, io);
+        self.line.say(&answer, io);
         Next::Release
     }
 
@@ -303,7 +268,7 @@ impl Channel {
         self.room = Room::Enough;
         self.leases.next_transaction(io);
         if let Some(unacked) = transaction.take_unsettled() {
-            self.unacked = unacked;
+            self.consuming.unacked = unacked;
         }
         // One without a name is rolled back by the next start, whatever the store has kept.
         let stored = transaction.id.filter(|_| transaction.parked && transaction.named.is_some());
@@ -338,16 +303,8 @@ impl Channel {
         }
         let mut answer = Vec::new();
         method::write_bare(&mut answer, self.number, id::TX_ROLLBACK_OK);
-        self.say(&answer, io);
+        self.line.say(&answer, io);
         Next::Release
-    }
-
-    /// Speaks to the client, never into the middle of a content.
-    fn say(&mut self, frames: &[u8], io: &mut Io) {
-        match self.content {
-            Content::Idle => io.to_client.extend_from_slice(frames),
-            Content::Unknown | Content::Header | Content::Body(_) => self.held.extend_from_slice(frames),
-        }
     }
 
     /// A frame from RabbitMQ.
@@ -383,7 +340,7 @@ impl Channel {
                 self.barrier = Some(true);
                 return self.pass_barrier(io);
             }
-            Some(id::CHANNEL_CLOSE_OK) if self.closing => Next::Forget,
+            Some(id::CHANNEL_CLOSE_OK) if self.line.closing => Next::Forget,
             Some(id::CHANNEL_CLOSE) => {
                 match Close::parse(frame.arguments()) {
                     // A refused publish decides its transaction: nobody may release half of it later.
@@ -404,49 +361,22 @@ impl Channel {
             }
             None => Next::Nothing,
         };
-        io.to_client.extend_from_slice(frame.raw);
-        self.content.follow(frame);
-        if self.content == Content::Idle {
-            io.to_client.append(&mut self.held);
-        }
+        self.line.pass(frame, io);
         outcome
     }
 
     /// Keeps account of delivery tags.
     fn note_method(&mut self, method: (u16, u16), arguments: &[u8]) {
-        let tag = match method {
-            id::BASIC_DELIVER => method::deliver_tags(arguments)
-                .ok()
-                .filter(|(consumer, _)| self.consumers.needs_ack(consumer))
-                .map(|t| t.1),
-            id::BASIC_GET_OK if self.gets.pop_front() == Some(false) => Reader::new(arguments).u64().ok(),
-            id::BASIC_GET_EMPTY => {
-                self.gets.pop_front();
-                None
-            }
-            id::BASIC_CONSUME_OK | id::BASIC_CANCEL_OK => {
-                self.consumers.answered(arguments);
-                None
-            }
-            id::BASIC_CANCEL => {
-                self.consumers.lost(arguments);
-                None
-            }
-            id::BASIC_RECOVER_OK => {
-                self.recovered();
-                None
-            }
-            _ => None,
-        };
-        if let Some(tag) = tag {
-            self.unacked.insert(tag);
-            self.transaction.delivered(tag);
+        match self.consuming.note(method, arguments) {
+            Some(Noted::Delivered(tag)) => self.transaction.delivered(tag),
+            Some(Noted::Recovered) => self.recovered(),
+            None => {}
         }
     }
 
     fn recovered(&mut self) {
-        self.transaction.recovered(&self.unacked);
-        self.unacked.clear();
+        self.transaction.recovered(&self.consuming.unacked);
+        self.consuming.unacked.clear();
     }
 
     /// RabbitMQ is gone, and with it every answer that it owed. What the store is deciding goes on.

@@ -333,14 +333,14 @@ impl Connection {
             Next::Forget => {
                 if let Some(Slot::Tx(mut channel)) = self.channels.remove(&number) {
                     self.congested.remove(&number);
-                    self.replay(number, channel.take_behind());
+                    self.replay(number, channel.line.take_behind());
                 }
                 return self.end_if_idle();
             }
             Next::Release => {
                 let behind = match self.channels.get_mut(&number) {
-                    Some(Slot::Tx(channel)) => channel.take_behind(),
-                    Some(Slot::Half(channel)) => channel.take_behind(),
+                    Some(Slot::Tx(channel)) => channel.line.take_behind(),
+                    Some(Slot::Half(channel)) => channel.line.take_behind(),
                     Some(Slot::Confirm(_) | Slot::Refused(_)) | None => Behind::default(),
                 };
                 self.replay(number, behind);

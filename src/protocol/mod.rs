@@ -11,6 +11,7 @@ pub mod half;
 pub mod handshake;
 pub mod judge;
 pub mod leases;
+mod line;
 pub mod numbering;
 pub mod ordinary;
 pub mod probe;

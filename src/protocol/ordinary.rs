@@ -14,12 +14,11 @@
 //! change the judgement. Behind: messages, acks and all else of class basic pass at once; from the first other method on,
 //! the client's frames wait until no half message is on its way.
 
-use super::behind::Behind;
 use super::command::{Command, Io, Next, Ticket};
-use super::deliveries::Content;
 use super::half;
 use super::judge::Judgement;
 use super::leases::Leases;
+use super::line::Line;
 use super::numbering::Numbering;
 use super::probe;
 use crate::amqp::frame::{self, Frame, kind};
@@ -140,21 +139,16 @@ pub struct HalfChannel {
     held_back: (usize, usize),
     /// Whether this is among those whose answers the end of the connection waits for.
     counted: bool,
-    /// Frames of the client that wait until nothing is on its way.
-    behind: Behind,
+    /// What waits on it does so until nothing is on its way.
+    pub(super) line: Line,
     /// What RabbitMQ has said to the judge.
     leases: Leases,
     /// Whether a method that may change RabbitMQ's judgement went out since the last flow-ok was asked for.
     unordered: bool,
     /// Who waits for the next flow-ok: this (`true`), or the client.
     flows: VecDeque<bool>,
-    content: Content,
-    /// What the proxy has to say once RabbitMQ's content is through.
-    held: Vec<u8>,
     /// Why it will be closed once the client's content is through.
     refusal: Option<(ReplyCode, String, (u16, u16))>,
-    /// The client has closed it; only RabbitMQ may still speak.
-    closing: bool,
 }
 
 impl HalfChannel {
@@ -169,21 +163,18 @@ impl HalfChannel {
             waiting_bytes: 0,
             held_back: (0, 0),
             counted: false,
-            behind: Behind::default(),
+            line: Line::default(),
             // What the client did before this was not looked at.
             leases: Leases::default(),
             unordered: true,
             flows: vec![false; flows].into(),
-            content: Content::Unknown,
-            held: Vec::new(),
             refusal: None,
-            closing: false,
         }
     }
 
     /// The client closes it, and RabbitMQ's answer is to come. What waits for room goes with it.
     pub fn close(&mut self) {
-        self.closing = true;
+        self.line.closing = true;
         self.waiting.clear();
         (self.waiting_bytes, self.held_back) = (0, (0, 0));
     }
@@ -224,7 +215,7 @@ impl HalfChannel {
     /// Whether the client has to wait before it may send more.
     pub fn is_congested(&self) -> bool {
         let on_their_way = self.waiting_bytes - self.held_back.1;
-        self.refusal.is_none() && self.behind.len() + on_their_way > WAITING_BYTES_MAX
+        self.refusal.is_none() && self.line.behind.len() + on_their_way > WAITING_BYTES_MAX
     }
 
     /// Bytes of a message that is not all there.
@@ -234,42 +225,17 @@ impl HalfChannel {
 
     /// Bytes that it holds in memory.
     pub fn held_bytes(&self) -> usize {
-        self.waiting_bytes + self.begun_bytes() + self.behind.len() + self.held.len()
-    }
-
-    /// Frames that waited; they are the client's next ones.
-    pub fn take_behind(&mut self) -> Behind {
-        std::mem::take(&mut self.behind)
-    }
-
-    /// Whether frames wait.
-    pub fn has_behind(&self) -> bool {
-        !self.behind.is_empty()
-    }
-
-    /// Lets these wait again.
-    pub fn put_behind(&mut self, behind: Behind) {
-        self.behind = behind;
-    }
-
-    /// What is to be said at the end of RabbitMQ's content.
-    pub fn take_held(&mut self) -> Vec<u8> {
-        std::mem::take(&mut self.held)
-    }
-
-    /// Where RabbitMQ is within a content on this channel.
-    pub fn content(&self) -> Content {
-        self.content
+        self.waiting_bytes + self.begun_bytes() + self.line.held_bytes()
     }
 
     /// A frame from the client.
     pub fn handle_client(&mut self, frame: &Frame<'_>, io: &mut Io) -> Next {
-        if self.closing {
+        if self.line.closing {
             // Nothing may come here; RabbitMQ says so.
             return Next::Pass;
         }
-        if !self.behind.is_empty() {
-            self.behind.push(frame.raw);
+        if !self.line.behind.is_empty() {
+            self.line.behind.push(frame.raw);
             return Next::Nothing;
         }
         match (frame.kind, self.receiving.take()) {
@@ -328,7 +294,7 @@ impl HalfChannel {
             }
             Some((CLASS_BASIC, _)) => return Next::Pass,
             _ if self.is_busy() => {
-                self.behind.push(frame.raw);
+                self.line.behind.push(frame.raw);
                 return Next::Nothing;
             }
             // The channel would be another one, with nobody to tell of what waits.
@@ -546,7 +512,7 @@ impl HalfChannel {
             let settle = numbering.parked(tag);
             let mut ack = Vec::new();
             method::write_settle(&mut ack, self.number, id::BASIC_ACK, settle);
-            self.say(&ack, io);
+            self.line.say(&ack, io);
         }
         self.count(io);
         if !self.is_on_its_way() {
@@ -555,27 +521,10 @@ impl HalfChannel {
         self.decide_first(io)
     }
 
-    /// Speaks to the client, never into the middle of a content.
-    fn say(&mut self, frames: &[u8], io: &mut Io) {
-        match self.content {
-            Content::Idle => io.to_client.extend_from_slice(frames),
-            Content::Unknown | Content::Header | Content::Body(_) => self.held.extend_from_slice(frames),
-        }
-    }
-
     /// A frame from RabbitMQ.
     pub fn handle_upstream(&mut self, frame: &Frame<'_>, io: &mut Io) -> Next {
-        let before = self.content;
-        self.content.follow(frame);
-        if before != Content::Idle && self.content == Content::Idle && frame.kind != kind::METHOD {
-            // The end of a content: it goes out, and behind it what had to wait.
-            io.to_client.extend_from_slice(frame.raw);
-            io.to_client.append(&mut self.held);
+        if self.line.pass_content(frame, io) {
             return Next::Nothing;
-        }
-        if frame.kind == kind::METHOD {
-            // A method stands between contents, whatever was known before.
-            io.to_client.append(&mut self.held);
         }
         match frame.method_id() {
             Some(id::CHANNEL_FLOW_OK) if self.flows.pop_front() == Some(true) => match self.is_busy() {

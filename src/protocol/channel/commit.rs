@@ -309,7 +309,7 @@ impl Channel {
         }
         let mut answer = Vec::new();
         method::write_bare(&mut answer, self.number, id::TX_COMMIT_OK);
-        self.say(&answer, io);
+        self.line.say(&answer, io);
         io.committing -= 1;
         Next::Release
     }
@@ -320,7 +320,7 @@ impl Channel {
             let (arguments, header) = (&returned.arguments, &returned.header);
             write_return(&mut out, self.number, arguments, header, &returned.body, io.frame_max);
         }
-        self.say(&out, io);
+        self.line.say(&out, io);
     }
 
     pub(super) fn settled(&mut self, io: &mut Io) -> Next {

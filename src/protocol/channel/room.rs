@@ -52,13 +52,13 @@ impl Channel {
     /// The store is full, and a message has begun that it would have to keep. Its content header has to come again.
     pub(super) fn await_room(&mut self, header: &Frame<'_>) -> Next {
         self.room = Room::Awaited { asked: false };
-        self.behind.push(header.raw);
+        self.line.behind.push(header.raw);
         Next::Nothing
     }
 
     /// A frame behind a message that waits for room.
     pub(super) fn push_behind(&mut self, frame: &Frame<'_>, io: &Io) -> Next {
-        self.behind.push(frame.raw);
+        self.line.behind.push(frame.raw);
         match self.room.look(frame, io) {
             Next::Nothing => self.bound_behind(io),
             next => next,
@@ -67,11 +67,11 @@ impl Channel {
 
     /// Lets these wait again, and says what is to be done about it.
     pub fn put_behind(&mut self, behind: Behind, io: &Io) -> Next {
-        self.behind = behind;
+        self.line.behind = behind;
         if !matches!(self.room, Room::Awaited { .. }) {
             return Next::Nothing;
         }
-        let mut frames = self.behind.frames();
+        let mut frames = self.line.behind.frames();
         while let Split::Frame(frame) = frame::split(frames, usize::MAX - frame::OVERHEAD_BYTES) {
             frames = &frames[frame.raw.len()..];
             match self.room.look(&frame, io) {
@@ -83,7 +83,7 @@ impl Channel {
     }
 
     fn bound_behind(&self, io: &Io) -> Next {
-        match self.behind.len() > BEHIND_BYTES_MAX {
+        match self.line.behind.len() > BEHIND_BYTES_MAX {
             true => io.refuse_full(&format!("more than {BEHIND_BYTES_MAX} bytes wait on this channel")),
             false => Next::Nothing,
         }

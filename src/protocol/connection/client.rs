@@ -124,7 +124,7 @@ impl Connection {
         match self.channels.get_mut(&frame.channel) {
             Some(Slot::Tx(channel)) => {
                 let next = channel.handle_client(frame, &mut self.io);
-                if channel.is_closing() {
+                if channel.line.closing {
                     self.open.client_closes(frame.channel);
                 }
                 self.apply(frame.channel, next);
@@ -227,11 +227,13 @@ impl Connection {
                 _ => return,
             }
             match self.channels.get_mut(&number) {
-                Some(Slot::Tx(channel)) if channel.has_behind() => match channel.put_behind(behind, &self.io) {
-                    Next::Release => behind = channel.take_behind(),
-                    next => return self.apply(number, next),
-                },
-                Some(Slot::Half(channel)) if channel.has_behind() => return channel.put_behind(behind),
+                Some(Slot::Tx(channel)) if !channel.line.behind.is_empty() => {
+                    match channel.put_behind(behind, &self.io) {
+                        Next::Release => behind = channel.line.take_behind(),
+                        next => return self.apply(number, next),
+                    }
+                }
+                Some(Slot::Half(channel)) if !channel.line.behind.is_empty() => return channel.line.behind = behind,
                 _ => behind.advance(bytes),
             }
         }

@@ -96,7 +96,7 @@ impl Connection {
             Some(Slot::Half(mut channel)) => {
                 channel.abandon(&mut self.io);
                 self.congested.remove(&number);
-                return channel.take_behind();
+                return channel.line.take_behind();
             }
             None | Some(Slot::Confirm(_)) => {}
             Some(other @ (Slot::Tx(_) | Slot::Refused(_))) => self.channels.insert(number, other),

@@ -43,15 +43,13 @@ impl Connection {
                     _ => (Outcome::Failed, Some(format!("refused: {code} {text}"))),
                 };
                 channel.abandon(outcome, reason, &mut self.io);
-                refused.content = channel.content();
-                refused.close = channel.take_held();
-                channel.take_behind()
+                (refused.content, refused.close) = channel.line.end();
+                channel.line.take_behind()
             }
             Some(Slot::Half(mut channel)) => {
                 channel.abandon(&mut self.io);
-                refused.content = channel.content();
-                refused.close = channel.take_held();
-                channel.take_behind()
+                (refused.content, refused.close) = channel.line.end();
+                channel.line.take_behind()
             }
             Some(other) => return self.channels.insert(number, other),
             None => return,
@@ -78,11 +76,11 @@ impl Connection {
         let (content, close) = match self.channels.remove(&number) {
             Some(Slot::Tx(mut channel)) => {
                 channel.abandon(Outcome::Failed, reason, &mut self.io);
-                (channel.content(), channel.take_held())
+                channel.line.end()
             }
             Some(Slot::Half(mut channel)) => {
                 channel.abandon(&mut self.io);
-                (channel.content(), channel.take_held())
+                channel.line.end()
             }
             Some(other) => {
                 self.channels.insert(number, other);
