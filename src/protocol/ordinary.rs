@@ -14,6 +14,9 @@
 //! change the judgement. Behind: messages, acks and all else of class basic pass at once; from the first other method on,
 //! the client's frames wait until no half message is on its way.
 
+mod waiting;
+
+use self::waiting::{Half, Stage, Underway, Waiting};
 use super::command::{Command, Io, Next, Ticket};
 use super::half;
 use super::judge::Judgement;
@@ -34,7 +37,6 @@ use crate::tx::name::TransactionName;
 use crate::tx::outcome::StoreError;
 use std::collections::VecDeque;
 use std::sync::Arc;
-use std::time::Instant;
 
 /// Bytes of half messages on their way, and of frames behind them, past which the client has to wait.
 const WAITING_BYTES_MAX: usize = 1 << 20;
@@ -71,59 +73,6 @@ enum What {
     Wrong(String),
 }
 
-#[derive(Debug)]
-struct Waiting {
-    ticket: Ticket,
-    /// The client's delivery tag, on a confirm channel.
-    tag: Option<u64>,
-    bytes: usize,
-    stage: Stage,
-}
-
-impl Waiting {
-    /// Has a half message judged, now that it is in order.
-    fn ask(&mut self, now: Instant) -> Option<(Ticket, Vec<u8>)> {
-        let Stage::Ordering { probe, half } = &mut self.stage else { return None };
-        let probe = std::mem::take(probe);
-        let Half { named, batch, kind } = half;
-        let half = Half { named: Arc::clone(named), batch: std::mem::take(batch), kind: kind.take() };
-        self.stage = Stage::Judging(half, now);
-        Some((self.ticket, probe))
-    }
-
-    /// Has a half message kept.
-    fn park(&mut self, channel: u16, named: Arc<Named>, batch: Batch, io: &mut Io) {
-        let transaction = (io.settings.new_id)();
-        self.stage = Stage::Parking(transaction);
-        io.commands.push_back(Command::Park { channel, transaction, named: Some(named), batch });
-    }
-}
-
-#[derive(Debug)]
-enum Stage {
-    Ordering {
-        probe: Vec<u8>,
-        half: Half,
-    },
-    /// Since then.
-    Judging(Half, Instant),
-    /// A decision: RabbitMQ is asked whether the client is who it says, to whom the transaction belongs.
-    Confirming(Decision, TransactionName),
-    /// RabbitMQ has nothing against it, and the store no room.
-    HeldBack(Arc<Named>, Batch),
-    Parking(TransactionId),
-    Decision(Decision, TransactionName),
-    Deciding(TransactionName),
-}
-
-#[derive(Debug)]
-struct Half {
-    named: Arc<Named>,
-    batch: Batch,
-    /// See [`probe::kind`].
-    kind: Option<Vec<u8>>,
-}
-
 /// See the module.
 #[derive(Debug)]
 pub struct HalfChannel {
@@ -131,14 +80,8 @@ pub struct HalfChannel {
     /// `None`: not in confirm mode.
     numbering: Option<Numbering>,
     receiving: Option<Receiving>,
-    /// In the order in which they came, which is that of their tickets. There may be thousands.
-    waiting: VecDeque<Waiting>,
-    /// The sum of theirs.
-    waiting_bytes: usize,
-    /// How many of them wait for room in the store, and their bytes.
-    held_back: (usize, usize),
-    /// Whether this is among those whose answers the end of the connection waits for.
-    counted: bool,
+    /// Half messages and decisions.
+    underway: Underway,
     /// What waits on it does so until nothing is on its way.
     pub(super) line: Line,
     /// What RabbitMQ has said to the judge.
@@ -159,10 +102,7 @@ impl HalfChannel {
             number,
             numbering: published.map(Numbering::new),
             receiving: None,
-            waiting: VecDeque::new(),
-            waiting_bytes: 0,
-            held_back: (0, 0),
-            counted: false,
+            underway: Underway::default(),
             line: Line::default(),
             // What the client did before this was not looked at.
             leases: Leases::default(),
@@ -173,10 +113,9 @@ impl HalfChannel {
     }
 
     /// The client closes it, and RabbitMQ's answer is to come. What waits for room goes with it.
-    pub fn close(&mut self) {
+    pub fn close(&mut self, io: &mut Io) {
         self.line.closing = true;
-        self.waiting.clear();
-        (self.waiting_bytes, self.held_back) = (0, (0, 0));
+        self.underway.clear(io);
     }
 
     /// Whether closing it has to wait, because an ordinary message is passing: RabbitMQ closes the whole connection over
@@ -187,7 +126,7 @@ impl HalfChannel {
         if is_passing {
             self.refusal.get_or_insert((code, text.to_owned(), method));
             // A connection that is about to end reads no more of the client, and must not wait for this channel.
-            self.stop_waiting(io);
+            self.underway.clear(io);
         }
         is_passing
     }
@@ -195,27 +134,12 @@ impl HalfChannel {
     /// Whether something waits for RabbitMQ or the store's answer: one that is not the client's must come before any that
     /// is. What waits for room is not in the way: nobody can tell how long it does.
     pub fn is_busy(&self) -> bool {
-        self.is_on_its_way() || self.flows.contains(&true)
-    }
-
-    fn is_on_its_way(&self) -> bool {
-        self.waiting.len() > self.held_back.0
-    }
-
-    /// Has the end of the connection wait for what is on its way, and for nothing else.
-    fn count(&mut self, io: &mut Io) {
-        match (self.counted, self.is_on_its_way()) {
-            (false, true) => io.committing += 1,
-            (true, false) => io.committing -= 1,
-            _ => {}
-        }
-        self.counted = self.is_on_its_way();
+        self.underway.is_on_its_way() || self.flows.contains(&true)
     }
 
     /// Whether the client has to wait before it may send more.
     pub fn is_congested(&self) -> bool {
-        let on_their_way = self.waiting_bytes - self.held_back.1;
-        self.refusal.is_none() && self.line.behind.len() + on_their_way > WAITING_BYTES_MAX
+        self.refusal.is_none() && self.line.behind.len() + self.underway.bytes_on_their_way() > WAITING_BYTES_MAX
     }
 
     /// Bytes of a message that is not all there.
@@ -225,7 +149,7 @@ impl HalfChannel {
 
     /// Bytes that it holds in memory.
     pub fn held_bytes(&self) -> usize {
-        self.waiting_bytes + self.begun_bytes() + self.line.held_bytes()
+        self.underway.bytes() + self.begun_bytes() + self.line.held_bytes()
     }
 
     /// A frame from the client.
@@ -298,7 +222,7 @@ impl HalfChannel {
                 return Next::Nothing;
             }
             // The channel would be another one, with nobody to tell of what waits.
-            Some(id::TX_SELECT) if !self.waiting.is_empty() => {
+            Some(id::TX_SELECT) if !self.underway.is_empty() => {
                 return io.refuse_full("half messages wait on this channel");
             }
             Some(id::CHANNEL_FLOW) => self.flows.push_back(false),
@@ -358,9 +282,7 @@ impl HalfChannel {
         let tag = self.numbering.as_mut().map(Numbering::park);
         let bytes = publish.len() + header.len() + body.len();
         let is_decision = matches!(stage, Stage::Decision(..));
-        self.waiting.push_back(Waiting { ticket: io.next_ticket(), tag, bytes, stage });
-        self.waiting_bytes += bytes;
-        self.count(io);
+        self.underway.push(Waiting { ticket: io.next_ticket(), tag, bytes, stage }, io);
         // The answer also tells where RabbitMQ is within a content, which the confirm of a decision needs too.
         if std::mem::take(&mut self.unordered) {
             self.flows.push_back(true);
@@ -372,35 +294,36 @@ impl HalfChannel {
         if self.flows.contains(&true) {
             return Next::Nothing;
         }
-        if let Some(Waiting { ticket, stage: Stage::Ordering { half, .. }, .. }) = self.waiting.back()
-            && half.kind.as_ref().is_some_and(|kind| self.leases.look(kind, io).holds())
-            && self.is_next_to_be_parked()
+        let is_next = self.underway.is_last_next_to_be_parked();
+        let Some(waiting) = self.underway.last() else { return Next::Nothing };
+        if let Stage::Ordering { half: Half { kind: Some(kind), .. }, .. } = &waiting.stage
+            && self.leases.look(kind, io).holds()
+            && is_next
         {
-            return self.handle_judged(*ticket, Judgement::Fine, io);
+            let ticket = waiting.ticket;
+            return self.handle_judged(ticket, Judgement::Fine, io);
         }
-        let asked = self.waiting.back_mut().and_then(|waiting| waiting.ask(io.now));
-        asked.map_or(Next::Nothing, |asked| Next::Ask(vec![asked]))
+        waiting.ask(io.now).map_or(Next::Nothing, |asked| Next::Ask(vec![asked]))
     }
 
     /// Asks the store for a decision, if all before it are through, or wait for room that it may make, and the client may
     /// make it.
     fn decide_first(&mut self, io: &mut Io) -> Next {
-        let is_held_back = |waiting: &Waiting| matches!(waiting.stage, Stage::HeldBack(..));
-        let Some(place) = self.waiting.iter().position(|waiting| !is_held_back(waiting)) else { return Next::Nothing };
-        let Stage::Decision(decision, name) = &self.waiting[place].stage else { return Next::Nothing };
-        let is_of_it = |waiting: &Waiting| matches!(&waiting.stage, Stage::HeldBack(named, _) if named.name == *name);
-        if self.waiting.iter().take(place).any(is_of_it) {
+        let Some(Waiting { ticket, stage: Stage::Decision(decision, name), .. }) = self.underway.first() else {
+            return Next::Nothing;
+        };
+        let (ticket, decision, name) = (*ticket, *decision, name.clone());
+        if self.underway.holds_back_first(&name) {
             return io.refuse_full("a message waits of the transaction that is to be decided");
         }
-        let (decision, name) = (*decision, name.clone());
-        let Waiting { ticket, stage, .. } = &mut self.waiting[place];
+        let Some(Waiting { stage, .. }) = self.underway.get(ticket) else { return Next::Nothing };
         if !io.user_confirmed {
             let mut probe = Vec::new();
             probe::write_claim_anywhere(&mut probe, self.number, io.user());
             *stage = Stage::Confirming(decision, name);
-            return Next::Ask(vec![(*ticket, probe)]);
+            return Next::Ask(vec![(ticket, probe)]);
         }
-        let (channel, ticket) = (self.number, *ticket);
+        let channel = self.number;
         *stage = Stage::Deciding(name.clone());
         io.commands.push_back(Command::Decide { channel, ticket, decision, name });
         Next::Nothing
@@ -408,8 +331,7 @@ impl HalfChannel {
 
     /// What RabbitMQ says of a half message.
     pub fn handle_judged(&mut self, ticket: Ticket, judgement: Judgement, io: &mut Io) -> Next {
-        let Some(place) = self.place(ticket) else { return Next::Nothing };
-        let waiting = &mut self.waiting[place];
+        let Some(waiting) = self.underway.get(ticket) else { return Next::Nothing };
         if let Stage::Confirming(decision, name) = &waiting.stage {
             if let Err(text) = judgement.confirms(io.user(), io.vhost()) {
                 return Next::Refuse(ReplyCode::PRECONDITION_FAILED, text, id::BASIC_PUBLISH);
@@ -432,7 +354,7 @@ impl HalfChannel {
                 }
                 let (named, batch) = (Arc::clone(&half.named), std::mem::take(&mut half.batch));
                 if io.no_room.is_some() {
-                    return self.hold_back(place, named, batch, io);
+                    return self.hold_back(ticket, named, batch, io);
                 }
                 waiting.park(self.number, named, batch, io);
                 Next::Nothing
@@ -441,13 +363,9 @@ impl HalfChannel {
     }
 
     /// The store has no room for a half message: it waits, and nothing else waits for it.
-    fn hold_back(&mut self, place: usize, named: Arc<Named>, batch: Batch, io: &mut Io) -> Next {
-        let waiting = &mut self.waiting[place];
-        waiting.stage = Stage::HeldBack(named, batch);
-        let (messages, bytes) = self.held_back;
-        self.held_back = (messages + 1, bytes + waiting.bytes);
-        self.count(io);
-        if self.held_back.1 > WAITING_BYTES_MAX {
+    fn hold_back(&mut self, ticket: Ticket, named: Arc<Named>, batch: Batch, io: &mut Io) -> Next {
+        self.underway.hold_back(ticket, named, batch, io);
+        if self.underway.bytes_held_back() > WAITING_BYTES_MAX {
             return io.refuse_full(&format!("more than {WAITING_BYTES_MAX} bytes wait on this channel"));
         }
         match self.decide_first(io) {
@@ -458,41 +376,28 @@ impl HalfChannel {
 
     /// There is room again: what waited for it goes to the store, in order.
     pub fn have_room(&mut self, io: &mut Io) -> Next {
-        self.held_back = (0, 0);
-        for waiting in &mut self.waiting {
-            if let Stage::HeldBack(named, batch) = &mut waiting.stage {
-                let (named, batch) = (Arc::clone(named), std::mem::take(batch));
-                waiting.park(self.number, named, batch, io);
-            }
-        }
-        self.count(io);
+        self.underway.park_held_back(self.number, io);
         Next::Nothing
     }
 
     /// The store has kept, or not kept, a half message.
     pub fn handle_parked(&mut self, id: TransactionId, result: Result<(), StoreError>, io: &mut Io) -> Next {
-        let is_it = |waiting: &Waiting| matches!(waiting.stage, Stage::Parking(parking) if parking == id);
-        let Some(place) = self.waiting.iter().position(is_it) else { return Next::Nothing };
+        let Some(ticket) = self.underway.parking(id) else { return Next::Nothing };
         match result {
             Err(error) => Next::Refuse(error.reply_code(), error.to_string(), id::BASIC_PUBLISH),
-            Ok(()) => self.done(place, io),
+            Ok(()) => self.done(ticket, io),
         }
     }
 
     /// The store's answer to a decision.
     pub fn handle_decided(&mut self, ticket: Ticket, result: Result<Verdict, StoreError>, io: &mut Io) -> Next {
-        let Some(place) = self.place(ticket) else { return Next::Nothing };
-        let Stage::Deciding(name) = &self.waiting[place].stage else { return Next::Nothing };
+        let Some(Waiting { stage: Stage::Deciding(name), .. }) = self.underway.get(ticket) else {
+            return Next::Nothing;
+        };
         match half::check_verdict(name, result) {
-            Ok(()) => self.done(place, io),
+            Ok(()) => self.done(ticket, io),
             Err((code, text)) => Next::Refuse(code, text, id::BASIC_PUBLISH),
         }
-    }
-
-    /// Whether all before the last one that came are being parked: what has one name goes to the store in order.
-    fn is_next_to_be_parked(&self) -> bool {
-        let before = self.waiting.len().checked_sub(2).and_then(|place| self.waiting.get(place));
-        before.is_none_or(|before| matches!(before.stage, Stage::Parking(_) | Stage::HeldBack(..)))
     }
 
     /// RabbitMQ is asked anew about the next message of each kind.
@@ -500,22 +405,16 @@ impl HalfChannel {
         self.leases.forget();
     }
 
-    fn place(&self, ticket: Ticket) -> Option<usize> {
-        self.waiting.binary_search_by_key(&ticket, |waiting| waiting.ticket).ok()
-    }
-
     /// A half message or decision is durable: it is confirmed, and others may go on.
-    fn done(&mut self, place: usize, io: &mut Io) -> Next {
-        let Some(waiting) = self.waiting.remove(place) else { return Next::Nothing };
-        self.waiting_bytes -= waiting.bytes;
+    fn done(&mut self, ticket: Ticket, io: &mut Io) -> Next {
+        let Some(waiting) = self.underway.take(ticket, io) else { return Next::Nothing };
         if let (Some(numbering), Some(tag)) = (&mut self.numbering, waiting.tag) {
             let settle = numbering.parked(tag);
             let mut ack = Vec::new();
             method::write_settle(&mut ack, self.number, id::BASIC_ACK, settle);
             self.line.say(&ack, io);
         }
-        self.count(io);
-        if !self.is_on_its_way() {
+        if !self.underway.is_on_its_way() {
             return Next::Release;
         }
         self.decide_first(io)
@@ -529,7 +428,7 @@ impl HalfChannel {
         match frame.method_id() {
             Some(id::CHANNEL_FLOW_OK) if self.flows.pop_front() == Some(true) => match self.is_busy() {
                 true if self.flows.contains(&true) => Next::Nothing,
-                true => Next::Ask(self.waiting.iter_mut().filter_map(|waiting| waiting.ask(io.now)).collect()),
+                true => Next::Ask(self.underway.ask(io.now)),
                 false => Next::Release,
             },
             Some(method @ (id::BASIC_ACK | id::BASIC_NACK)) => {
@@ -546,22 +445,13 @@ impl HalfChannel {
 
     /// RabbitMQ is gone, and with it its judgement. What the store is asked already goes on.
     pub fn lose_upstream(&mut self, io: &mut Io) {
-        self.waiting.retain(|waiting| matches!(waiting.stage, Stage::Parking(_) | Stage::Deciding(_)));
-        self.waiting_bytes = self.waiting.iter().map(|waiting| waiting.bytes).sum();
-        self.held_back = (0, 0);
-        self.count(io);
+        self.underway.keep_asked(io);
     }
 
     /// The channel is over. What the store is asked to keep, it may keep; the rest is not kept.
     pub fn abandon(&mut self, io: &mut Io) {
-        self.stop_waiting(io);
+        self.underway.clear(io);
         self.receiving = None;
-    }
-
-    fn stop_waiting(&mut self, io: &mut Io) {
-        self.waiting.clear();
-        (self.waiting_bytes, self.held_back) = (0, (0, 0));
-        self.count(io);
     }
 
     /// Shows RabbitMQ the front of a message whose rest will not be held back any more.

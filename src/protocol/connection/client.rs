@@ -163,7 +163,7 @@ impl Connection {
                 // Nothing waits on it, or this would.
                 match self.channels.get_mut(&number) {
                     // Confirms may still come, in RabbitMQ's numbers.
-                    Some(Slot::Half(channel)) => channel.close(),
+                    Some(Slot::Half(channel)) => channel.close(&mut self.io),
                     _ => drop(self.forget_ordinary(number)),
                 }
             }
