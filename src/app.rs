@@ -273,8 +273,8 @@ fn upstream(config: &Config, tls: Option<Arc<ClientTls>>) -> Upstream {
     Upstream::new(config.upstream.urls.clone(), tls, proxy_protocol, config.upstream.connect_timeout)
 }
 
-fn relay_settings(config: &Config) -> relay::Settings {
-    relay::Settings {
+fn relay_settings(config: &Config) -> relay::RelaySettings {
+    relay::RelaySettings {
         credentials: credentials(config),
         window: config.relay.window as usize,
         retry: Backoff { initial: config.relay.retry.initial, max: config.relay.retry.max },

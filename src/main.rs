@@ -11,9 +11,9 @@ use std::{
 use clap::Parser;
 use halfway::{
     app,
-    cli::{self, Cli, Command, ConfigCommand, Doctor, Progress, Step, StoreCommand, stdout},
+    cli::{self, Cli, Command, ConfigCommand, Doctor, HowFar, Progress, StoreCommand, stdout},
     config::{self, ConfigError, Loaded},
-    doctor::{self, Verdict},
+    doctor::{self, Fitness},
     store::Checked,
     telemetry,
 };
@@ -84,10 +84,10 @@ async fn with_usable_databases(mut loaded: Loaded) -> Result<Loaded, ConfigError
     let mut problems = Vec::new();
     for (key, finding) in doctor::examine_databases(&loaded.config).await {
         let problem = loaded.problem(&key, finding.text);
-        match finding.verdict {
-            Verdict::Fine => {}
-            Verdict::Warning(_) => loaded.warnings.push(problem),
-            Verdict::Failed(_) => problems.push(problem),
+        match finding.fitness {
+            Fitness::Fine => {}
+            Fitness::Warning(_) => loaded.warnings.push(problem),
+            Fitness::Failed(_) => problems.push(problem),
         }
     }
     if problems.is_empty() { Ok(loaded) } else { Err(ConfigError::Problems(problems)) }
@@ -101,7 +101,7 @@ fn doctor(args: &Doctor) -> Result<ExitCode, Box<dyn Error>> {
     }
     let findings = runtime()?.block_on(doctor::examine(&config, &args.vhost));
     cli::print_findings(&findings, args.query.json, stdout())?;
-    let failed = findings.iter().any(|finding| matches!(finding.verdict, Verdict::Failed(_)));
+    let failed = findings.iter().any(|finding| matches!(finding.fitness, Fitness::Failed(_)));
     Ok(if failed { ExitCode::FAILURE } else { ExitCode::SUCCESS })
 }
 
@@ -113,7 +113,7 @@ fn store(command: &StoreCommand) -> Result<ExitCode, Box<dyn Error>> {
             let checked = Arc::new(Checked::default());
             let look = {
                 let checked = Arc::clone(&checked);
-                move || Step {
+                move || HowFar {
                     doing: "checking transactions",
                     done: checked.done.load(Ordering::Relaxed),
                     total: checked.total.load(Ordering::Relaxed),
@@ -128,7 +128,7 @@ fn store(command: &StoreCommand) -> Result<ExitCode, Box<dyn Error>> {
         StoreCommand::Backup { to, .. } => {
             let total = url.stats()?.file_bytes;
             let (copied, target) = (url.clone(), to.clone());
-            let look = move || Step { doing: "copying bytes", done: copied.backed_up(&target), total };
+            let look = move || HowFar { doing: "copying bytes", done: copied.backed_up(&target), total };
             let progress = Progress::start(look);
             url.back_up(to)?;
             drop(progress);

@@ -12,7 +12,7 @@ use tokio::time::timeout;
 pub(super) use self::shapes::{LettersBulk, NothingBody, ReasonBody, TokenBody, TransactionsBulk};
 use super::json::Unambiguous;
 use super::problem::Problem;
-use super::request::{Filtering, Place, cursor, one_of};
+use super::request::{Filtering, Position, cursor, one_of};
 use crate::store::Bookmark;
 use crate::tx::id::Timestamp;
 
@@ -99,13 +99,13 @@ pub(super) struct BulkCursor {
 impl BulkCursor {
     fn parse(text: &str) -> Result<Self, Problem> {
         let (first, second) = text.split_at_checked(16).unwrap_or((text, ""));
-        Ok(Self { after: cursor(first)?, until: Timestamp(cursor::<Place>(second)?.0) })
+        Ok(Self { after: cursor(first)?, until: Timestamp(cursor::<Position>(second)?.0) })
     }
 }
 
 impl std::fmt::Display for BulkCursor {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{}{}", self.after, Place(self.until.0))
+        write!(f, "{}{}", self.after, Position(self.until.0))
     }
 }
 

@@ -33,7 +33,7 @@ const BROKE_OFF: &str = "the batch broke off; see the log";
 /// How many fit, or what became of a batch.
 #[derive(Debug, Serialize, ToSchema)]
 #[serde(untagged)]
-pub(super) enum Answer {
+pub(super) enum BulkAnswer {
     /// The answer to a dry run.
     Counted(Counted),
     /// The answer to the rest.
@@ -67,7 +67,7 @@ struct Failure {
 }
 
 /// What happened to one.
-enum Outcome {
+enum Handled {
     Done,
     Skipped,
     Failed(String),
@@ -77,18 +77,18 @@ enum Outcome {
 fn outcomes<T>(
     ids: impl Iterator<Item: ToString>,
     results: Vec<Result<T, Problem>>,
-    judge: impl Fn(T) -> Outcome,
-) -> Vec<(String, Outcome)> {
-    let failed = |problem: Problem| Outcome::Failed(problem.detail().to_owned());
+    judge: impl Fn(T) -> Handled,
+) -> Vec<(String, Handled)> {
+    let failed = |problem: Problem| Handled::Failed(problem.detail().to_owned());
     ids.zip(results).map(|(id, result)| (id.to_string(), result.map_or_else(failed, &judge))).collect()
 }
 
 impl Done {
-    fn add(&mut self, id: String, outcome: Outcome) {
+    fn add(&mut self, id: String, outcome: Handled) {
         match outcome {
-            Outcome::Done => self.done += 1,
-            Outcome::Skipped => self.skipped += 1,
-            Outcome::Failed(detail) => self.failed.push(Failure { id, detail }),
+            Handled::Done => self.done += 1,
+            Handled::Skipped => self.skipped += 1,
+            Handled::Failed(detail) => self.failed.push(Failure { id, detail }),
         }
     }
 }
@@ -119,7 +119,7 @@ impl Action {
     operation_id = "decideTransactions",
     request_body = body::TransactionsBulk,
     responses(
-        (status = 200, body = Answer, description = "How many fit, or what became of a batch of at most 200."),
+        (status = 200, body = BulkAnswer, description = "How many fit, or what became of a batch of at most 200."),
         Wrong,
         Refusals,
     ),
@@ -128,7 +128,7 @@ pub(super) async fn transactions(
     State(admin): State<Admin>,
     Operator(who): Operator,
     bulk: Bulk<Filter>,
-) -> Result<Json<Answer>, Problem> {
+) -> Result<Json<BulkAnswer>, Problem> {
     let action = Action::parse(&bulk.action)?;
     let mut filter = bulk.filter;
     match *filter.state.get_or_insert(state::State::InDoubt) {
@@ -158,15 +158,15 @@ pub(super) async fn transactions(
                     .map(|id| settle(&admin, Arc::clone(&who), Target::Id(*id), decision, Arc::clone(&reason), true))
                     .collect();
                 outcomes(ids.iter(), join_all(calls?).await, |verdict| match verdict {
-                    Verdict::Decided(_) => Outcome::Done,
-                    _ => Outcome::Skipped,
+                    Verdict::Decided(_) => Handled::Done,
+                    _ => Handled::Skipped,
                 })
             }
             Action::Check => {
                 let calls = ids.iter().map(|id| check_now(&admin, &who, *id, Some(&reason)));
                 outcomes(ids.iter(), join_all(calls).await, |asked| match asked {
-                    true => Outcome::Done,
-                    false => Outcome::Failed(NO_CHECKER.into()),
+                    true => Handled::Done,
+                    false => Handled::Failed(NO_CHECKER.into()),
                 })
             }
         })
@@ -182,7 +182,7 @@ pub(super) async fn transactions(
     operation_id = "decideDeadLetters",
     request_body = body::LettersBulk,
     responses(
-        (status = 200, body = Answer, description = "How many fit, or what became of a batch of at most 200."),
+        (status = 200, body = BulkAnswer, description = "How many fit, or what became of a batch of at most 200."),
         Wrong,
         Refusals,
     ),
@@ -191,7 +191,7 @@ pub(super) async fn dead_letters(
     State(admin): State<Admin>,
     Operator(who): Operator,
     bulk: Bulk<LetterFilter>,
-) -> Result<Json<Answer>, Problem> {
+) -> Result<Json<BulkAnswer>, Problem> {
     let fate = match &*bulk.action {
         "retry" => Fate::Retry,
         "discard" => Fate::Discard,
@@ -211,8 +211,8 @@ pub(super) async fn dead_letters(
             .map(|id| letters::settle(&admin, Arc::clone(&who), *id, fate, Arc::clone(&reason), true))
             .collect();
         Ok(outcomes(ids.iter(), join_all(calls?).await, |transaction| match transaction {
-            Some(_) => Outcome::Done,
-            None => Outcome::Skipped,
+            Some(_) => Handled::Done,
+            None => Handled::Skipped,
         }))
     };
     do_all(work, begun, page.next).await
@@ -220,26 +220,26 @@ pub(super) async fn dead_letters(
 
 /// Does what is to be done with a page, and tells what became of it. `next`: what to ask the store for to get the rest.
 async fn do_all(
-    work: impl Future<Output = Result<Vec<(String, Outcome)>, Problem>> + Send + 'static,
+    work: impl Future<Output = Result<Vec<(String, Handled)>, Problem>> + Send + 'static,
     begun: BulkCursor,
     next: Option<Bookmark>,
-) -> Result<Json<Answer>, Problem> {
+) -> Result<Json<BulkAnswer>, Problem> {
     let next_cursor = next.map(|after| BulkCursor { after, ..begun }.to_string());
     let mut done = Done { next_cursor, ..Done::default() };
     for (id, outcome) in apart(work, BROKE_OFF).await? {
         done.add(id, outcome);
     }
-    Ok(Json(Answer::Done(done)))
+    Ok(Json(BulkAnswer::Done(done)))
 }
 
 /// Counts what `list` gives page by page, as far as that is worth the store's time.
-async fn count<T>(list: impl Fn(Bookmark) -> Reply<Listing<T>>) -> Result<Json<Answer>, Problem> {
+async fn count<T>(list: impl Fn(Bookmark) -> Reply<Listing<T>>) -> Result<Json<BulkAnswer>, Problem> {
     let mut count = Count::default();
     while let Some(after) = count.next() {
         let page = list(after).await?;
         count.add(page.items.len(), page.next);
     }
-    Ok(Json(Answer::Counted(count.end())))
+    Ok(Json(BulkAnswer::Counted(count.end())))
 }
 
 /// The first request takes everything that is there at its moment.

@@ -11,7 +11,7 @@ use super::audit::{Action, Line};
 use super::body::{self, Reason};
 use super::openapi::{Refusals, Unknown, Wrong};
 use super::problem::Problem;
-use super::request::{ConnectionNumber, Everything, Page, PageQuery, Place};
+use super::request::{ConnectionNumber, Everything, Page, PageQuery, Position};
 use super::view::{self, Count};
 use super::{Admin, sessions};
 use crate::protocol::command::Stage;
@@ -88,7 +88,7 @@ impl From<&Seat> for Connection {
 )]
 pub(super) async fn list(State(admin): State<Admin>, page: Page<Everything>) -> Json<Connections> {
     let (seats, more) = admin.roster.connections(page.after.0.unsigned_abs(), page.limit);
-    let last = seats.last().filter(|_| more).map(|seat| Place(seat.number.cast_signed()).to_string());
+    let last = seats.last().filter(|_| more).map(|seat| Position(seat.number.cast_signed()).to_string());
     Json(Connections { items: seats.iter().map(|seat| Connection::from(&**seat)).collect(), next_cursor: last })
 }
 

@@ -139,8 +139,8 @@ pub(super) struct Everything;
 
 impl Filtering for Everything {
     const KEYS: &'static [&'static str] = &[];
-    type Cursor = Place;
-    const START: Place = Place(0);
+    type Cursor = Position;
+    const START: Position = Position(0);
 
     fn set(&mut self, key: &str, _: &str) -> Result<(), Problem> {
         Err(unknown_key(key, Self::KEYS))
@@ -166,7 +166,7 @@ impl<S: Send + Sync> FromRequestParts<S> for MessagePage {
             match &*key {
                 "limit" => page.limit = limit(&value, MESSAGES_MAX)?,
                 "cursor" => {
-                    let place = cursor::<Place>(&value)?.0;
+                    let place = cursor::<Position>(&value)?.0;
                     (page.pack, page.skip) = ((place >> 32) as u32, place as u32);
                 }
                 key => return Err(unknown_key(key, &PAGE_KEYS)),
@@ -178,7 +178,7 @@ impl<S: Send + Sync> FromRequestParts<S> for MessagePage {
 
 /// Where in a transaction's messages to go on.
 pub(super) fn message_cursor(pack: u32, skip: u32) -> String {
-    Place(i64::from(pack) << 32 | i64::from(skip)).to_string()
+    Position(i64::from(pack) << 32 | i64::from(skip)).to_string()
 }
 
 /// A path that takes no query.
@@ -270,15 +270,15 @@ impl<S: Send + Sync> FromRequestParts<S> for ConnectionNumber {
 
 /// A place in a list that is the port's own, not the store's.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub(super) struct Place(pub(super) i64);
+pub(super) struct Position(pub(super) i64);
 
-impl fmt::Display for Place {
+impl fmt::Display for Position {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{:016x}", self.0)
     }
 }
 
-impl FromStr for Place {
+impl FromStr for Position {
     type Err = ();
 
     fn from_str(text: &str) -> Result<Self, ()> {

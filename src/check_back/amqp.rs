@@ -60,7 +60,7 @@ struct Waiting(Arc<Mutex<Option<Places>>>);
 type Places = HashMap<String, oneshot::Sender<Vec<u8>>>;
 
 /// A place in [`Waiting`], left when it is dropped: an answer that comes later is nobody's.
-struct Place {
+struct Awaited {
     waiting: Waiting,
     id: String,
     answer: oneshot::Receiver<Vec<u8>>,
@@ -182,12 +182,12 @@ impl Waiting {
     }
 
     /// A place under `id`. When no answer can come any more, its wait ends at once.
-    fn place(&self, id: String) -> Place {
+    fn place(&self, id: String) -> Awaited {
         let (sender, answer) = oneshot::channel();
         if let Some(waiting) = self.held().as_mut() {
             waiting.insert(id.clone(), sender);
         }
-        Place { waiting: self.clone(), id, answer }
+        Awaited { waiting: self.clone(), id, answer }
     }
 
     fn leave(&self, id: &str) -> Option<oneshot::Sender<Vec<u8>>> {
@@ -203,7 +203,7 @@ impl Waiting {
     }
 }
 
-impl Drop for Place {
+impl Drop for Awaited {
     fn drop(&mut self) {
         self.waiting.leave(&self.id);
     }

@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 
 use super::ask::{self, AskError, Reach, age, client, print, reason, terminal_width, text};
 use super::client::{Client, ClientError};
-use super::progress::{Progress, Step};
+use super::progress::{HowFar, Progress};
 
 /// `halfway dead`.
 #[derive(Debug, Subcommand)]
@@ -185,7 +185,7 @@ async fn act_on_all(deed: &Deed, act: &Act, out: impl Write) -> Result<bool, Ask
     let tried = Arc::new(AtomicU64::new(0));
     let (seen, total) = (Arc::clone(&tried), ids.len() as u64);
     let doing = act.doing;
-    let look = move || Step { doing, done: seen.load(Ordering::Relaxed), total };
+    let look = move || HowFar { doing, done: seen.load(Ordering::Relaxed), total };
     let progress = deed.yes.then(|| Progress::start(look));
     for id in ids.iter().filter(|_| deed.yes) {
         match decide(&client, id, act.what, &deed.reason).await {

@@ -10,7 +10,7 @@ pub mod tx;
 
 pub use ask::AskError;
 pub use output::stdout;
-pub use progress::{Progress, Step};
+pub use progress::{HowFar, Progress};
 
 use std::{
     error::Error,
@@ -29,7 +29,7 @@ use self::client::ClientError;
 use self::text::{shown, shown_json};
 use crate::{
     config::{ConfigError, Entry, Loaded, Problem},
-    doctor::{Finding, Verdict},
+    doctor::{Finding, Fitness},
 };
 
 /// Durable, atomic transactions for RabbitMQ: a proxy that existing AMQP 0-9-1 clients connect to instead.
@@ -264,16 +264,16 @@ fn write_aligned(lines: &[(String, String)], terminal: Option<usize>, mut out: i
 /// # Errors
 /// When the output can't be written.
 pub fn print_findings(findings: &[Finding], json: bool, mut out: impl Write) -> io::Result<()> {
-    let told = |verdict: &Verdict| match verdict {
-        Verdict::Fine => ("ok", None),
-        Verdict::Warning(advice) => ("warning", Some(advice.clone())),
-        Verdict::Failed(advice) => ("failed", Some(advice.clone())),
+    let told = |fitness: &Fitness| match fitness {
+        Fitness::Fine => ("ok", None),
+        Fitness::Warning(advice) => ("warning", Some(advice.clone())),
+        Fitness::Failed(advice) => ("failed", Some(advice.clone())),
     };
     if json {
         let items: Vec<_> = findings
             .iter()
             .map(|finding| {
-                let (verdict, advice) = told(&finding.verdict);
+                let (verdict, advice) = told(&finding.fitness);
                 let (why, cure) = advice.map(|advice| (advice.why, advice.cure)).unzip();
                 json!({"what": finding.what, "verdict": verdict, "text": finding.text, "why": why, "cure": cure})
             })
@@ -281,7 +281,7 @@ pub fn print_findings(findings: &[Finding], json: bool, mut out: impl Write) -> 
         return writeln!(out, "{}", shown_json(&Value::from(items)));
     }
     for finding in findings {
-        let (verdict, advice) = told(&finding.verdict);
+        let (verdict, advice) = told(&finding.fitness);
         writeln!(out, "{verdict:8} {}: {}", shown(&finding.what), shown(&finding.text))?;
         if let Some(advice) = advice {
             writeln!(out, "{:8} why:  {}", "", advice.why)?;
@@ -414,8 +414,8 @@ mod tests {
     #[test]
     fn findings_are_printed_for_people_and_for_programs() {
         let advice = Advice { why: "it goes", cure: "mount\u{1b}[2J it".into() };
-        let verdict = Verdict::Warning(advice);
-        let finding = Finding { what: "store a.db".into(), verdict, text: "it is in \"tmp\"".into() };
+        let fitness = Fitness::Warning(advice);
+        let finding = Finding { what: "store a.db".into(), fitness, text: "it is in \"tmp\"".into() };
         let print = |json| {
             let mut out = Vec::new();
             print_findings(std::slice::from_ref(&finding), json, &mut out).expect("writing to a Vec does not fail");

@@ -16,7 +16,7 @@ const WIDTH: usize = 80;
 
 /// How far the work is.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Step {
+pub struct HowFar {
     /// What is being done.
     pub doing: &'static str,
     /// Of `total`.
@@ -31,7 +31,7 @@ pub struct Progress(Option<(Sender<()>, JoinHandle<()>)>);
 
 impl Progress {
     /// Draws what `look` tells, from now on, if standard error is a terminal.
-    pub fn start(look: impl Fn() -> Step + Send + 'static) -> Self {
+    pub fn start(look: impl Fn() -> HowFar + Send + 'static) -> Self {
         if !io::stderr().is_terminal() {
             return Self(None);
         }
@@ -63,7 +63,7 @@ impl Drop for Progress {
 }
 
 /// The line, in at most `width - 1` characters, so that no terminal wraps it.
-fn line(Step { doing, done, total }: Step, took: Duration, width: usize) -> String {
+fn line(HowFar { doing, done, total }: HowFar, took: Duration, width: usize) -> String {
     let seconds = took.as_secs();
     let text = match total {
         0 => format!("{doing}: {seconds} s"),
@@ -84,7 +84,7 @@ mod tests {
 
     #[test]
     fn the_line_tells_how_far_it_is_and_fits() {
-        let line = |done, total, width| line(Step { doing: "checking", done, total }, Duration::from_secs(3), width);
+        let line = |done, total, width| line(HowFar { doing: "checking", done, total }, Duration::from_secs(3), width);
         assert_eq!(line(1, 4, 80), "checking [######------------------]  25 %, 1 of 4, 3 s");
         assert_eq!(line(9, 4, 80), "checking [########################] 100 %, 4 of 4, 3 s");
         assert_eq!(line(0, 0, 80), "checking: 3 s");

@@ -30,7 +30,7 @@ pub(super) fn examine(config: &Config, now: SystemTime) -> Option<Finding> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::{Verdict, unusable_files};
+    use super::super::{Fitness, unusable_files};
     use super::*;
     use std::fs;
 
@@ -49,14 +49,14 @@ mod tests {
         (config.listen.tls.certificate, config.listen.tls.key) = (Some(certificate), Some(key.clone()));
         let on = |date: &str| {
             let now = humantime::parse_rfc3339(date).expect("a date");
-            examine(&config, now).expect("a certificate").verdict
+            examine(&config, now).expect("a certificate").fitness
         };
-        assert_eq!(on("2030-12-01T00:00:00Z"), Verdict::Fine);
-        assert!(matches!(on("2030-12-20T00:00:00Z"), Verdict::Warning(_)));
-        assert!(matches!(on("2031-01-01T00:00:01Z"), Verdict::Failed(_)));
+        assert_eq!(on("2030-12-01T00:00:00Z"), Fitness::Fine);
+        assert!(matches!(on("2030-12-20T00:00:00Z"), Fitness::Warning(_)));
+        assert!(matches!(on("2031-01-01T00:00:01Z"), Fitness::Failed(_)));
         assert_eq!(unusable_files(&config), []);
         fs::write(&key, "no key").expect("written");
-        assert!(matches!(on("2030-12-01T00:00:00Z"), Verdict::Failed(_)));
+        assert!(matches!(on("2030-12-01T00:00:00Z"), Fitness::Failed(_)));
         assert_eq!(unusable_files(&config).len(), 1);
     }
 }

@@ -20,7 +20,7 @@ pub(super) async fn examine(telemetry: &config::Telemetry) -> Option<Finding> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::Verdict;
+    use super::super::Fitness;
     use super::*;
     use crate::config::HttpUrl;
 
@@ -31,9 +31,9 @@ mod tests {
         let url = format!("http://{}", listener.local_addr().expect("bound"));
         let url = Some(HttpUrl::try_from(url).expect("a URL"));
         let telemetry = config::Telemetry { otlp_url: url, ..config::Telemetry::default() };
-        assert_eq!(examine(&telemetry).await.expect("a collector").verdict, Verdict::Fine);
+        assert_eq!(examine(&telemetry).await.expect("a collector").fitness, Fitness::Fine);
         drop(listener);
         let gone = examine(&telemetry).await.expect("a collector");
-        assert!(matches!(gone.verdict, Verdict::Warning(_)), "{gone:?}");
+        assert!(matches!(gone.fitness, Fitness::Warning(_)), "{gone:?}");
     }
 }

@@ -32,14 +32,14 @@ pub struct Finding {
     /// What was looked at.
     pub what: String,
     /// Whether it will do.
-    pub verdict: Verdict,
+    pub fitness: Fitness,
     /// What was found, for a person.
     pub text: String,
 }
 
 /// Whether something will do.
 #[derive(Clone, Debug, Eq, PartialEq)]
-pub enum Verdict {
+pub enum Fitness {
     /// It will.
     Fine,
     /// It will, with a limit that the text names.
@@ -59,17 +59,17 @@ pub struct Advice {
 
 impl Finding {
     fn fine(what: impl Into<String>, text: impl Into<String>) -> Self {
-        Finding { what: what.into(), verdict: Verdict::Fine, text: text.into() }
+        Finding { what: what.into(), fitness: Fitness::Fine, text: text.into() }
     }
 
     fn warning(what: impl Into<String>, text: impl Into<String>, why: &'static str, cure: impl Into<String>) -> Self {
-        let verdict = Verdict::Warning(Advice { why, cure: cure.into() });
-        Finding { what: what.into(), verdict, text: text.into() }
+        let fitness = Fitness::Warning(Advice { why, cure: cure.into() });
+        Finding { what: what.into(), fitness, text: text.into() }
     }
 
     fn failed(what: impl Into<String>, text: impl Into<String>, why: &'static str, cure: impl Into<String>) -> Self {
-        let verdict = Verdict::Failed(Advice { why, cure: cure.into() });
-        Finding { what: what.into(), verdict, text: text.into() }
+        let fitness = Fitness::Failed(Advice { why, cure: cure.into() });
+        Finding { what: what.into(), fitness, text: text.into() }
     }
 }
 

@@ -9,7 +9,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::{Advice, Finding, Verdict, word};
+use super::{Advice, Finding, Fitness, word};
 use crate::config::{self, StoreUrl};
 use crate::store::Weakness;
 
@@ -39,7 +39,7 @@ fn place(path: &Path) -> Finding {
         Ok(took) => took.as_secs_f64() * 1000.0,
         Err(error) => {
             let text = format!("cannot write in {}: {error}", folder.display());
-            return Finding { what, verdict: Verdict::Failed(unwritable(&error, folder)), text };
+            return Finding { what, fitness: Fitness::Failed(unwritable(&error, folder)), text };
         }
     };
     let kind = fs::canonicalize(folder).ok().and_then(|folder| {
@@ -177,7 +177,7 @@ mod tests {
         synced_write(folder.path()).expect("a writable folder");
         assert_eq!(fs::read_dir(folder.path()).expect("readable").count(), 0);
         let finding = place(&folder.path().join("missing/halfway.db"));
-        assert!(matches!(finding.verdict, Verdict::Failed(_)), "{finding:?}");
+        assert!(matches!(finding.fitness, Fitness::Failed(_)), "{finding:?}");
     }
 
     #[test]
@@ -200,6 +200,6 @@ mod tests {
         let path = folder.path().join("halfway.db");
         fs::write(&path, [7; 8192]).expect("written");
         let url = StoreUrl::try_from(format!("sqlite:{}", path.display())).expect("a URL");
-        assert!(matches!(contents(&url, 1)[0].verdict, Verdict::Failed(_)));
+        assert!(matches!(contents(&url, 1)[0].fitness, Fitness::Failed(_)));
     }
 }

@@ -24,7 +24,7 @@ pub(super) fn examine(admin: &config::Admin) -> Option<Finding> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::{Advice, Verdict};
+    use super::super::{Advice, Fitness};
     use super::*;
     use std::fs;
 
@@ -35,11 +35,11 @@ mod tests {
         assert_eq!(examine(&config::Admin::default()), None);
         let token = config::AdminToken { token_file: token_file.clone(), role: config::Role::Viewer };
         let admin = config::Admin { tokens: vec![token], ..config::Admin::default() };
-        let Some(Finding { verdict: Verdict::Failed(Advice { cure, .. }), .. }) = examine(&admin) else {
+        let Some(Finding { fitness: Fitness::Failed(Advice { cure, .. }), .. }) = examine(&admin) else {
             panic!("it is not there")
         };
         assert_eq!(cure, format!("openssl rand -hex 32 > {}", token_file.display()));
         fs::write(&token_file, "secret\n").expect("written");
-        assert_eq!(examine(&admin).expect("a token").verdict, Verdict::Fine);
+        assert_eq!(examine(&admin).expect("a token").fitness, Fitness::Fine);
     }
 }

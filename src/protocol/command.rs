@@ -21,7 +21,7 @@ const JUDGEMENT_HOLDS: Duration = Duration::from_secs(1);
 
 /// By what a connection is served, its limits and waits: see `config.toml` for what users may set.
 #[derive(Debug, Clone)]
-pub struct Settings {
+pub struct ConnectionSettings {
     /// Who may log in from here.
     pub login: LoginRules,
     /// How long tx.commit-ok may wait for the relay; zero answers as soon as the decision is durable.
@@ -198,8 +198,8 @@ pub struct Io {
     pub to_upstream: Vec<u8>,
     /// For the session.
     pub commands: VecDeque<Command>,
-    /// See [`Settings`]. A transaction keeps those under which it began.
-    pub settings: Arc<Settings>,
+    /// See [`ConnectionSettings`]. A transaction keeps those under which it began.
+    pub settings: Arc<ConnectionSettings>,
     /// Bytes of one message's body that RabbitMQ takes, as its version tells.
     pub server_message_bytes_max: u64,
     /// Who the client is; none before open-ok, when there is no channel either.
@@ -236,7 +236,7 @@ pub struct Io {
 
 impl Io {
     /// Nothing said yet.
-    pub fn new(settings: Settings, now: Instant) -> Self {
+    pub fn new(settings: ConnectionSettings, now: Instant) -> Self {
         Self {
             to_client: Vec::new(),
             to_upstream: Vec::new(),

@@ -22,7 +22,7 @@ use self::refused::Refused;
 use self::slots::Slots;
 use super::behind::Behind;
 use super::channel::Channel;
-use super::command::{Command, Io, Next, Refusal, Settings, Stage, Ticket};
+use super::command::{Command, ConnectionSettings, Io, Next, Refusal, Stage, Ticket};
 use super::deliveries::Consumers;
 use super::judge::{Judge, Question};
 use super::ordinary::HalfChannel;
@@ -151,7 +151,7 @@ pub struct Connection {
 
 impl Connection {
     /// A connection that was accepted and has not spoken. `handshake_until` is when it is closed if it is not open then.
-    pub fn new(settings: Settings, now: Instant, handshake_until: Instant) -> Self {
+    pub fn new(settings: ConnectionSettings, now: Instant, handshake_until: Instant) -> Self {
         Self {
             io: Io::new(settings, now),
             phase: Phase::Greeting,
@@ -179,10 +179,10 @@ impl Connection {
 
     /// New limits, waits and checkers, for transactions that begin from now on. Who may log in was asked at the start, and
     /// the control exchange stays what it was: a message to it may have begun.
-    pub fn change_settings(&mut self, settings: Settings) {
+    pub fn change_settings(&mut self, settings: ConnectionSettings) {
         let old = &self.io.settings;
         let (login, control_exchange) = (old.login.clone(), Arc::clone(&old.control_exchange));
-        self.io.settings = Arc::new(Settings { login, control_exchange, ..settings });
+        self.io.settings = Arc::new(ConnectionSettings { login, control_exchange, ..settings });
         self.end_leases();
     }
 

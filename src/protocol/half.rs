@@ -1,7 +1,7 @@
 //! What a producer says in the headers of a message: which transaction it belongs to, who knows about it, and what was
 //! decided elsewhere.
 
-use super::command::{Io, Settings};
+use super::command::{ConnectionSettings, Io};
 use super::probe;
 use crate::amqp::method::Publish;
 use crate::amqp::properties::Properties;
@@ -103,7 +103,7 @@ pub fn check_verdict(name: &TransactionName, result: Result<Verdict, StoreError>
 }
 
 /// Why a message can't be parked for its size, or `None` if it can; for a channel error 406 when all of it has come.
-pub fn too_large(header_bytes: usize, body_bytes: u64, settings: &Settings, io: &Io) -> Option<String> {
+pub fn too_large(header_bytes: usize, body_bytes: u64, settings: &ConnectionSettings, io: &Io) -> Option<String> {
     let max = settings.limits.message_bytes_max.unwrap_or(io.server_message_bytes_max);
     if body_bytes > max {
         return Some(format!("message size {body_bytes} is larger than configured max size {max}"));
@@ -186,7 +186,7 @@ mod tests {
             first_after: Duration::from_secs(6),
         };
         let rules = vec![rule("of-others", Some("none")), rule("by-rule", Some("orders")), rule("by-name", None)];
-        let settings = Settings { rules: Arc::new(Rules::new(rules)), ..settings() };
+        let settings = ConnectionSettings { rules: Arc::new(Rules::new(rules)), ..settings() };
         Io::new(settings, Instant::now())
     }
 

@@ -1,7 +1,7 @@
 //! What a transactional channel has gathered since the last decision, and what of it has to be done again once RabbitMQ
 //! has judged and dropped the probes.
 
-use super::command::{Io, Settings};
+use super::command::{ConnectionSettings, Io};
 use crate::amqp::frame;
 use crate::amqp::method::{self, Settle, id};
 use crate::amqp::tags::TagSet;
@@ -25,7 +25,7 @@ pub struct Transaction {
     /// When its first message was there.
     pub since: Option<Instant>,
     /// The settings under which it began, once it has a message.
-    pub settings: Option<Arc<Settings>>,
+    pub settings: Option<Arc<ConnectionSettings>>,
     /// What the producer said of it, if its messages are to be durable as they come.
     pub named: Option<Arc<Named>>,
     /// Whether RabbitMQ is judging half messages of a named one, which are parked when it has.
@@ -77,7 +77,7 @@ impl Transaction {
     }
 
     /// Its limits and waits: what an operator changes meanwhile is for those that begin later.
-    pub fn settings<'a>(&'a self, io: &'a Io) -> &'a Settings {
+    pub fn settings<'a>(&'a self, io: &'a Io) -> &'a ConnectionSettings {
         self.settings.as_ref().unwrap_or(&io.settings)
     }
 

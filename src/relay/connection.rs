@@ -5,9 +5,9 @@ mod lost;
 
 pub(super) use lost::Lost;
 
-use self::answers::{Answer, DELIVERED_WAIT, keep};
+use self::answers::{DELIVERED_WAIT, StoreAnswer, keep};
 use self::lost::End;
-use super::Settings;
+use super::RelaySettings;
 use super::channels::Channels;
 use super::inbox::Inbox;
 use super::lane::{Lane, Lone, Policy};
@@ -16,7 +16,7 @@ use super::login::{Connection, LoginError};
 use super::message::Message;
 use super::queue::{Next, Queue};
 use super::status::{Link, Stuck, VhostStatus, add};
-use super::trial::{self, Verdict};
+use super::trial::{self, Ruling};
 use super::wire::{WRITE_BYTES, Wire};
 use crate::amqp::frame::{self, Frame};
 use crate::amqp::method::{self, Close, id};
@@ -53,7 +53,7 @@ pub(super) const GOODBYE_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// What the tasks of all virtual hosts share.
 pub(super) struct Shared {
-    pub(super) settings: watch::Receiver<Settings>,
+    pub(super) settings: watch::Receiver<RelaySettings>,
     pub(super) upstream: Arc<Upstream>,
     pub(super) store: Arc<dyn Store>,
     /// The first commit of this process: what is older may have been sent by an earlier one.
@@ -65,7 +65,7 @@ pub(super) struct Shared {
 pub(super) struct Vhost {
     name: Arc<str>,
     shared: Arc<Shared>,
-    settings: watch::Receiver<Settings>,
+    settings: watch::Receiver<RelaySettings>,
     inbox: Arc<Inbox>,
     status: Arc<VhostStatus>,
     draining: watch::Receiver<bool>,
@@ -77,7 +77,7 @@ pub(super) struct Vhost {
     /// The lane whose turn it is to send first.
     turn: u16,
     /// Questions to the store that are not answered.
-    questions: FuturesUnordered<BoxFuture<'static, Answer>>,
+    questions: FuturesUnordered<BoxFuture<'static, StoreAnswer>>,
     delivered: Vec<Sequence>,
     delivered_since: Option<Instant>,
     confirmed_something: bool,
@@ -86,13 +86,13 @@ pub(super) struct Vhost {
     company_until: Option<Instant>,
     /// Where messages are tried, from the first one on that had to be.
     trial: Option<UnboundedSender<Vec<Message>>>,
-    verdicts: UnboundedReceiver<(Message, Verdict)>,
-    verdicts_sender: UnboundedSender<(Message, Verdict)>,
+    rulings: UnboundedReceiver<(Message, Ruling)>,
+    rulings_sender: UnboundedSender<(Message, Ruling)>,
 }
 
 impl Vhost {
     pub(super) fn new(name: Arc<str>, shared: Arc<Shared>, inbox: Arc<Inbox>, status: Arc<VhostStatus>) -> Self {
-        let (verdicts_sender, verdicts) = unbounded_channel();
+        let (rulings_sender, rulings) = unbounded_channel();
         Self {
             name,
             draining: shared.draining.clone(),
@@ -111,8 +111,8 @@ impl Vhost {
             blocked: false,
             company_until: None,
             trial: None,
-            verdicts,
-            verdicts_sender,
+            rulings,
+            rulings_sender,
         }
     }
 
@@ -236,7 +236,7 @@ impl Vhost {
                 result = &mut connect => return Some(result),
                 _ = draining.wait_for(|draining| *draining) => return None,
                 Some(answer) = self.questions.next() => self.hear(answer),
-                Some((message, verdict)) = self.verdicts.recv() => self.tried(message, verdict),
+                Some((message, ruling)) = self.rulings.recv() => self.tried(message, ruling),
             }
         }
     }
@@ -255,7 +255,7 @@ impl Vhost {
                 () = &mut reached, if reach => return,
                 _ = draining.wait_for(|draining| *draining) => return,
                 Some(answer) = self.questions.next() => self.hear(answer),
-                Some((message, verdict)) = self.verdicts.recv() => self.tried(message, verdict),
+                Some((message, ruling)) = self.rulings.recv() => self.tried(message, ruling),
             }
         }
     }
@@ -360,7 +360,7 @@ impl Vhost {
                 () = inbox.wake.notified() => {}
                 () = inbox.wake_soon.notified(), if alone => {}
                 Some(answer) = self.questions.next() => self.hear(answer),
-                Some((message, verdict)) = self.verdicts.recv() => self.tried(message, verdict),
+                Some((message, ruling)) = self.rulings.recv() => self.tried(message, ruling),
                 _ = draining.changed() => {}
                 () = &mut timer => self.handle_timeout(wire)?,
             }
@@ -405,11 +405,11 @@ impl Vhost {
         for (number, after) in pages {
             let lane = crate::store::Lane::new(Arc::clone(&self.name), number);
             let page = self.shared.store.page(&lane, after, PAGE_BYTES);
-            self.questions.push(Box::pin(async move { Answer::Page { lane: number, packs: page.await } }));
+            self.questions.push(Box::pin(async move { StoreAnswer::Page { lane: number, packs: page.await } }));
         }
         for (source, after) in asides {
             let page = self.shared.store.page(&self.aside(source), after, ASIDE_BYTES);
-            self.questions.push(Box::pin(async move { Answer::Aside { source, after, packs: page.await } }));
+            self.questions.push(Box::pin(async move { StoreAnswer::Aside { source, after, packs: page.await } }));
         }
         let before = wire.writer.out.len();
         self.fill(&mut wire.writer.out, wire.frame_bytes_max, now);
@@ -491,16 +491,16 @@ impl Vhost {
         let trial = self.trial.get_or_insert_with(|| {
             let (sender, messages) = unbounded_channel();
             let (shared, status) = (Arc::clone(&self.shared), Arc::clone(&self.status));
-            tokio::spawn(trial::start(Arc::clone(&self.name), shared, status, messages, self.verdicts_sender.clone()));
+            tokio::spawn(trial::start(Arc::clone(&self.name), shared, status, messages, self.rulings_sender.clone()));
             sender
         });
         // It ends with this sender.
         let _ = trial.send(suspects);
     }
 
-    fn tried(&mut self, message: Message, verdict: Verdict) {
+    fn tried(&mut self, message: Message, ruling: Ruling) {
         let channel = self.channels.of(message.source.lane);
-        self.lane(channel).tried(message, verdict, Instant::now());
+        self.lane(channel).tried(message, ruling, Instant::now());
     }
 
     fn deadline(&self, wire: &Wire) -> Instant {
@@ -590,7 +590,7 @@ impl Vhost {
     }
 }
 
-impl Settings {
+impl RelaySettings {
     fn policy(&self) -> Policy {
         Policy {
             window: self.window,

@@ -27,7 +27,7 @@ use super::letters::LETTERS_MAX;
 use super::message::{Message, Stretch, Transaction};
 use super::outgoing::{Closed, Heard, Outgoing};
 use super::status::{VhostStatus, add};
-use super::trial::Verdict;
+use super::trial::Ruling;
 use crate::amqp::frame::Frame;
 use crate::amqp::reply_code::ReplyCode;
 use crate::amqp::wire::Malformed;
@@ -353,9 +353,9 @@ impl Lane {
                 for message in &messages {
                     self.aside.answered(message.source);
                 }
-                let verdict = if taken { Verdict::Taken } else { Verdict::Nacked };
+                let ruling = if taken { Ruling::Taken } else { Ruling::Nacked };
                 for message in messages {
-                    self.heard_of(message, verdict.clone(), now);
+                    self.heard_of(message, ruling.clone(), now);
                 }
                 if oldest {
                     self.confirm_timeout = self.policy.confirm_timeout;
@@ -379,43 +379,43 @@ impl Lane {
     }
 
     /// What came of it.
-    pub(super) fn tried(&mut self, message: Message, verdict: Verdict, now: Instant) {
+    pub(super) fn tried(&mut self, message: Message, ruling: Ruling, now: Instant) {
         self.aside.tried(&message);
-        self.judged(message, verdict, now);
+        self.judged(message, ruling, now);
     }
 
     /// RabbitMQ's word on a message of this channel.
-    fn heard_of(&mut self, message: Message<Option<Sequence>>, verdict: Verdict, now: Instant) {
+    fn heard_of(&mut self, message: Message<Option<Sequence>>, ruling: Ruling, now: Instant) {
         let source = message.source;
         match self.lones.resolve(message) {
-            Ok(message) => self.judged(message, verdict, now),
+            Ok(message) => self.judged(message, ruling, now),
             Err(lone) => {
-                self.lone_judged(lone, verdict, now);
+                self.lone_judged(lone, ruling, now);
                 self.settle(source, now);
             }
         }
     }
 
     /// RabbitMQ's word on a message that is in flight no more.
-    fn judged(&mut self, message: Message, verdict: Verdict, now: Instant) {
+    fn judged(&mut self, message: Message, ruling: Ruling, now: Instant) {
         let source = message.source;
-        match verdict {
-            Verdict::Taken => {
+        match ruling {
+            Ruling::Taken => {
                 add(&self.status.counters.confirmed, 1);
                 self.confirmed = true;
                 self.aside.taken(source);
                 self.answered(message, now);
             }
-            Verdict::Nacked => {
+            Ruling::Nacked => {
                 add(&self.status.counters.nacked, 1);
                 self.nacked(message, now);
             }
-            Verdict::Guilty(code, text) => {
+            Ruling::Guilty(code, text) => {
                 self.bury(message, code, text);
                 self.convict(source, now);
             }
-            Verdict::Untried => self.aside.put_back(message, None),
-            Verdict::Acquitted => {
+            Ruling::Untried => self.aside.put_back(message, None),
+            Ruling::Acquitted => {
                 self.aside.put_back(message, None);
                 self.aside.acquit(source);
             }
@@ -432,7 +432,7 @@ impl Lane {
         if self.outgoing.len() == 1 {
             for culprit in self.outgoing.take_back() {
                 self.aside.answered(culprit.source);
-                self.heard_of(culprit, Verdict::Guilty(code, text.clone()), now);
+                self.heard_of(culprit, Ruling::Guilty(code, text.clone()), now);
             }
         }
         self.take_back(true, now);

@@ -50,7 +50,7 @@ const QUEUED_BYTES_MAX: usize = 16 << 20;
 /// Bytes of a message that goes to RabbitMQ before the store has it, at most: a large one takes longer than a moment.
 const LONE_BYTES_MAX: usize = 64 << 10;
 
-/// See [`Settings::nack_pauses`]: a queue that is full for a while is waited for, and a queue with `reject-publish-dlx`, or
+/// See [`RelaySettings::nack_pauses`]: a queue that is full for a while is waited for, and a queue with `reject-publish-dlx`, or
 /// one beside a full one, gets few copies.
 pub const NACK_PAUSES: [Duration; 5] = [
     Duration::from_secs(1),
@@ -60,12 +60,12 @@ pub const NACK_PAUSES: [Duration; 5] = [
     Duration::from_secs(300),
 ];
 
-/// See [`Settings::idle_after`].
+/// See [`RelaySettings::idle_after`].
 pub const IDLE_AFTER: Duration = Duration::from_secs(300);
 
 /// How the relay works.
 #[derive(Debug, Clone)]
-pub struct Settings {
+pub struct RelaySettings {
     /// Its account: needs write permission and, to keep `user-id`, the tag `impersonator`.
     pub credentials: Credentials,
     /// Messages published and not yet confirmed, per lane.
@@ -86,7 +86,7 @@ pub struct Settings {
 /// The part that publishes committed messages to RabbitMQ. Made first, because the store needs it as its [`Outlet`];
 /// works from [`Relay::start`] to [`Relay::drain`].
 pub struct Relay {
-    settings: watch::Sender<Settings>,
+    settings: watch::Sender<RelaySettings>,
     upstream: Arc<Upstream>,
     status: Arc<RelayStatus>,
     budget: Arc<Budget>,
@@ -105,7 +105,7 @@ struct State {
 
 impl Relay {
     /// Makes a relay that does nothing yet but hold on to what it is given.
-    pub fn new(settings: Settings, upstream: Arc<Upstream>) -> Self {
+    pub fn new(settings: RelaySettings, upstream: Arc<Upstream>) -> Self {
         Self {
             settings: watch::Sender::new(settings),
             upstream,
@@ -148,7 +148,7 @@ impl Relay {
     }
 
     /// Works by these settings from now on; a new account counts from the next connection on.
-    pub fn change_settings(&self, settings: Settings) {
+    pub fn change_settings(&self, settings: RelaySettings) {
         self.settings.send_replace(settings);
     }
 

@@ -26,7 +26,7 @@ const STRIKES: u32 = 2;
 
 /// What came of a message.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum Verdict {
+pub(super) enum Ruling {
     /// RabbitMQ has it.
     Taken,
     /// RabbitMQ nacked it.
@@ -53,7 +53,7 @@ pub(super) struct Trial {
     struck: Option<((Sequence, u32), u32)>,
     /// How many answers there were.
     answers: u64,
-    pub(super) verdicts: Vec<(Message, Verdict)>,
+    pub(super) rulings: Vec<(Message, Ruling)>,
 }
 
 impl Trial {
@@ -66,7 +66,7 @@ impl Trial {
             guilty_among: None,
             struck: None,
             answers: 0,
-            verdicts: Vec::new(),
+            rulings: Vec::new(),
         }
     }
 
@@ -107,7 +107,7 @@ impl Trial {
         {
             if let Err((message, unsendable)) = self.outgoing.send(message, out, frame_bytes_max, now) {
                 let code = unsendable.reply_code();
-                self.verdicts.push((message, Verdict::Guilty(code, code.text(&unsendable.to_string()))));
+                self.rulings.push((message, Ruling::Guilty(code, code.text(&unsendable.to_string()))));
             }
         }
     }
@@ -122,7 +122,7 @@ impl Trial {
                     if !taken {
                         self.leave_untried(message.source);
                     }
-                    self.verdicts.push((message, if taken { Verdict::Taken } else { Verdict::Nacked }));
+                    self.rulings.push((message, if taken { Ruling::Taken } else { Ruling::Nacked }));
                 }
                 if self.outgoing.is_empty() && self.guilty_among.is_none() {
                     self.width = (self.width * 2).min(WIDTH_MAX);
@@ -156,7 +156,7 @@ impl Trial {
     /// RabbitMQ does not answer: what is in flight closes nothing. The connection has to be made anew.
     pub(super) fn acquit(&mut self) {
         let messages = self.outgoing.take_back();
-        self.verdicts.extend(messages.into_iter().map(|message| (message, Verdict::Acquitted)));
+        self.rulings.extend(messages.into_iter().map(|message| (message, Ruling::Acquitted)));
         self.guilty_among = None;
     }
 
@@ -172,8 +172,8 @@ impl Trial {
         self.struck = Some((place, before + 1));
         if before + 1 >= strikes_needed {
             let culprits = self.outgoing.take_back();
-            let verdict = Verdict::Guilty(code, text.to_owned());
-            self.verdicts.extend(culprits.into_iter().map(|message| (message, verdict.clone())));
+            let ruling = Ruling::Guilty(code, text.to_owned());
+            self.rulings.extend(culprits.into_iter().map(|message| (message, ruling.clone())));
             (self.guilty_among, self.struck) = (None, None);
         }
     }
@@ -183,7 +183,7 @@ impl Trial {
         let behind: Vec<_> =
             self.waiting.iter().filter(|(_, it)| it.source == source).map(|(place, _)| *place).collect();
         let behind = behind.iter().filter_map(|place| self.waiting.remove(place));
-        self.verdicts.extend(behind.map(|message| (message, Verdict::Untried)));
+        self.rulings.extend(behind.map(|message| (message, Ruling::Untried)));
     }
 
     fn take_back(&mut self) {

@@ -19,7 +19,7 @@ use crate::config::{self, Config};
 use crate::health::Health;
 use crate::memory::Memory;
 use crate::places::Capacity;
-use crate::protocol::command::Settings;
+use crate::protocol::command::ConnectionSettings;
 use crate::protocol::handshake::LoginRules;
 use crate::roster::Roster;
 use crate::signals::Shutdown;
@@ -150,9 +150,9 @@ impl Terms {
         }
     }
 
-    fn settings(&self, from_loopback: bool) -> Settings {
+    fn settings(&self, from_loopback: bool) -> ConnectionSettings {
         let transaction = &self.transaction;
-        Settings {
+        ConnectionSettings {
             login: LoginRules { from_loopback, loopback_users: self.loopback_users.clone() },
             forward_wait: transaction.forward_wait,
             judgement: transaction.judgement,

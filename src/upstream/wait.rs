@@ -24,18 +24,18 @@ pub(super) struct Waiting {
 }
 
 /// One who waits, until it is dropped.
-struct Place<'a>(&'a Waiting);
+struct Counted<'a>(&'a Waiting);
 
-impl Drop for Place<'_> {
+impl Drop for Counted<'_> {
     fn drop(&mut self) {
         self.0.count.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
 impl Waiting {
-    fn enter(&self) -> (Place<'_>, bool) {
+    fn enter(&self) -> (Counted<'_>, bool) {
         let is_first = self.count.fetch_add(1, Ordering::Relaxed) == 0;
-        (Place(self), is_first)
+        (Counted(self), is_first)
     }
 
     pub(super) fn count(&self) -> usize {

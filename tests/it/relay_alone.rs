@@ -5,7 +5,7 @@ use crate::support::id;
 use crate::support::raw::Login;
 use crate::support::table::{Properties, Table};
 use crate::support::{Broker, PATIENCE, Raw, broker, deadline, unique, wait_until};
-use halfway::relay::{Backoff, Credentials, Link, Relay, Settings, find_rights};
+use halfway::relay::{Backoff, Credentials, Link, Relay, RelaySettings, find_rights};
 use halfway::store::memory::MemoryStore;
 use halfway::store::{Commit, Committed, ForSessions, Forwarded, Lane, Origin, Outlet, Strand, Wait, Waiter};
 use halfway::tx::batch::{Batch, HalfMessage};
@@ -59,7 +59,7 @@ impl Alone {
 
     /// The same, and how long its connection stays without work.
     fn start_for(&self, ports: &[u16], idle_after: Duration) -> Arc<Relay> {
-        let settings = Settings {
+        let settings = RelaySettings {
             credentials: Credentials { username: self.account.clone(), password: self.account.clone() },
             window: 100,
             retry: Backoff { initial: Duration::from_millis(20), max: Duration::from_millis(200) },

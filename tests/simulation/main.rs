@@ -22,7 +22,7 @@ use fastrand::Rng;
 use producer::{Kind, Session, Step, Story, Told};
 use pure::amqp::method::Publish;
 use pure::amqp::reply_code::ReplyCode;
-use pure::protocol::command::{Command, Settings};
+use pure::protocol::command::{Command, ConnectionSettings};
 use pure::protocol::handshake::LoginRules;
 use pure::tx::batch::{self, Batch};
 use pure::tx::check_back::{Answer as Said, Asked, Next, Policy, WhenExhausted};
@@ -54,7 +54,7 @@ fn new_id() -> TransactionId {
     TransactionId(Uuid::from_u128(LAST_ID.get()))
 }
 
-fn settings() -> Settings {
+fn settings() -> ConnectionSettings {
     let rule = Rule {
         checker: "c".into(),
         vhost: None,
@@ -63,7 +63,7 @@ fn settings() -> Settings {
         exchange: None,
         first_after: FIRST_AFTER,
     };
-    Settings {
+    ConnectionSettings {
         age_max: Duration::ZERO,
         login: LoginRules { from_loopback: true, loopback_users: Vec::new() },
         forward_wait: Duration::from_secs(1),

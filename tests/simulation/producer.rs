@@ -7,7 +7,7 @@ use pure::amqp::frame;
 use pure::amqp::method::{self, Publish, Settle, id};
 use pure::amqp::table;
 use pure::amqp::wire::Write;
-use pure::protocol::command::Settings;
+use pure::protocol::command::ConnectionSettings;
 use pure::protocol::connection::Connection;
 use std::collections::HashSet;
 use std::time::{Duration, Instant};
@@ -80,7 +80,7 @@ pub(crate) struct Session {
 }
 
 impl Session {
-    pub(crate) fn open(number: u64, settings: Settings, now: Instant) -> Self {
+    pub(crate) fn open(number: u64, settings: ConnectionSettings, now: Instant) -> Self {
         let mut connection = Connection::new(settings, now, now + Duration::from_secs(10));
         login::log_in(&mut connection, "orders", "/", 2047);
         let mut out = Vec::new();

@@ -10,7 +10,7 @@ use crate::tx::state::State;
 const TRANSACTIONS: &str = "/api/transactions/bulk";
 const LETTERS: &str = "/api/dead-letters/bulk";
 
-async fn ask(port: &Port, path: &str, body: Value) -> Answer {
+async fn ask(port: &Port, path: &str, body: Value) -> Response {
     port.post(path, &body.to_string()).await
 }
 

@@ -5,7 +5,7 @@ use std::time::Duration;
 use super::*;
 use crate::config::{Checker, CheckerMatch, Entry, HttpUrl, Origin};
 use crate::roster::LastCheck;
-use crate::tx::check_back::Answer as Said;
+use crate::tx::check_back::Answer;
 use crate::tx::decision::Decision;
 use crate::tx::id::Timestamp;
 
@@ -23,7 +23,7 @@ async fn checkers_are_shown_as_they_answer_and_without_their_secrets() {
     let bills = Checker { name: "bills".into(), queue: Some("bills.check".into()), ..Checker::default() };
     port.admin.set_up(Setup { checkers: vec![orders, bills], ..Setup::default() });
     let counts = port.admin.numbers.instruments.checks.checker("orders");
-    counts.checks.count(Some(Said::Decision(Decision::Commit)));
+    counts.checks.count(Some(Answer::Decision(Decision::Commit)));
     counts.checks.count(None);
     counts.circuit_open.set(1);
     let last = LastCheck {

@@ -8,7 +8,7 @@ use crate::tx::id::Timestamp;
 
 const REASON: &str = r#"{"reason": "it floods the log"}"#;
 
-async fn close(port: &Port, id: &str, body: &str) -> Answer {
+async fn close(port: &Port, id: &str, body: &str) -> Response {
     let headers = [("Host", "localhost"), ("Content-Type", "application/json")];
     port.send(&format!("DELETE /api/connections/{id}"), &headers, body).await
 }

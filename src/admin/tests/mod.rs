@@ -31,13 +31,13 @@ struct Port {
 
 /// An answer, its header names in small letters.
 #[derive(Debug)]
-struct Answer {
+struct Response {
     status: u16,
     head: String,
     body: String,
 }
 
-impl Answer {
+impl Response {
     /// A header's value, in small letters.
     fn header(&self, name: &str) -> Option<&str> {
         self.head.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(": "))
@@ -87,7 +87,7 @@ impl Port {
     }
 
     /// Sends a request with these headers beside `Connection` and `Content-Length`.
-    async fn send(&self, line: &str, headers: &[(&str, &str)], body: &str) -> Answer {
+    async fn send(&self, line: &str, headers: &[(&str, &str)], body: &str) -> Response {
         let mut stream = TcpStream::connect(self.address).await.expect("connected");
         let mut request = format!("{line} HTTP/1.1\r\nConnection: close\r\nContent-Length: {}\r\n", body.len());
         headers.iter().for_each(|(name, value)| request += &format!("{name}: {value}\r\n"));
@@ -98,14 +98,14 @@ impl Port {
         stream.read_to_string(&mut answer).await.expect("answered");
         let (head, body) = answer.split_once("\r\n\r\n").expect("an HTTP answer");
         let status = head.split(' ').nth(1).and_then(|status| status.parse().ok()).expect("a status");
-        Answer { status, head: format!("{}\r\n", head.to_lowercase()), body: body.to_owned() }
+        Response { status, head: format!("{}\r\n", head.to_lowercase()), body: body.to_owned() }
     }
 
-    async fn get(&self, path: &str) -> Answer {
+    async fn get(&self, path: &str) -> Response {
         self.send(&format!("GET {path}"), &[("Host", "localhost")], "").await
     }
 
-    async fn post(&self, path: &str, body: &str) -> Answer {
+    async fn post(&self, path: &str, body: &str) -> Response {
         let headers = [("Host", "localhost"), ("Content-Type", "application/json")];
         self.send(&format!("POST {path}"), &headers, body).await
     }

@@ -42,8 +42,8 @@ struct Script {
     lease_ends: usize,
 }
 
-pub(in super::super) fn settings() -> Settings {
-    Settings {
+pub(in super::super) fn settings() -> ConnectionSettings {
+    ConnectionSettings {
         login: LoginRules { from_loopback: false, loopback_users: vec!["guest".into()] },
         forward_wait: Duration::from_secs(1),
         mandatory_wait: Duration::from_secs(30),
@@ -61,7 +61,7 @@ pub(in super::super) fn settings() -> Settings {
     }
 }
 
-fn limited(limit: impl FnOnce(&mut TransactionLimits)) -> Settings {
+fn limited(limit: impl FnOnce(&mut TransactionLimits)) -> ConnectionSettings {
     let mut settings = settings();
     limit(&mut settings.limits);
     settings
@@ -189,14 +189,14 @@ fn methods(mut frames: &[u8]) -> Vec<(u16, (u16, u16))> {
 }
 
 impl Script {
-    fn new(settings: Settings) -> Self {
+    fn new(settings: ConnectionSettings) -> Self {
         let now = Instant::now();
         let connection = Connection::new(settings, now, now + Duration::from_secs(10));
         Self { connection, commands: Vec::new(), lease_ends: 0, now }
     }
 
     /// Through the handshake, as a user from elsewhere.
-    fn open(settings: Settings) -> Self {
+    fn open(settings: ConnectionSettings) -> Self {
         let mut script = Self::new(settings);
         script.client(&PROTOCOL_HEADER);
         assert!(matches!(script.command(), Command::Connect));
@@ -219,7 +219,7 @@ impl Script {
     }
 
     /// With channel 1 in tx mode.
-    fn transactional(settings: Settings) -> Self {
+    fn transactional(settings: ConnectionSettings) -> Self {
         let mut script = Self::open(settings);
         script.client(&bare(1, id::TX_SELECT));
         script.upstream(&bare(1, id::TX_SELECT_OK));

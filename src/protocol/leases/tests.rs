@@ -1,12 +1,12 @@
 use super::*;
-use crate::protocol::command::Settings;
+use crate::protocol::command::ConnectionSettings;
 use crate::protocol::connection::tests::settings;
 use proptest::prelude::*;
 
 const HOLDS: Duration = Duration::from_secs(1);
 
 fn io() -> Io {
-    Io::new(Settings { judgement: HOLDS, ..settings() }, Instant::now())
+    Io::new(ConnectionSettings { judgement: HOLDS, ..settings() }, Instant::now())
 }
 
 const NO: Judgement =
@@ -97,7 +97,7 @@ fn what_could_change_the_answer_ends_the_lease() {
         |_, io| io.routing += 1,
         |_, io| io.now += HOLDS,
         |leases, io| {
-            io.settings = Settings { judgement: Duration::ZERO, ..settings() }.into();
+            io.settings = ConnectionSettings { judgement: Duration::ZERO, ..settings() }.into();
             leases.next_transaction(io);
         },
     ];

@@ -17,7 +17,7 @@ pub(super) const DELIVERED_WAIT: Duration = Duration::from_millis(10);
 const STORE_PAUSE: Duration = Duration::from_secs(1);
 
 /// What the store said.
-pub(super) enum Answer {
+pub(super) enum StoreAnswer {
     Page {
         lane: u16,
         packs: Result<Vec<Pack>, StoreError>,
@@ -64,14 +64,15 @@ impl Vhost {
     /// Has the store keep these beside their lane.
     pub(super) fn mark(&mut self, source: Source, transactions: Vec<Sequence>) {
         let marked = self.shared.store.step_aside(&self.aside(source), transactions.clone());
-        self.questions.push(Box::pin(async move { Answer::Marked { source, transactions, marked: marked.await } }));
+        self.questions
+            .push(Box::pin(async move { StoreAnswer::Marked { source, transactions, marked: marked.await } }));
     }
 
     /// Has the store keep a transaction of one message that RabbitMQ was given.
     pub(super) fn keep_lone(&mut self, commit: Commit) {
         let (lane, id) = (commit.origin.lane.number, commit.origin.id);
         let kept = self.shared.store.commit(commit);
-        self.questions.push(Box::pin(async move { Answer::Kept { lane, id, kept: kept.await } }));
+        self.questions.push(Box::pin(async move { StoreAnswer::Kept { lane, id, kept: kept.await } }));
     }
 
     /// A transaction of one message that can't be sent now goes the way of all others.
@@ -94,9 +95,9 @@ impl Vhost {
         }
     }
 
-    pub(super) fn hear(&mut self, answer: Answer) {
+    pub(super) fn hear(&mut self, answer: StoreAnswer) {
         match answer {
-            Answer::Page { lane, packs: Ok(packs) } => {
+            StoreAnswer::Page { lane, packs: Ok(packs) } => {
                 if let Some(queue) = self.inbox.queues().get_mut(&lane) {
                     queue.page(&packs, PAGE_BYTES);
                 }
@@ -105,7 +106,7 @@ impl Vhost {
                     self.lane(channel).add_pack(lane, pack, possible_duplicate, decided);
                 }
             }
-            Answer::Aside { source, after, packs: Ok(packs) } => {
+            StoreAnswer::Aside { source, after, packs: Ok(packs) } => {
                 let channel = self.channels.of(source.lane);
                 if self.lane(channel).page(source, after, Some(&packs), Instant::now()) {
                     for (pack, possible_duplicate, decided) in self.dated(packs) {
@@ -113,18 +114,18 @@ impl Vhost {
                     }
                 }
             }
-            Answer::Aside { source, after, packs: Err(error) } => {
+            StoreAnswer::Aside { source, after, packs: Err(error) } => {
                 tracing::error!(vhost = %self.name, lane = source.lane, %error, "the store gives no page; it is asked again");
                 self.questions.push(Box::pin(async move {
                     sleep(STORE_PAUSE).await;
-                    Answer::AskForAsideAgain { source, after }
+                    StoreAnswer::AskForAsideAgain { source, after }
                 }));
             }
-            Answer::AskForAsideAgain { source, after } => {
+            StoreAnswer::AskForAsideAgain { source, after } => {
                 let channel = self.channels.of(source.lane);
                 self.lane(channel).page(source, after, None, Instant::now());
             }
-            Answer::Marked {
+            StoreAnswer::Marked {
                 source,
                 transactions,
                 marked: Err(error @ (StoreError::Full(_) | StoreError::Io(_) | StoreError::Unknown(_))),
@@ -134,27 +135,27 @@ impl Vhost {
                 self.questions.push(Box::pin(async move {
                     sleep(STORE_PAUSE).await;
                     let marked = store.step_aside(&aside, transactions.clone()).await;
-                    Answer::Marked { source, transactions, marked }
+                    StoreAnswer::Marked { source, transactions, marked }
                 }));
             }
-            Answer::Marked { marked: Err(StoreError::Fenced | StoreError::Closed), .. } => {}
-            Answer::Marked { source, .. } => {
+            StoreAnswer::Marked { marked: Err(StoreError::Fenced | StoreError::Closed), .. } => {}
+            StoreAnswer::Marked { source, .. } => {
                 let channel = self.channels.of(source.lane);
                 self.lane(channel).marked(source, Instant::now());
             }
-            Answer::Page { lane, packs: Err(error) } => {
+            StoreAnswer::Page { lane, packs: Err(error) } => {
                 tracing::error!(vhost = %self.name, lane, %error, "the store gives no page; it is asked again");
                 self.questions.push(Box::pin(async move {
                     sleep(STORE_PAUSE).await;
-                    Answer::AskForPageAgain { lane }
+                    StoreAnswer::AskForPageAgain { lane }
                 }));
             }
-            Answer::AskForPageAgain { lane } => {
+            StoreAnswer::AskForPageAgain { lane } => {
                 if let Some(queue) = self.inbox.queues().get_mut(&lane) {
                     queue.page_failed();
                 }
             }
-            Answer::Kept { lane, id, kept } => {
+            StoreAnswer::Kept { lane, id, kept } => {
                 let error = kept.as_ref().err().map(ToString::to_string);
                 let channel = self.channels.of(lane);
                 if self.lane(channel).lone_kept(id, kept)
@@ -163,15 +164,15 @@ impl Vhost {
                     tracing::error!(vhost = %self.name, transaction = %id, error, "the store does not keep what RabbitMQ has not answered for; it is asked again");
                     self.questions.push(Box::pin(async move {
                         sleep(STORE_PAUSE).await;
-                        Answer::KeepAgain { lane, id }
+                        StoreAnswer::KeepAgain { lane, id }
                     }));
                 }
             }
-            Answer::KeepAgain { lane, id } => {
+            StoreAnswer::KeepAgain { lane, id } => {
                 let channel = self.channels.of(lane);
                 self.lane(channel).keep_again(id);
             }
-            Answer::DeadLetter {
+            StoreAnswer::DeadLetter {
                 letter,
                 kept: Err(error @ (StoreError::Full(_) | StoreError::Io(_) | StoreError::Unknown(_))),
             } => {
@@ -184,8 +185,8 @@ impl Vhost {
             }
             // A store that is closed has the message as undelivered still, and so has who took it over; one that does not know
             // it can't be helped.
-            Answer::DeadLetter { kept: Err(StoreError::Fenced | StoreError::Closed), .. } => {}
-            Answer::DeadLetter { letter, kept } => {
+            StoreAnswer::DeadLetter { kept: Err(StoreError::Fenced | StoreError::Closed), .. } => {}
+            StoreAnswer::DeadLetter { letter, kept } => {
                 self.letters.is_kept(&letter);
                 if let Err(error) = kept {
                     tracing::error!(vhost = %self.name, %error, "the store does not know the transaction of a dead letter");
@@ -211,7 +212,7 @@ impl Vhost {
 }
 
 /// Asks the store to keep a dead letter.
-pub(super) async fn keep(store: Arc<dyn Store>, letter: DeadLetter) -> Answer {
+pub(super) async fn keep(store: Arc<dyn Store>, letter: DeadLetter) -> StoreAnswer {
     let kept = store.dead_letter(letter.clone()).await;
-    Answer::DeadLetter { letter, kept }
+    StoreAnswer::DeadLetter { letter, kept }
 }

@@ -18,7 +18,7 @@ use crate::amqp::reply_code::ReplyCode;
 use crate::relay::forward;
 use crate::relay::message::{Message, Source, Transaction};
 use crate::relay::status::add;
-use crate::relay::trial::Verdict;
+use crate::relay::trial::Ruling;
 use crate::store::{Commit, Committing, Forwarded, Origin, Sequence, StoreError, Waiter};
 use crate::tx::batch::{self, Batch};
 use crate::tx::id::{MessageId, TransactionId};
@@ -32,13 +32,13 @@ use tokio::sync::oneshot;
 pub(super) const MOMENT: Duration = Duration::from_millis(20);
 
 /// Whom to tell what became of it.
-type Answer = oneshot::Sender<Result<Committing, StoreError>>;
+type ReplyTo = oneshot::Sender<Result<Committing, StoreError>>;
 
 /// A transaction of one message that nobody has been given.
 #[derive(Debug)]
 pub(in crate::relay) struct Lone {
     pub(in crate::relay) commit: Commit,
-    pub(in crate::relay) answer: Answer,
+    pub(in crate::relay) answer: ReplyTo,
     pub(in crate::relay) since: Instant,
 }
 
@@ -68,9 +68,9 @@ struct Sent {
 #[derive(Debug)]
 enum Keeping {
     /// Nothing.
-    Unasked(Answer),
+    Unasked(ReplyTo),
     /// It was asked; who waits is told when it has answered, unless RabbitMQ was first.
-    Asked(Option<Answer>),
+    Asked(Option<ReplyTo>),
     /// It has it. The row is about to come.
     Kept,
 }
@@ -87,7 +87,7 @@ enum At {
 
 #[derive(Debug)]
 enum Fate {
-    Judged(Verdict),
+    Judged(Ruling),
     /// Its channel, or the connection, is gone; and whether a message that was in flight is to blame.
     Unknown {
         accused: bool,
@@ -221,7 +221,7 @@ impl Lane {
                 return false;
             }
             (Err(_), Some(answer)) => match &sent.at {
-                At::Back(_, Fate::Judged(Verdict::Guilty(code, text)), _) => {
+                At::Back(_, Fate::Judged(Ruling::Guilty(code, text)), _) => {
                     drop(answer.send(Err(refusal(*code, text))))
                 }
                 _ => {
@@ -268,7 +268,7 @@ impl Lane {
         };
         self.transactions.insert(sequence, transaction);
         match at {
-            At::Back(message, Fate::Judged(verdict), now) => self.judged(message.placed(sequence), verdict, now),
+            At::Back(message, Fate::Judged(ruling), now) => self.judged(message.placed(sequence), ruling, now),
             At::Back(message, Fate::Unknown { accused }, now) => {
                 self.put_back(vec![message.placed(sequence)], accused, now)
             }
@@ -278,17 +278,17 @@ impl Lane {
     }
 
     /// RabbitMQ's word on a message that the store does not have, as far as is known here.
-    pub(super) fn lone_judged(&mut self, mut message: Message<Option<Sequence>>, verdict: Verdict, now: Instant) {
+    pub(super) fn lone_judged(&mut self, mut message: Message<Option<Sequence>>, ruling: Ruling, now: Instant) {
         let id = message.id.transaction;
         let Some(sent) = self.lones.sent.get_mut(&id) else { return };
-        match (verdict, &mut sent.keeping) {
-            (Verdict::Taken, keeping) => {
+        match (ruling, &mut sent.keeping) {
+            (Ruling::Taken, keeping) => {
                 let half = message.parse();
                 let (came_back, mandatory) = (message.returned.is_some(), forward::is_mandatory(half));
                 let heard = sent.waiter.as_ref().is_some_and(|waiter| !waiter.is_closed());
                 if came_back && self.policy.keep_unroutable && !(mandatory && heard) {
                     // It becomes a dead letter, for which the store has to have it.
-                    return self.lone_back(message, Fate::Judged(Verdict::Taken), now);
+                    return self.lone_back(message, Fate::Judged(Ruling::Taken), now);
                 }
                 let counters = &self.status.counters;
                 let body = message.bytes.slice(message.bytes.len() - half.body.len()..);
@@ -318,12 +318,12 @@ impl Lane {
                 }
                 sent.at = At::Taken;
             }
-            (Verdict::Guilty(code, text), Keeping::Unasked(_)) => {
+            (Ruling::Guilty(code, text), Keeping::Unasked(_)) => {
                 if let Some(Sent { keeping: Keeping::Unasked(answer), .. }) = self.lones.sent.remove(&id) {
                     let _ = answer.send(Err(refusal(code, &text)));
                 }
             }
-            (verdict, _) => self.lone_back(message, Fate::Judged(verdict), now),
+            (ruling, _) => self.lone_back(message, Fate::Judged(ruling), now),
         }
     }
 

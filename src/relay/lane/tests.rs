@@ -17,7 +17,7 @@ use crate::histogram::{Histogram, LATENCIES};
 use crate::relay::forward;
 use crate::relay::message::Source;
 use crate::relay::status::Counters;
-use crate::relay::trial::tests::{Answer, Court};
+use crate::relay::trial::tests::{Court, Says};
 use crate::store::{Committed, Cursor, Forwarded, Lane as LaneName, Pack, Strand, Wait};
 use crate::tx::batch::{Batch, HalfMessage};
 use crate::tx::id::TransactionId;
@@ -183,7 +183,7 @@ impl Rabbit {
     }
 
     /// Has tried what is under suspicion; what RabbitMQ got.
-    fn try_suspects(&mut self, answer: impl Fn(MessageId) -> Answer) -> Vec<(i64, u32)> {
+    fn try_suspects(&mut self, answer: impl Fn(MessageId) -> Says) -> Vec<(i64, u32)> {
         let (mut court, mut got) = (Court::new(), Vec::new());
         loop {
             self.ask_store();
@@ -193,8 +193,8 @@ impl Rabbit {
                 return got;
             }
             got.extend(court.round(self.now, &answer).into_iter().map(|id| (sequence_of_id(id), id.index)));
-            for (message, verdict) in std::mem::take(&mut court.trial.verdicts) {
-                self.lane.tried(message, verdict, self.now);
+            for (message, ruling) in std::mem::take(&mut court.trial.rulings) {
+                self.lane.tried(message, ruling, self.now);
             }
         }
     }
@@ -524,8 +524,8 @@ proptest! {
                 unconfirmed.drain(..(number as usize).min(unconfirmed.len()));
             }
             let tried = rabbit.try_suspects(|id| match poison.contains(&(sequence_of_id(id), id.index)) {
-                    true => Answer::CloseChannel,
-                    false => Answer::Ack,
+                    true => Says::CloseChannel,
+                    false => Says::Ack,
                 });
             taken.extend(tried.into_iter().filter(|place| !poison.contains(place)).map(|place| (place, true)));
             for (sequence, index, _) in rabbit.dead_letters() {

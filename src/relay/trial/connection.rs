@@ -1,6 +1,6 @@
 //! The connection over which messages are tried: made when there are some, and left when there have been none for a while.
 
-use super::{Trial, Verdict};
+use super::{Ruling, Trial};
 use crate::amqp::frame;
 use crate::amqp::method::{Close, id};
 use crate::amqp::reply_code::ReplyCode;
@@ -23,7 +23,7 @@ pub(in crate::relay) async fn start(
     shared: Arc<Shared>,
     status: Arc<VhostStatus>,
     mut messages: UnboundedReceiver<Vec<Message>>,
-    verdicts: UnboundedSender<(Message, Verdict)>,
+    rulings: UnboundedSender<(Message, Ruling)>,
 ) {
     let (mut trial, mut failures, mut node) = (Trial::new(), 0, 0);
     loop {
@@ -37,7 +37,7 @@ pub(in crate::relay) async fn start(
             Ok((connection, number)) => {
                 status.set_trial(None);
                 let began = trial.answers;
-                let end = converse(&mut trial, connection, &shared, &mut messages, &verdicts).await;
+                let end = converse(&mut trial, connection, &shared, &mut messages, &rulings).await;
                 match &end {
                     Err(lost @ Lost::Closed(code, text)) if lost.accuses() => trial.closed(*code, text),
                     _ => trial.disconnected(),
@@ -50,9 +50,9 @@ pub(in crate::relay) async fn start(
                 Err(lost)
             }
         };
-        for verdict in trial.verdicts.drain(..) {
-            // A virtual host's task that is gone needs no verdict: the store has the message.
-            let _ = verdicts.send(verdict);
+        for ruling in trial.rulings.drain(..) {
+            // A virtual host's task that is gone needs no ruling: the store has the message.
+            let _ = rulings.send(ruling);
         }
         let Err(lost) = lost else {
             if messages.is_closed() {
@@ -94,7 +94,7 @@ async fn converse(
     connection: Connection,
     shared: &Shared,
     messages: &mut UnboundedReceiver<Vec<Message>>,
-    verdicts: &UnboundedSender<(Message, Verdict)>,
+    rulings: &UnboundedSender<(Message, Ruling)>,
 ) -> Result<(), Lost> {
     let mut wire = Wire::new(connection);
     let (mut blocked, mut idle_since) = (false, Instant::now());
@@ -122,8 +122,8 @@ async fn converse(
         if !blocked {
             trial.fill(&mut writer.out, *frame_bytes_max, now);
         }
-        for verdict in trial.verdicts.drain(..) {
-            let _ = verdicts.send(verdict);
+        for ruling in trial.rulings.drain(..) {
+            let _ = rulings.send(ruling);
         }
         if !trial.is_idle() {
             idle_since = now;

@@ -14,7 +14,7 @@ use uuid::Uuid;
 
 /// What RabbitMQ does about a message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(in crate::relay) enum Answer {
+pub(in crate::relay) enum Says {
     Ack,
     Nack,
     CloseChannel,
@@ -44,7 +44,7 @@ impl Court {
     }
 
     /// Sends what comes next and answers it; says what RabbitMQ looked at.
-    pub(in crate::relay) fn round(&mut self, now: Instant, answer: impl Fn(MessageId) -> Answer) -> Vec<MessageId> {
+    pub(in crate::relay) fn round(&mut self, now: Instant, answer: impl Fn(MessageId) -> Says) -> Vec<MessageId> {
         self.trial.fill(&mut self.out, 4096, now);
         let sent = std::mem::take(&mut self.out);
         let (mut rest, mut got) = (&sent[..], Vec::new());
@@ -57,14 +57,14 @@ impl Court {
         for (place, id) in got.clone().into_iter().enumerate() {
             let tag = self.trial.outgoing.tag_of(id).expect("it is in flight");
             match answer(id) {
-                Answer::CloseChannel => {
+                Says::CloseChannel => {
                     let close = Close { code: ReplyCode::NOT_FOUND, text: b"gone", method: id::BASIC_PUBLISH };
                     self.closes += 1;
                     self.send(now, |out| close.write(out, 1));
                     got.truncate(place + 1);
                     break;
                 }
-                Answer::CloseConnection => {
+                Says::CloseConnection => {
                     self.closes += 1;
                     self.trial.closed(ReplyCode::INTERNAL_ERROR, "a crash");
                     self.out.clear();
@@ -73,7 +73,7 @@ impl Court {
                     break;
                 }
                 answer => self.send(now, |out| {
-                    let method = if answer == Answer::Ack { id::BASIC_ACK } else { id::BASIC_NACK };
+                    let method = if answer == Says::Ack { id::BASIC_ACK } else { id::BASIC_NACK };
                     frame::write_method(out, 1, method, |out| {
                         out.put_u64(tag);
                         out.put_u8(0);
@@ -103,30 +103,30 @@ fn number(id: MessageId) -> i64 {
     id.transaction.0.as_u128() as i64
 }
 
-/// Tries messages with these numbers; the verdicts, the rounds and the closes that it took.
-fn try_all(count: i64, answer: impl Fn(i64) -> Answer) -> (BTreeMap<i64, Verdict>, u32, u32) {
+/// Tries messages with these numbers; the rulings, the rounds and the closes that it took.
+fn try_all(count: i64, answer: impl Fn(i64) -> Says) -> (BTreeMap<i64, Ruling>, u32, u32) {
     let (mut court, now, mut rounds) = (Court::new(), Instant::now(), 0);
     court.trial.add((0..count).map(message).collect());
     while !court.trial.is_idle() {
         court.round(now, |id| answer(number(id)));
         rounds += 1;
     }
-    let verdicts = court.trial.verdicts.drain(..);
-    (verdicts.map(|(message, verdict)| (message.sequence.0, verdict)).collect(), rounds, court.closes)
+    let rulings = court.trial.rulings.drain(..);
+    (rulings.map(|(message, ruling)| (message.sequence.0, ruling)).collect(), rounds, court.closes)
 }
 
 #[test]
 fn the_guilty_one_among_a_thousand_is_found_soon_and_no_innocent_is_condemned() {
     for guilty in [0, 1, 499, 998, 999] {
         for (answer, code) in
-            [(Answer::CloseChannel, ReplyCode::NOT_FOUND), (Answer::CloseConnection, ReplyCode::INTERNAL_ERROR)]
+            [(Says::CloseChannel, ReplyCode::NOT_FOUND), (Says::CloseConnection, ReplyCode::INTERNAL_ERROR)]
         {
-            let (verdicts, rounds, closes) = try_all(1000, |it| if it == guilty { answer } else { Answer::Ack });
+            let (rulings, rounds, closes) = try_all(1000, |it| if it == guilty { answer } else { Says::Ack });
             assert!(rounds < 40 && closes < 15, "{rounds} rounds, {closes} closes");
-            for (number, verdict) in verdicts {
-                match verdict {
-                    Verdict::Guilty(found, _) => assert_eq!((number, found), (guilty, code)),
-                    verdict => assert_eq!((verdict, number != guilty), (Verdict::Taken, true)),
+            for (number, ruling) in rulings {
+                match ruling {
+                    Ruling::Guilty(found, _) => assert_eq!((number, found), (guilty, code)),
+                    ruling => assert_eq!((ruling, number != guilty), (Ruling::Taken, true)),
                 }
             }
         }
@@ -135,8 +135,8 @@ fn the_guilty_one_among_a_thousand_is_found_soon_and_no_innocent_is_condemned() 
 
 #[test]
 fn each_of_many_guilty_ones_costs_a_round() {
-    let (verdicts, rounds, _) = try_all(1000, |_| Answer::CloseChannel);
-    assert!(verdicts.values().all(|verdict| matches!(verdict, Verdict::Guilty(..))));
+    let (rulings, rounds, _) = try_all(1000, |_| Says::CloseChannel);
+    assert!(rulings.values().all(|ruling| matches!(ruling, Ruling::Guilty(..))));
     assert!(rounds <= 1010, "{rounds}");
 }
 
@@ -151,11 +151,11 @@ fn a_connection_that_others_end_says_nothing_of_a_message_and_once_is_not_enough
     }
     court.trial.fill(&mut court.out, 4096, now);
     court.trial.closed(ReplyCode::INTERNAL_ERROR, "not its fault");
-    assert_eq!(court.trial.verdicts.len(), 0);
+    assert_eq!(court.trial.rulings.len(), 0);
     court.out.clear();
     court.trial.connected(&mut court.out);
-    assert_eq!(court.round(now, |_| Answer::Ack).len(), 1);
-    assert!(matches!(court.trial.verdicts[..], [(_, Verdict::Taken)]));
+    assert_eq!(court.round(now, |_| Says::Ack).len(), 1);
+    assert!(matches!(court.trial.rulings[..], [(_, Ruling::Taken)]));
 }
 
 #[test]
@@ -176,13 +176,13 @@ fn what_is_behind_a_nacked_one_of_its_channel_goes_back_untried() {
     let (mut court, now) = (Court::new(), Instant::now());
     court.trial.add((0..30).map(message).collect());
     while !court.trial.is_idle() {
-        court.round(now, |id| if number(id) == 3 { Answer::Nack } else { Answer::Ack });
+        court.round(now, |id| if number(id) == 3 { Says::Nack } else { Says::Ack });
     }
-    for (message, verdict) in court.trial.verdicts.drain(..) {
+    for (message, ruling) in court.trial.rulings.drain(..) {
         match message.sequence.0 {
-            3 => assert_eq!(verdict, Verdict::Nacked),
-            13 | 23 => assert_eq!(verdict, Verdict::Untried),
-            _ => assert_eq!(verdict, Verdict::Taken),
+            3 => assert_eq!(ruling, Ruling::Nacked),
+            13 | 23 => assert_eq!(ruling, Ruling::Untried),
+            _ => assert_eq!(ruling, Ruling::Taken),
         }
     }
 }
@@ -194,5 +194,5 @@ fn what_rabbitmq_says_nothing_to_is_acquitted() {
     court.trial.fill(&mut court.out, 4096, now);
     assert_eq!(court.trial.oldest_since(), Some(now));
     court.trial.acquit();
-    assert!(matches!(court.trial.verdicts[..], [(_, Verdict::Acquitted)]));
+    assert!(matches!(court.trial.rulings[..], [(_, Ruling::Acquitted)]));
 }

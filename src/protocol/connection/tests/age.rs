@@ -6,7 +6,7 @@ use super::*;
 const AGE_MAX: Duration = Duration::from_secs(60);
 
 fn aging() -> Script {
-    Script::transactional(Settings { age_max: AGE_MAX, forward_wait: Duration::ZERO, ..settings() })
+    Script::transactional(ConnectionSettings { age_max: AGE_MAX, forward_wait: Duration::ZERO, ..settings() })
 }
 
 #[test]

@@ -37,7 +37,7 @@ fn a_mandatory_message_is_returned_before_commit_ok_or_later_but_never_lost() {
         vec![ReturnedMessage { arguments, header: Bytes::from(empty(4)), body: Bytes::from_static(b"back") }]
     };
     for late in [false, true] {
-        let mut script = Script::transactional(Settings { forward_wait: Duration::ZERO, ..settings() });
+        let mut script = Script::transactional(ConnectionSettings { forward_wait: Duration::ZERO, ..settings() });
         script.client(&[message(1, b"k", 1, &empty(4), b"back"), bare(1, id::TX_COMMIT)].concat());
         script.upstream(&bare(1, id::TX_ROLLBACK_OK));
         let (id, ..) = script.decide();
@@ -151,7 +151,7 @@ fn a_store_that_fails_is_a_channel_error_and_leaves_the_connection() {
 
 #[test]
 fn limits_are_channel_errors_with_a_name() {
-    let cases: [(Settings, Vec<u8>, &str); 3] = [
+    let cases: [(ConnectionSettings, Vec<u8>, &str); 3] = [
         (
             limited(|limits| limits.message_bytes_max = Some(3)),
             publish(1, b"four"),
@@ -197,7 +197,7 @@ fn only_a_single_message_and_nothing_else_may_go_before_it_is_durable() {
         }
     };
     assert!(alone(settings(), &publish(1, b"one")));
-    let hurried = Settings { forward_wait: Duration::ZERO, ..settings() };
+    let hurried = ConnectionSettings { forward_wait: Duration::ZERO, ..settings() };
     assert!(!alone(hurried.clone(), &publish(1, b"nobody waits until RabbitMQ has it")));
     assert!(alone(hurried, &message(1, b"k", 1, &empty(9), b"mandatory")));
     assert!(!alone(settings(), &[publish(1, b"one"), publish(1, b"two")].concat()));

@@ -5,8 +5,8 @@ use super::*;
 
 const SEAT: u16 = u16::MAX;
 
-fn leased() -> Settings {
-    Settings { judgement: Duration::from_secs(1), ..settings() }
+fn leased() -> ConnectionSettings {
+    ConnectionSettings { judgement: Duration::from_secs(1), ..settings() }
 }
 
 /// With channel 1 in tx mode, and a message of one kind judged and committed.

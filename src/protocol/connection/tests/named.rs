@@ -21,7 +21,7 @@ fn judge(script: &mut Script) {
 }
 
 /// With one message of `order-1` durable, and its id.
-fn with_one(settings: Settings) -> (Script, TransactionId) {
+fn with_one(settings: ConnectionSettings) -> (Script, TransactionId) {
     let mut script = Script::transactional(settings);
     script.client(&half(1, "order-1", b"one"));
     judge(&mut script);

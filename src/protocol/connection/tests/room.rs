@@ -14,7 +14,7 @@ fn read(script: &mut Script, frames: &[u8]) {
     assert!(script.connection.wants_client(), "a client that is not read can't decide");
 }
 
-fn full(settings: Settings) -> Script {
+fn full(settings: ConnectionSettings) -> Script {
     let mut script = Script::transactional(settings);
     script.client(&bare(2, id::TX_SELECT));
     script.upstream(&bare(2, id::TX_SELECT_OK));
@@ -73,7 +73,7 @@ fn a_publish_waits_for_room_and_everything_else_is_read() {
 
 #[test]
 fn what_came_before_is_committed() {
-    let mut script = Script::transactional(Settings { forward_wait: Duration::ZERO, ..settings() });
+    let mut script = Script::transactional(ConnectionSettings { forward_wait: Duration::ZERO, ..settings() });
     script.client(&publish(1, b"one"));
     script.connection.handle_room(Some(FULL));
     read(&mut script, &bare(1, id::TX_COMMIT));

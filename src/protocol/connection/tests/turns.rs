@@ -88,7 +88,7 @@ fn frames_that_take_long_to_read_are_handled_a_few_at_a_time() {
     let mut headers = Vec::new();
     // The shortest entries that there are: without a name, and without a value.
     (0..1_900).for_each(|_| headers.extend_from_slice(b"\0V"));
-    let mut script = Script::transactional(Settings { memory_bytes_max: 1 << 20, ..settings() });
+    let mut script = Script::transactional(limited(|limits| limits.memory_bytes_max = 1 << 20));
     let messages = message(1, b"k", 0, &full(0, &headers), b"").repeat(COUNT);
     let few = turns(&messages, |bytes| {
         script.connection.begin_turn();

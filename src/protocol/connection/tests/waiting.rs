@@ -81,7 +81,7 @@ fn the_wait_for_the_relay_ends() {
 
 #[test]
 fn without_a_wait_the_answer_comes_with_the_decision() {
-    let mut script = Script::transactional(Settings { forward_wait: Duration::ZERO, ..settings() });
+    let mut script = Script::transactional(ConnectionSettings { forward_wait: Duration::ZERO, ..settings() });
     script.client(&[publish(1, b"one"), bare(1, id::TX_COMMIT)].concat());
     script.upstream(&bare(1, id::TX_ROLLBACK_OK));
     let (id, ..) = script.decide();

@@ -169,7 +169,7 @@ fn among_others_the_refused_one_is_kept_and_looked_for_as_always() {
     assert!(told.try_recv().is_err());
     rabbit.row(7, 1, 30);
     assert!(told.try_recv().is_ok_and(|told| told.is_ok()));
-    let poison = |id: MessageId| if sequence_of_id(id) == 1 { Answer::CloseChannel } else { Answer::Ack };
+    let poison = |id: MessageId| if sequence_of_id(id) == 1 { Says::CloseChannel } else { Says::Ack };
     assert_eq!(rabbit.try_suspects(poison), [(20, 0), (1, 0)]);
     assert_eq!(rabbit.dead_letters(), [(30, 0, 404)]);
 }

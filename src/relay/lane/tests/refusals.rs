@@ -80,8 +80,8 @@ fn the_message_that_closes_the_channel_is_looked_for_elsewhere_and_the_rest_goes
     rabbit.ack_all();
     assert_eq!(rabbit.delivered(), [3]);
     let poison = |id: MessageId| match (id.transaction == transaction_id(2), id.index) {
-        (true, 0) => Answer::CloseChannel,
-        _ => Answer::Ack,
+        (true, 0) => Says::CloseChannel,
+        _ => Says::Ack,
     };
     // What the guilty channel has committed since is tried as well.
     assert_eq!(rabbit.try_suspects(poison), [(1, 1), (2, 0), (2, 0), (2, 1), (4, 0)]);
@@ -120,8 +120,8 @@ fn of_a_connection_that_rabbitmq_closes_all_that_was_in_flight_is_tried() {
     let (_, got) = rabbit.read();
     assert_eq!(got.iter().map(sequence_of).collect::<Vec<_>>(), [3]);
     let poison = |id: MessageId| match id.transaction == transaction_id(1) {
-        true => Answer::CloseConnection,
-        false => Answer::Ack,
+        true => Says::CloseConnection,
+        false => Says::Ack,
     };
     assert_eq!(rabbit.try_suspects(poison), [(1, 0), (1, 0), (2, 0)]);
     assert_eq!(rabbit.dead_letters(), [(1, 0, 541)]);

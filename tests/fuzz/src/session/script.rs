@@ -1,6 +1,6 @@
 //! The bytes of an input, read as choices; and what both kinds of script build from them.
 
-use pure::protocol::command::Settings;
+use pure::protocol::command::ConnectionSettings;
 use pure::protocol::handshake::LoginRules;
 use pure::tx::decision::{Fate, Verdict};
 use pure::tx::id::{Timestamp, TransactionId};
@@ -46,9 +46,9 @@ impl<'a> Script<'a> {
     }
 
     /// Small limits, so that a short script reaches them.
-    pub fn settings(&mut self) -> Settings {
+    pub fn settings(&mut self) -> ConnectionSettings {
         let choice = self.byte();
-        Settings {
+        ConnectionSettings {
             login: LoginRules { from_loopback: either(choice, 0, true, false), loopback_users: vec!["guest".into()] },
             forward_wait: either(choice, 1, Duration::from_secs(1), Duration::ZERO),
             mandatory_wait: Duration::from_secs(30),

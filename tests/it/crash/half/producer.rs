@@ -74,7 +74,7 @@ pub struct Producer<'a> {
 }
 
 /// Break: the producer has died. What it has not told its database by then, it never will.
-type Step = io::Result<ControlFlow<()>>;
+type HowFar = io::Result<ControlFlow<()>>;
 
 impl<'a> Producer<'a> {
     pub fn new(number: u64, seed: u64, ledger: &'a Ledger) -> Self {
@@ -144,7 +144,7 @@ impl<'a> Producer<'a> {
     }
 
     /// Publishes; whether the producer lives.
-    fn publish(&mut self, raw: &mut Raw, channel: u16, plan: &Plan) -> Step {
+    fn publish(&mut self, raw: &mut Raw, channel: u16, plan: &Plan) -> HowFar {
         let properties = plan.properties();
         let mut out = Vec::new();
         for index in 0..plan.messages {
@@ -161,7 +161,7 @@ impl<'a> Producer<'a> {
     }
 
     /// Publishes what RabbitMQ refuses: that decides.
-    fn refused(&mut self, raw: &mut Raw, plan: &Plan) -> Step {
+    fn refused(&mut self, raw: &mut Raw, plan: &Plan) -> HowFar {
         if self.publish(raw, TX, plan)?.is_break() {
             return Ok(Break(()));
         }
@@ -176,7 +176,7 @@ impl<'a> Producer<'a> {
     }
 
     /// Publish, barrier, database, decision.
-    fn transactional(&mut self, raw: &mut Raw, plan: &Plan) -> Step {
+    fn transactional(&mut self, raw: &mut Raw, plan: &Plan) -> HowFar {
         if self.publish(raw, TX, plan)?.is_break() {
             return Ok(Break(()));
         }
@@ -213,7 +213,7 @@ impl<'a> Producer<'a> {
     }
 
     /// Half messages on a confirm channel, database, decision through the control exchange.
-    fn ordinary(&mut self, raw: &mut Raw, plan: &Plan) -> Step {
+    fn ordinary(&mut self, raw: &mut Raw, plan: &Plan) -> HowFar {
         if self.publish(raw, HALF, plan)?.is_break() || plan.death == Death::BeforeTheBarrierIsAnswered {
             return Ok(Break(()));
         }
