@@ -105,6 +105,16 @@ fn what_was_left_is_found_by_the_next_process() {
 }
 
 #[test]
+fn what_waits_is_looked_at_and_no_chore_fails() {
+    let server = Postgres::start();
+    let store = open(server.port(), &Arc::default()).unwrap();
+    answer(store.commit(commit(&origin(), "it waits"))).unwrap();
+    let oldest = || store.stats().oldest_committed.load(Ordering::Relaxed);
+    wait_until(deadline(PATIENCE), "a look at the oldest", || oldest() > 0);
+    assert_eq!(store.stats().errors.load(Ordering::Relaxed), 0);
+}
+
+#[test]
 fn one_process_has_it_at_a_time() {
     let server = Postgres::start();
     let relay = Arc::new(Relay::default());

@@ -235,7 +235,7 @@ impl Janitor {
             // Whoever asks about a group asks soon.
             self.sql.execute(
                 "DELETE FROM groups WHERE instance <> $1 OR (number > 0 AND number < (SELECT max(number) - 1000
-                     FROM groups WHERE instance = $1)) OR (number < 0 AND number > $2 + 10)",
+                     FROM groups WHERE instance = $1)) OR (number < 0 AND number > $2::bigint + 10)",
                 &[&self.me.id, &self.number],
             )?;
             self.kept = Some(now);
